@@ -1,0 +1,47 @@
+"""What ``agegen models`` tells of each registered backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agegen.errors import PluginError
+from agegen.registry import Plugin, list_plugins, load_plugin
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A backbone with its two heads: parameters, input size in pixels; or the problem with it."""
+
+    name: str
+    distribution: str
+    version: str
+    parameters: int | None = None
+    trainable: int | None = None
+    input_size: int | None = None
+    frozen: bool | None = None
+    problem: str | None = None
+
+
+def describe_models() -> list[ModelDescription]:
+    """Describe every registered backbone; one that can't be used is described by its problem."""
+    return [describe_plugin(plugin) for plugin in list_plugins()]
+
+
+def describe_plugin(plugin: Plugin) -> ModelDescription:
+    """Describe one backbone, counting its parameters on the meta device: nothing is loaded or computed."""
+    import torch
+
+    from agegen.model import AgeGenderModel, count_parameters
+
+    identity = (plugin.name, plugin.distribution, plugin.version)
+    if plugin.taken_by:
+        return ModelDescription(*identity, problem=f"the name is taken by {plugin.taken_by}")
+    try:
+        backbone_class = load_plugin(plugin)
+        with torch.device("meta"):
+            total, trainable = count_parameters(AgeGenderModel(backbone_class(pretrained=False)))
+    except PluginError as error:
+        return ModelDescription(*identity, problem=str(error.__cause__ or error).splitlines()[0])
+    except Exception as error:  # a stranger's constructor may raise anything
+        return ModelDescription(*identity, problem=f"{type(error).__name__}: {error}".splitlines()[0])
+    return ModelDescription(*identity, total, trainable, backbone_class.input_spec.size, backbone_class.frozen)

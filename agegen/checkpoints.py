@@ -1,0 +1,163 @@
+"""Checkpoints: one safetensors file with a model's trained tensors and all that rebuilds it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agegen.backbone import Backbone, HeadConfig, fingerprint_tensors
+from agegen.errors import CheckpointError, PluginError
+from agegen.files import write_bytes
+from agegen.model import AgeGenderModel
+from agegen.registry import Plugin, load_backbone
+
+FORMAT = 1
+_METADATA_KEY = "agegen"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        model: name of the backbone plugin.
+        distribution: that brought the plugin, and its ``version``.
+        heads: options of the two heads.
+        input_spec: of the backbone when it was trained.
+        base: ``identity`` and ``fingerprint`` of a frozen backbone, whose tensors are not stored.
+        training: epoch, validation metrics and the like; for people.
+    """
+
+    model: str
+    distribution: str
+    version: str
+    heads: HeadConfig
+    input_spec: dict[str, Any]
+    base: dict[str, str] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, Any]) -> CheckpointInfo:
+    """Return the metadata of a model that is about to be saved."""
+    backbone = model.backbone
+    base = None
+    if backbone.frozen:
+        base = {"identity": backbone.identity, "fingerprint": fingerprint_tensors(backbone)}
+    spec = _normalize_json(asdict(backbone.input_spec))
+    return CheckpointInfo(
+        plugin.name, plugin.distribution, plugin.version, model.heads.config, spec, base, training
+    )
+
+
+def save_checkpoint(path: Path, model: AgeGenderModel, info: CheckpointInfo) -> None:
+    """Write a model's tensors (the heads alone where the backbone is frozen) and its metadata."""
+    from safetensors.torch import save
+
+    metadata = {_METADATA_KEY: json.dumps({"format": FORMAT, **asdict(info)})}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _list_stored(model).items()}
+    write_bytes(path, save(tensors, metadata=metadata))
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """Return a checkpoint's metadata without building its model.
+
+    Raises:
+        CheckpointError: it isn't there, isn't safetensors, or agegen didn't write it.
+    """
+    return _open_checkpoint(path)[0]
+
+
+def load_checkpoint(path: Path) -> tuple[CheckpointInfo, AgeGenderModel]:
+    """Rebuild the model of a checkpoint, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: the file is damaged, its plugin isn't installed or has changed, its tensors
+            don't fit, or the frozen base's weights are not those that it was trained on.
+    """
+    info, tensors = _open_checkpoint(path)
+    try:
+        _, backbone_class = load_backbone(info.model)
+    except PluginError as error:
+        raise CheckpointError(f"{path} was made by {info.distribution} {info.version}: {error}") from error
+    if _normalize_json(asdict(backbone_class.input_spec)) != info.input_spec:
+        raise CheckpointError(
+            f"{path} was made by {info.distribution} {info.version} for another input than backbone "
+            f"'{info.model}' now takes; install that version"
+        )
+    model = AgeGenderModel(backbone_class(pretrained=backbone_class.frozen), info.heads)
+    _check_base(path, info, model.backbone)
+    _fill_model(path, model, tensors)
+    return info, model.eval()
+
+
+def _open_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} is no .safetensors file; agegen loads nothing else, for pickles can run code")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+    return _parse_metadata(path, metadata), tensors
+
+
+def _parse_metadata(path: Path, metadata: Any) -> CheckpointInfo:
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path} was not written by agegen: it lacks the metadata '{_METADATA_KEY}'")
+    if metadata.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path} has another format than this agegen reads ({FORMAT}); update agegen")
+    try:
+        metadata["heads"] = HeadConfig(**metadata["heads"])
+        return CheckpointInfo(**metadata)
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} has metadata that this agegen can't read: {error}") from error
+
+
+def _check_base(path: Path, info: CheckpointInfo, backbone: Backbone) -> None:
+    if not backbone.frozen and info.base is None:
+        return
+    found = {"identity": backbone.identity, "fingerprint": fingerprint_tensors(backbone)}
+    if info.base != found:
+        wanted = info.base or {}
+        raise CheckpointError(
+            f"{path} holds heads for the base {wanted.get('identity')} ({wanted.get('fingerprint', '')[:12]}…), "
+            f"but backbone '{info.model}' has {found['identity']} ({found['fingerprint'][:12]}…); "
+            "use the weights it was trained on, or train again"
+        )
+
+
+def _fill_model(path: Path, model: AgeGenderModel, tensors: dict[str, Tensor]) -> None:
+    wanted = _list_stored(model)
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first: {missing[0]}")
+    if surplus := sorted(tensors.keys() - wanted.keys()):
+        raise CheckpointError(f"{path} has {len(surplus)} tensors too many, the first: {surplus[0]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+            raise CheckpointError(f"{path}: the tensor {name} has the shape {shapes}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: the tensor {name} has values that are no numbers")
+    model.load_state_dict(tensors, strict=False)
+
+
+def _list_stored(model: AgeGenderModel) -> dict[str, Tensor]:
+    """Return the tensors that a checkpoint holds, by name."""
+    state: dict[str, Tensor] = model.state_dict()
+    if model.backbone.frozen:
+        return {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
+    return state
+
+
+def _normalize_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))

@@ -1,0 +1,318 @@
+"""The command line: options in, library calls, results rendered. The only place that prints or exits."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from agegen import __version__
+from agegen.errors import AgegenError
+
+if TYPE_CHECKING:
+    from agegen.prediction import FacePrediction
+
+INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Shows an AgegenError as one line and exits with 1; Ctrl-C exits with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AgegenError as error:
+            make_notice_console().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            make_notice_console().print("interrupted", style="yellow")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader has gone (`| head`); what Python would flush at exit must not raise again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Estimate age and gender from photographs of faces; train, evaluate and compare the models that do it.",
+)
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="A folder in UTKFace naming, a CSV or Parquet manifest (path, age, gender), or 'demo'. "
+        "Default: $AGEGEN_DATA, else ./data/utkface.",
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
+Precision = Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Precision of matrix products.")]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(help="Where features of frozen backbones are kept. Default: the user's cache folder."),
+]
+JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.")]
+
+
+def make_notice_console() -> Console:
+    """Return the console for notices and progress: stderr."""
+    return Console(stderr=True)
+
+
+def make_output_console() -> Console:
+    """Return the console for results: stdout; piped tables keep a readable width."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=120)
+    return console
+
+
+def write_output(target: str, text: str) -> None:
+    """Write text to a file, whole, or to stdout where the target is ``-``."""
+    from agegen.files import write_text
+
+    if target == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        write_text(Path(target), text)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        typer.echo(f"agegen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _set_up(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(metavar="NAME", help="The backbone to train; see `agegen models`.")],
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The run folder. Default: runs/<model>-<time>.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.", show_default="model's")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default="model's")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="model's")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the split, the weights and the order.")] = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that augment images.", show_default="by cores")
+    ] = None,
+    split_file: Annotated[Path | None, typer.Option(help="Use the split.csv of another run.")] = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Train a model; ends with its metrics on the test split and the run folder.
+
+    Example: agegen train --model scratch --data data/utkface
+    """
+    notices = make_notice_console()
+    with notices.status("loading libraries") if notices.is_terminal else _Quiet():
+        from agegen.data.records import resolve_data
+        from agegen.experiment import TrainConfig, train_run
+        from agegen.report import ProgressDisplay, TrainDisplay
+
+    config = TrainConfig(
+        model=model,
+        data=resolve_data(data),
+        out=out,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        device=device,
+        precision=precision,
+        workers=workers,
+        split_file=split_file,
+        cache_dir=cache_dir,
+    )
+    output = make_output_console()
+    with ProgressDisplay(output if output.is_terminal else notices) as progress:
+        display = TrainDisplay(output, notices, progress)
+        for event in train_run(config, progress):
+            display.show(event)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest under ./runs.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The weights that ship for this model.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Other data, as for train. Default: the run's own.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="test|val|train|all", help="Which faces.")] = "test",
+    json_out: JsonOut = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one row per face, .parquet or .csv.")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    cache_dir: CacheDir = None,
+) -> None:
+    """Evaluate a run: metrics with 95 % intervals, by group, beside the trivial baseline.
+
+    Example: agegen eval runs/scratch-20260101-120000 --data other-faces --split all
+    """
+    from agegen.files import format_json
+    from agegen.predictions import write_predictions
+    from agegen.report import ProgressDisplay, make_groups_table, make_metrics_table, show_notices
+    from agegen.run_evaluation import EvalConfig, evaluate_run
+
+    config = EvalConfig(run, model, data, split, device, precision, cache_dir)
+    notices = make_notice_console()
+    with ProgressDisplay(notices) as progress:
+        result = evaluate_run(config, progress)
+    show_notices(notices, result.notices)
+    if predictions:
+        write_predictions(predictions, result.predictions)
+    if json_out:
+        write_output(json_out, format_json(result.evaluation.to_json()))
+    if json_out != "-":
+        output = make_output_console()
+        title = f"{result.run} on the split '{result.split}' of {result.source}: {result.evaluation.n:,} faces"
+        output.print(make_metrics_table(result.evaluation, title))
+        output.print(make_groups_table(result.evaluation))
+
+
+@app.command()
+def predict(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT…", help="Files, folders (recursive) or globs.")],
+    run: Annotated[Path | None, typer.Option(help="A run folder. Default: the newest under ./runs.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The weights that ship for this model.")] = None,
+    no_detect: Annotated[
+        bool, typer.Option("--no-detect", help="Take each picture as one aligned face crop.")
+    ] = False,
+    json_out: JsonOut = None,
+    csv_out: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write CSV; - is stdout.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Estimate age and gender, one row per face. Exit code 1 if a file was unreadable.
+
+    Example: agegen predict --no-detect crops/ --json -
+    """
+    from agegen.prediction import Predictor, find_inputs
+    from agegen.report import ProgressDisplay, make_predictions_table
+    from agegen.run_evaluation import choose_run
+
+    if json_out == "-" and csv_out == "-":
+        raise AgegenError("--json - and --csv - both want stdout; give one of them a file")
+    notices = make_notice_console()
+    if not no_detect:
+        notices.print(
+            "note: agegen doesn't search pictures for faces yet; each is taken as one aligned face crop "
+            "(--no-detect says so)",
+            style="yellow",
+            soft_wrap=True,
+        )
+    paths = list(find_inputs(inputs))
+    predictor = Predictor.load(choose_run(run, model).checkpoint, device, precision)
+    faces = []
+    with ProgressDisplay(notices) as progress:
+        for face in predictor.predict_paths(paths):
+            faces.append(face)
+            progress("predicting", len(faces), len(paths))
+    _write_faces(faces, json_out, csv_out)
+    if "-" not in (json_out, csv_out):
+        make_output_console().print(make_predictions_table(faces))
+    if any(face.status == "unreadable" for face in faces):
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(json_out: JsonOut = None) -> None:
+    """List the installed backbones, or why one can't load.
+
+    Example: agegen models --json -
+    """
+    from dataclasses import asdict
+
+    from agegen.catalog import describe_models
+    from agegen.files import format_json
+    from agegen.report import make_models_table
+
+    described = describe_models()
+    if json_out:
+        write_output(json_out, format_json([asdict(model) for model in described]))
+    if json_out != "-":
+        make_output_console().print(make_models_table(described))
+
+
+@app.command()
+def cache(
+    cache_dir: CacheDir = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all cached features.")] = False,
+) -> None:
+    """Show what the feature cache holds, or delete it.
+
+    Example: agegen cache --clear
+    """
+    from agegen.features import choose_cache_dir, clear_cache, list_cache
+    from agegen.report import format_size, make_cache_table
+
+    root = choose_cache_dir(cache_dir)
+    output = make_output_console()
+    if clear:
+        output.print(f"{format_size(clear_cache(root))} freed in {root}", highlight=False, soft_wrap=True)
+        return
+    entries = list_cache(root)
+    output.print(make_cache_table(entries))
+    total = format_size(sum(entry.size for entry in entries))
+    output.print(f"{total} in {root}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="agegen")
+
+
+class _Quiet:
+    """A context that shows nothing."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def _write_faces(faces: list[FacePrediction], json_out: str | None, csv_out: str | None) -> None:
+    from agegen.files import format_json
+
+    if json_out:
+        write_output(json_out, format_json([face.to_json() for face in faces]))
+    if csv_out:
+        write_output(csv_out, _format_csv(faces))
+
+
+def _format_csv(faces: list[FacePrediction]) -> str:
+    import csv
+    import io
+    from dataclasses import asdict, fields
+
+    from agegen.prediction import FacePrediction
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(FacePrediction)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(face) for face in faces)
+    return text.getvalue()

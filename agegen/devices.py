@@ -1,0 +1,57 @@
+"""Which device and precision a computation uses."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from agegen.errors import AgegenError
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision of its matrix products: ``fp32`` or ``bf16`` (autocast)."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context in which the model runs."""
+        context: AbstractContextManager[None] = torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
+        return context
+
+    def __str__(self) -> str:
+        return f"{self.device.type}, {self.precision}"
+
+
+def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+    """Return the device and precision for what ``--device`` and ``--precision`` say.
+
+    ``auto`` takes a CUDA device where there is one, and bfloat16 where the hardware computes in it.
+
+    Raises:
+        AgegenError: an unknown name, or CUDA where there is none.
+    """
+    if device not in DEVICES or precision not in PRECISIONS:
+        raise AgegenError(f"--device is one of {', '.join(DEVICES)}, --precision one of {', '.join(PRECISIONS)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise AgegenError("--device cuda: no CUDA device is to be had here; use --device cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+    return Compute(torch.device(device), precision)
+
+
+def _has_fast_bf16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

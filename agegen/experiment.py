@@ -1,0 +1,296 @@
+"""A whole training: data, split, model, epochs, the test split, and the run folder that remembers it."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from agegen import runs
+from agegen.backbone import Backbone
+from agegen.checkpoints import describe_model, load_checkpoint, save_checkpoint
+from agegen.data.batches import choose_workers
+from agegen.data.records import load_records
+from agegen.data.scan import ProgressHook, Scan, count_cores, ignore_progress
+from agegen.data.splits import (
+    apply_split,
+    count_leaking_groups,
+    fingerprint_split,
+    read_split,
+    split_scan,
+    write_split,
+)
+from agegen.devices import Compute, choose_compute
+from agegen.errors import AgegenError, DataError
+from agegen.evaluation import Baseline, Evaluation, estimate_batches, evaluate_estimates, find_baseline
+from agegen.files import write_json
+from agegen.model import AgeGenderModel, count_parameters
+from agegen.plots import plot_curves
+from agegen.predictions import make_predictions, write_predictions
+from agegen.registry import Plugin, load_backbone
+from agegen.sources import SourceOptions, TrainSources, make_train_sources, scan_for, share_backbone
+from agegen.training import BatchResult, EpochResult, FitSettings, average_network, fit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of ``agegen train``; None stands for the backbone's own default."""
+
+    model: str
+    data: str
+    out: Path | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int | None = None
+    split_file: Path | None = None
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainStart:
+    """What a training is about to do.
+
+    Attributes:
+        counts: faces in each split.
+        parameters: all, and those that are trained.
+        setting: device, precision and the like in words.
+        notices: what the user should know of the data.
+    """
+
+    run: Path
+    model: str
+    counts: dict[str, int]
+    parameters: tuple[int, int]
+    epochs: int
+    setting: str
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training: its run folder, best epoch, test metrics, and wall time in seconds."""
+
+    run: Path
+    model: str
+    best: EpochResult
+    evaluation: Evaluation
+    seconds: float
+
+
+TrainEvent = TrainStart | BatchResult | EpochResult | TrainResult
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the steps of one training share."""
+
+    plugin: Plugin
+    settings: FitSettings
+    options: SourceOptions
+    model: AgeGenderModel
+    scan: Scan
+    split: pd.DataFrame
+    run: runs.RunFolder
+    baseline: Baseline
+
+
+def train_run(config: TrainConfig, on_progress: ProgressHook = ignore_progress) -> Iterator[TrainEvent]:
+    """Train a model and yield what happens: the start, batches, epochs, and the result.
+
+    Raises:
+        AgegenError: whatever the user can put right, from the plugin's name to a full disk.
+    """
+    started = time.time()
+    training = prepare_training(config, on_progress)
+    record = describe_training(config, training, started)
+    training.run.write(record)
+    yield announce_training(training)
+    sources = make_train_sources(
+        training.model, training.scan, training.split["split"].to_numpy(), training.options, on_progress
+    )
+    best, rows = None, []
+    for event in fit_and_keep(training, sources):
+        if isinstance(event, EpochResult):
+            rows.append(asdict(event))
+            training.run.write_epochs(rows)
+            best = event if event.best else best
+        yield event
+    if best is None:
+        raise AgegenError("no epoch gave metrics that are numbers; try a lower --lr")
+    result = evaluate_best(training, sources)
+    record |= {"finished": format_time(time.time()), "best": asdict(best)}
+    record["seconds"] = {"total": round(time.time() - started, 1), "epochs": round(rows[-1]["seconds"], 1)}
+    training.run.write(record)
+    plot_curves(training.run.curves, {config.model: training.run.read_epochs()})
+    yield TrainResult(training.run.path, config.model, best, result, time.time() - started)
+
+
+def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> _Training:
+    """Load the plugin and the data, build the model, split, and make the run folder."""
+    compute = choose_compute(config.device, config.precision)
+    plugin, backbone_class = load_backbone(config.model)
+    settings, options = choose_settings(config, backbone_class, compute)
+    torch.manual_seed(config.seed)
+    model = AgeGenderModel(backbone_class()).to(compute.device)
+    scan = scan_for(backbone_class, load_records(config.data), on_progress)
+    scan, split = split_data(scan, config)
+    run = runs.create_run(config.out, plugin.name)
+    write_split(run.split, split)
+    train = scan.records.frame[(split["split"] == "train").to_numpy()]
+    return _Training(plugin, settings, options, model, scan, split, run, find_baseline(train))
+
+
+def choose_settings(
+    config: TrainConfig, backbone: type[Backbone], compute: Compute
+) -> tuple[FitSettings, SourceOptions]:
+    """Return the settings, the backbone's defaults filled in where the user gave nothing.
+
+    Raises:
+        AgegenError: a number that makes no sense.
+    """
+    defaults = backbone.defaults
+    epochs = defaults.epochs if config.epochs is None else config.epochs
+    batch_size = defaults.batch_size if config.batch_size is None else config.batch_size
+    lr = defaults.lr if config.lr is None else config.lr
+    if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
+        raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
+    settings = FitSettings(epochs, lr, defaults.weight_decay, defaults.mixup, config.seed)
+    options = SourceOptions(compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir)
+    return settings, options
+
+
+def split_data(scan: Scan, config: TrainConfig) -> tuple[Scan, pd.DataFrame]:
+    """Return the pictures to use and their split: a new one, or that of ``--split-file``.
+
+    Raises:
+        DataError: the split file doesn't fit the data, or a split is empty.
+    """
+    if config.split_file is None:
+        split = split_scan(scan, config.seed)
+    else:
+        scan, split = apply_split(scan, read_split(config.split_file), str(config.split_file))
+    for name, least in (("train", 2), ("val", 1), ("test", 1)):
+        count = int((split["split"] == name).sum())
+        if count < least:
+            raise DataError(f"the split '{name}' has {count} of {len(split)} faces; agegen needs more data")
+    return scan, split
+
+
+def fit_and_keep(training: _Training, sources: TrainSources) -> Iterator[BatchResult | EpochResult]:
+    """Run the training loop; keep each best epoch's averaged weights in the run folder."""
+    averaged = average_network(sources.network)
+    compute = training.options.compute
+    for event in fit(sources.network, averaged, sources.train, sources.val, training.settings, compute):
+        if isinstance(event, EpochResult) and event.best:
+            best = share_backbone(training.model, averaged.module)
+            note = {**asdict(event), "baseline": asdict(training.baseline)}
+            save_checkpoint(training.run.checkpoint, best, describe_model(training.plugin, best, note))
+        yield event
+
+
+def evaluate_best(training: _Training, sources: TrainSources) -> Evaluation:
+    """Evaluate the best checkpoint, as it lies on disk, on the test split; write what comes of it."""
+    compute, records = training.options.compute, training.scan.records
+    _, model = load_checkpoint(training.run.checkpoint)
+    network = (model.heads if model.backbone.frozen else model).to(compute.device)
+    estimates = estimate_batches(network, sources.test, compute)
+    inside = (training.split["split"] == "test").to_numpy()
+    frame = records.frame[inside].reset_index(drop=True)
+    result = evaluate_estimates(estimates, frame, records.group_columns, training.baseline)
+    write_json(training.run.evaluation, result.to_json())
+    checksums = training.split["sha256"][inside].to_numpy()
+    write_predictions(training.run.predictions, make_predictions(estimates, frame, checksums))
+    return result
+
+
+def announce_training(training: _Training) -> TrainStart:
+    """Return what to tell the user before the first epoch."""
+    options = training.options
+    setting = f"{options.compute}, batches of {options.batch_size}"
+    if not training.model.backbone.frozen:
+        kept = "in memory" if training.scan.pixels is not None else "decoded in each epoch"
+        setting += f", {choose_workers(options.workers)} loader processes, pictures {kept}"
+    return TrainStart(
+        run=training.run.path,
+        model=training.plugin.name,
+        counts={name: int(count) for name, count in training.split["split"].value_counts().items()},
+        parameters=count_parameters(training.model),
+        epochs=training.settings.epochs,
+        setting=setting,
+        notices=tuple(describe_data(training.scan, training.split)),
+    )
+
+
+def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
+    """Return what the user should know of the data: drawn faces, exclusions, duplicates, leaks."""
+    notices = []
+    if scan.records.drawn:
+        notices.append("these faces are drawn, not photographed: the model is good for trying agegen out only")
+    if scan.records.excluded:
+        shown = "; ".join(f"{item.path} ({item.reason})" for item in scan.records.excluded[:5])
+        more = len(scan.records.excluded) - 5
+        notices.append(
+            f"{len(scan.records.excluded)} files or rows were left out: {shown}{f'; and {more} more' if more > 0 else ''}"
+        )
+    doubles = int(split["group"].duplicated(keep=False).sum())
+    if doubles:
+        notices.append(f"{doubles} of {len(split)} faces have a near-duplicate")
+    if leaks := count_leaking_groups(split):
+        notices.append(f"{leaks} groups of near-duplicates straddle the splits that came with the data")
+    return notices
+
+
+def describe_training(config: TrainConfig, training: _Training, started: float) -> dict[str, Any]:
+    """Return the content of ``run.json`` at the start of a training."""
+    options, settings = training.options, training.settings
+    total, trainable = count_parameters(training.model)
+    chosen = replace(config, epochs=settings.epochs, batch_size=options.batch_size, lr=settings.lr)
+    return {
+        "model": training.plugin.name,
+        "plugin": {"distribution": training.plugin.distribution, "version": training.plugin.version},
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(chosen).items()},
+        "settings": {**asdict(settings), "views": options.views, "compute": str(options.compute)},
+        "parameters": {"total": total, "trainable": trainable},
+        "data": {
+            "source": str(Path(config.data).resolve()) if not training.scan.records.drawn else config.data,
+            "faces": len(training.split),
+            "fingerprint": fingerprint_split(training.split),
+            "excluded": [asdict(item) for item in training.scan.records.excluded],
+        },
+        "baseline": asdict(training.baseline),
+        "seed": config.seed,
+        "libraries": {name: version(name) for name in ("agegen", "torch", "timm", "albumentations", "numpy")},
+        "machine": {
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "cores": count_cores(),
+            "device": _name_device(options.compute),
+        },
+        "started": format_time(started),
+        "finished": None,
+    }
+
+
+def format_time(seconds: float) -> str:
+    """Return a moment as ISO 8601 in UTC with microseconds, so that names sort by time."""
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{whole}.{int(seconds % 1 * 1e6):06d}Z"
+
+
+def _name_device(compute: Compute) -> str:
+    if compute.device.type == "cuda":
+        return torch.cuda.get_device_name(compute.device)
+    return str(torch.cpu.get_capabilities().get("cpu_name", platform.processor()))

@@ -1,0 +1,204 @@
+"""The feature cache: what a frozen backbone makes of each picture is computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agegen.backbone import fingerprint_tensors
+from agegen.data.batches import Pixels, stack_images
+from agegen.data.images import RGB
+from agegen.data.scan import ProgressHook, ignore_progress
+from agegen.devices import Compute
+from agegen.errors import AgegenError
+from agegen.files import write_json
+from agegen.model import AgeGenderModel
+from agegen.transforms import Augmentation, build_view_augmentation, mirror_image
+
+# Raise it whenever views or features come out differently: old caches are then no longer found.
+CODE_VERSION = 1
+# The unit of work, of checksums and of resuming; also the batch in which features are computed.
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One cached set of features, as ``agegen cache`` lists it; ``size`` in bytes."""
+
+    key: str
+    path: Path
+    identity: str
+    faces: int
+    views: int
+    size: int
+
+
+def choose_cache_dir(cache_dir: Path | None) -> Path:
+    """Return the folder for caches: the option, else the user's cache folder."""
+    if cache_dir is not None:
+        return cache_dir
+    from platformdirs import user_cache_path
+
+    return user_cache_path("agegen")
+
+
+class CachedFeatures:
+    """Memory-mapped features, one float16 array (faces, D) per view."""
+
+    def __init__(self, arrays: list[np.memmap[Any, np.dtype[np.float16]]]) -> None:
+        self._arrays = arrays
+
+    @property
+    def views(self) -> int:
+        """The number of views."""
+        return len(self._arrays)
+
+    def take(self, rows: NDArray[np.int64], view: int) -> NDArray[np.float16]:
+        """Return the features (len(rows), D) of some faces in one view."""
+        return np.asarray(self._arrays[view][rows])
+
+
+class FeatureCache:
+    """The cache of one frozen backbone over one data set.
+
+    The key covers the backbone's fingerprint, its input spec, the precision, the data's checksums in
+    their order and the code version. Each view is a file of its own, written in blocks of 64 faces
+    with a checksum each: an interrupted extraction goes on where it stopped, a damaged block is
+    computed anew, and more views can be added later.
+    """
+
+    def __init__(self, root: Path, model: AgeGenderModel, sha256: list[str], compute: Compute) -> None:
+        self._model = model
+        self._compute = compute
+        self._shape = (len(sha256), model.backbone.feature_dim)
+        self.description = {
+            "code_version": CODE_VERSION,
+            "identity": model.backbone.identity,
+            "fingerprint": fingerprint_tensors(model.backbone),
+            "input_spec": json.loads(json.dumps(asdict(model.backbone.input_spec))),
+            "compute": str(compute),
+            "faces": len(sha256),
+            "feature_dim": model.backbone.feature_dim,
+            "data": hashlib.sha256("\n".join(sha256).encode()).hexdigest(),
+        }
+        key = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = root / "features" / key
+
+    def load(self, pixels: Pixels, views: int, on_progress: ProgressHook = ignore_progress) -> CachedFeatures:
+        """Return the features of all faces in ``views`` views, computing those that aren't there.
+
+        Raises:
+            AgegenError: the folder can't be written, or the disk is full.
+        """
+        from filelock import FileLock
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.parent / f"{self.folder.name}.lock"):
+                self._reset_mismatch()
+                return CachedFeatures([self._load_view(view, views, pixels, on_progress) for view in range(views)])
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise AgegenError(f"can't keep features in {self.folder}: {reason}; choose --cache-dir") from error
+
+    def _reset_mismatch(self) -> None:
+        path = self.folder / "meta.json"
+        try:
+            if json.loads(path.read_text(encoding="utf-8")) == self.description:
+                return
+        except (OSError, ValueError):
+            pass
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        write_json(path, self.description)
+
+    def _load_view(
+        self, view: int, views: int, pixels: Pixels, on_progress: ProgressHook
+    ) -> np.memmap[Any, np.dtype[np.float16]]:
+        total = self._shape[0]
+        paths = self.folder / f"view-{view}.f16", self.folder / f"view-{view}.crc"
+        features = _map_array(paths[0], np.dtype(np.float16), self._shape)
+        # A sum of 0 stands for a block that isn't there yet.
+        sums = _map_array(paths[1], np.dtype(np.uint32), (-(-total // BLOCK),))
+        missing = [block for block in range(len(sums)) if _sum_block(features, block) != sums[block]]
+        if missing:
+            self._model.to(self._compute.device).eval()
+        augmentation = build_view_augmentation(self._model.backbone.input_spec) if missing and view > 1 else None
+        for count, block in enumerate(missing, start=1):
+            rows = range(block * BLOCK, min((block + 1) * BLOCK, total))
+            images = [draw_view(pixels[row], view, row, augmentation) for row in rows]
+            _write_at(paths[0], rows.start * features.strides[0], self._extract(images))
+            _write_at(paths[1], block * sums.itemsize, np.array([_sum_block(features, block)], dtype=np.uint32))
+            done = total - (len(missing) - count) * BLOCK
+            on_progress(f"extracting features, view {view + 1} of {views}", max(0, min(done, total)), total)
+        return features
+
+    def _extract(self, images: list[RGB]) -> NDArray[np.float16]:
+        batch = stack_images(images).to(self._compute.device)
+        with torch.inference_mode(), self._compute.autocast():
+            features = self._model.extract_features(batch)
+        limit = torch.finfo(torch.float16).max
+        return features.float().clamp(-limit, limit).half().cpu().numpy()
+
+
+def draw_view(image: RGB, view: int, row: int, augmentation: Augmentation | None) -> RGB:
+    """Return a fixed view of a face: 0 plain, 1 mirrored, the rest augmented, every other one mirrored."""
+    if view % 2:
+        image = mirror_image(image)
+    return image if augmentation is None else augmentation(image, (CODE_VERSION, view, row))
+
+
+def list_cache(root: Path) -> list[CacheEntry]:
+    """Return what lies in a cache folder."""
+    return sorted(_describe_entries(root), key=lambda entry: (entry.identity, entry.key))
+
+
+def clear_cache(root: Path) -> int:
+    """Delete all cached features; return how many bytes that freed."""
+    freed = sum(entry.size for entry in list_cache(root))
+    shutil.rmtree(root / "features", ignore_errors=True)
+    return freed
+
+
+def _describe_entries(root: Path) -> Iterator[CacheEntry]:
+    for path in (root / "features").glob("*/meta.json"):
+        files = list(path.parent.iterdir())
+        size = sum(file.stat().st_blocks * 512 for file in files)
+        views = sum(file.suffix == ".f16" for file in files)
+        try:
+            meta = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            meta = {}
+        yield CacheEntry(path.parent.name, path.parent, meta.get("identity", "damaged"), meta.get("faces", 0), views, size)
+
+
+def _map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Map an array file for reading; one of another size is begun anew, filled with zeros."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    if not path.is_file() or path.stat().st_size != size:
+        with path.open("wb") as file:
+            file.truncate(size)
+    return np.memmap(path, dtype, mode="r", shape=shape)
+
+
+def _write_at(path: Path, offset: int, values: NDArray[Any]) -> None:
+    """Write values into a file; not through the map, where a full disk would kill the process."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(np.ascontiguousarray(values).tobytes())
+
+
+def _sum_block(features: np.memmap[Any, Any], block: int) -> int:
+    """Return a block's checksum; never 0 for one that is all zeros, so that unwritten blocks differ."""
+    rows = np.ascontiguousarray(features[block * BLOCK : (block + 1) * BLOCK])
+    return zlib.crc32(rows.view(np.uint8).reshape(-1)) or 1

@@ -1,0 +1,112 @@
+"""Backbone plugins, found through entry points; nothing is imported until it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
+
+from agegen.errors import PluginError
+
+if TYPE_CHECKING:
+    from agegen.backbone import Backbone
+
+GROUP = "agegen.backbones"
+OWN_DISTRIBUTION = "agegen"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point of the group ``agegen.backbones``.
+
+    ``taken_by`` names the distribution that owns the name, where this one came second.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    entry_point: EntryPoint
+    taken_by: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The distribution and its version, as errors name them."""
+        return f"{self.distribution} {self.version}"
+
+
+def list_plugins() -> list[Plugin]:
+    """Return every registered backbone, sorted by name, without importing one.
+
+    agegen owns the names that it ships; any other name belongs to the alphabetically first
+    distribution that registers it. Later claims are listed too, with ``taken_by`` set.
+    """
+    found = [_describe_entry_point(entry) for entry in entry_points(group=GROUP)]
+    found.sort(key=lambda plugin: (plugin.name, plugin.distribution != OWN_DISTRIBUTION, plugin.distribution))
+    owners: dict[str, Plugin] = {}
+    plugins = []
+    for plugin in found:
+        owner = owners.setdefault(plugin.name, plugin)
+        taken_by = None if owner is plugin else owner.source
+        plugins.append(
+            Plugin(plugin.name, plugin.distribution, plugin.version, plugin.entry_point, taken_by=taken_by)
+        )
+    return plugins
+
+
+def find_plugin(name: str) -> Plugin:
+    """Return the plugin called ``name``; ``name@distribution`` asks for one distribution's claim.
+
+    Raises:
+        PluginError: there is none, or the name is taken by another distribution.
+    """
+    short, _, distribution = name.partition("@")
+    plugins = list_plugins()
+    for plugin in plugins:
+        if plugin.name == short and distribution in ("", plugin.distribution):
+            if plugin.taken_by:
+                raise PluginError(
+                    f"backbone '{short}' of {plugin.source}: the name is taken by {plugin.taken_by}; "
+                    "uninstall one of the two"
+                )
+            return plugin
+    known = ", ".join(dict.fromkeys(plugin.name for plugin in plugins)) or "none"
+    raise PluginError(f"no backbone is called '{name}'; installed: {known} (see `agegen models`)")
+
+
+def load_plugin(plugin: Plugin) -> type[Backbone]:
+    """Import a plugin and return its backbone class.
+
+    Raises:
+        PluginError: the import fails, or what it gives is no ``Backbone`` with a whole contract.
+    """
+    from agegen.backbone import Backbone, find_contract_gap
+
+    try:
+        loaded = plugin.entry_point.load()
+    except (Exception, SystemExit) as error:
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PluginError(f"backbone '{plugin.name}' of {plugin.source} can't be loaded: {cause}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Backbone)):
+        raise PluginError(
+            f"backbone '{plugin.name}' of {plugin.source}: {plugin.entry_point.value} is no subclass of "
+            "agegen.backbone.Backbone"
+        )
+    if gap := find_contract_gap(loaded):
+        raise PluginError(f"backbone '{plugin.name}' of {plugin.source}: {gap}")
+    return loaded
+
+
+def load_backbone(name: str) -> tuple[Plugin, type[Backbone]]:
+    """Find and import the backbone called ``name``; raises as :func:`find_plugin` and :func:`load_plugin`."""
+    plugin = find_plugin(name)
+    return plugin, load_plugin(plugin)
+
+
+def _describe_entry_point(entry: EntryPoint) -> Plugin:
+    distribution = entry.dist
+    return Plugin(
+        name=entry.name,
+        distribution=distribution.name if distribution else "unknown",
+        version=distribution.version if distribution else "?",
+        entry_point=entry,
+    )

@@ -1,0 +1,256 @@
+"""What the terminal shows: tables of results, and the live display of a training."""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from agegen.catalog import ModelDescription
+    from agegen.evaluation import Evaluation
+    from agegen.experiment import TrainEvent, TrainResult, TrainStart
+    from agegen.features import CacheEntry
+    from agegen.metrics import Metric
+    from agegen.prediction import FacePrediction
+    from agegen.training import BatchResult, EpochResult
+
+METRIC_TITLES = {
+    "mae": "MAE (years)",
+    "rmse": "RMSE (years)",
+    "cs3": "CS@3",
+    "cs5": "CS@5",
+    "cs10": "CS@10",
+    "accuracy": "accuracy",
+    "roc_auc": "ROC-AUC",
+    "ece": "calibration error",
+}
+_SHARES = ("cs3", "cs5", "cs10", "accuracy", "ece")
+
+
+class ProgressDisplay:
+    """Progress bars on a terminal, nothing elsewhere; used as a context and as a progress hook."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.update(stage, done, total)
+
+    def update(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show how far a stage is; a finished one goes."""
+        task = self._tasks.get(stage)
+        if task is None:
+            task = self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
+        self._progress.update(task, completed=done, total=total, note=note, visible=done < total)
+
+
+class TrainDisplay:
+    """Shows the events of a training: bars and a line per epoch on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, notices: Console, progress: ProgressDisplay) -> None:
+        self._console = console
+        self._notices = notices
+        self._progress = progress
+        self._epochs = 0
+
+    def show(self, event: TrainEvent) -> None:
+        """Render one event."""
+        from agegen.experiment import TrainResult, TrainStart
+        from agegen.training import BatchResult
+
+        if isinstance(event, BatchResult):
+            self._show_batch(event)
+        elif isinstance(event, TrainStart):
+            self._show_start(event)
+        elif isinstance(event, TrainResult):
+            self._show_result(event)
+        else:
+            self._show_epoch(event)
+
+    def _show_start(self, start: TrainStart) -> None:
+        self._epochs = start.epochs
+        total, trainable = start.parameters
+        counts = ", ".join(f"{start.counts.get(name, 0):,} {name}" for name in ("train", "val", "test"))
+        show_notices(self._notices, start.notices)
+        self._console.print(f"{start.model}: {total:,} parameters, {trainable:,} trained; {start.setting}")
+        self._console.print(f"faces: {counts}; run folder {start.run}")
+
+    def _show_batch(self, batch: BatchResult) -> None:
+        stage = f"epoch {batch.epoch}/{self._epochs}"
+        note = f"loss {batch.loss:.3f}, {batch.images_per_second:,.0f} images/s"
+        self._progress.update(stage, batch.batch, batch.batches, note)
+        finished = batch.epoch - 1 + (batch.batch / batch.batches)
+        self._progress.update("all epochs", int(finished * batch.batches), self._epochs * batch.batches)
+
+    def _show_epoch(self, epoch: EpochResult) -> None:
+        left = epoch.seconds / epoch.epoch * (self._epochs - epoch.epoch)
+        self._console.print(
+            f"epoch {epoch.epoch:>3}/{self._epochs}  loss {epoch.train_loss:.3f}  val loss {epoch.val_loss:.3f}  "
+            f"val MAE {epoch.val_mae:.2f} years  val accuracy {epoch.val_accuracy:.1%}  "
+            f"{epoch.images_per_second:,.0f} images/s  {format_duration(left)} left{'  best so far' if epoch.best else ''}",
+            highlight=False,
+        )
+
+    def _show_result(self, result: TrainResult) -> None:
+        title = f"{result.model}, epoch {result.best.epoch}, on the {result.evaluation.n:,} faces of the test split"
+        self._console.print(make_metrics_table(result.evaluation, title))
+        self._console.print(f"took {format_duration(result.seconds)}; run folder:", highlight=False)
+        self._console.print(str(result.run), soft_wrap=True, highlight=False)
+
+
+def show_notices(console: Console, notices: tuple[str, ...]) -> None:
+    """Print notices, one a line."""
+    for notice in notices:
+        console.print(f"note: {notice}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def make_metrics_table(evaluation: Evaluation, title: str) -> Table:
+    """Return the overall metrics with their intervals beside the trivial baseline."""
+    from agegen.evaluation import list_metrics
+
+    table = Table(title=Text(title), title_justify="left")
+    for name in ("", "metric", "value", "95 % interval", "baseline"):
+        table.add_column(name, justify="right" if name in ("value", "baseline") else "left", no_wrap=True)
+    for label, metrics, baseline in (
+        ("age", evaluation.age, evaluation.baseline[0]),
+        ("gender", evaluation.gender, evaluation.baseline[1]),
+    ):
+        for (name, metric), (_, trivial) in zip(list_metrics(metrics), list_metrics(baseline), strict=True):
+            row = (METRIC_TITLES[name], format_metric(name, metric.value), format_interval(name, metric))
+            table.add_row(label, *row, format_metric(name, trivial.value))
+            label = ""
+        table.add_section()
+    return table
+
+
+def make_groups_table(evaluation: Evaluation) -> Table:
+    """Return MAE and accuracy by group; groups of fewer than 30 faces are marked."""
+    table = Table(title="by group (* fewer than 30 faces)", title_justify="left")
+    for name, justify in (("group", "left"), ("value", "left"), ("faces", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for name in ("MAE", "95 % interval", "accuracy", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    column = ""
+    for group in evaluation.groups:
+        if column and column != group.column:
+            table.add_section()
+        table.add_row(
+            group.column if column != group.column else "",
+            group.value,
+            f"{group.n:,}{'*' if group.small else ' '}",
+            format_metric("mae", group.age.mae.value),
+            format_interval("mae", group.age.mae),
+            format_metric("accuracy", group.gender.accuracy.value),
+            format_interval("accuracy", group.gender.accuracy),
+        )
+        column = group.column
+    return table
+
+
+def make_predictions_table(predictions: list[FacePrediction]) -> Table:
+    """Return one row per face."""
+    table = Table()
+    table.add_column("file", overflow="fold")
+    for name in ("age", "90 % interval", "gender", "P(female)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for face in predictions:
+        if face.status != "ok":
+            table.add_row(Text(face.file), Text(f"{face.status}: {face.reason}", style="red"), "", "", "")
+            continue
+        interval = f"{face.age_low:.0f}–{face.age_high:.0f}"
+        table.add_row(Text(face.file), f"{face.age:.1f}", interval, face.gender, f"{face.p_female:.2f}")
+    return table
+
+
+def make_models_table(models: list[ModelDescription]) -> Table:
+    """Return one row per registered backbone."""
+    table = Table()
+    for name in ("model", "distribution", "parameters", "trained", "input", "frozen"):
+        table.add_column(name, justify="right" if name in ("parameters", "trained") else "left", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for model in models:
+        source = f"{model.distribution} {model.version}"
+        if model.problem:
+            table.add_row(model.name, source, "", "", "", "", Text(model.problem, style="red"))
+            continue
+        size = f"{model.input_size}×{model.input_size}"
+        counts = f"{model.parameters or 0:,}", f"{model.trainable or 0:,}"
+        table.add_row(model.name, source, *counts, size, "yes" if model.frozen else "no", "")
+    return table
+
+
+def make_cache_table(entries: list[CacheEntry]) -> Table:
+    """Return one row per cached set of features."""
+    table = Table()
+    for name in ("key", "base", "faces", "views", "size"):
+        table.add_column(name, justify="left" if name in ("key", "base") else "right", no_wrap=True)
+    for entry in entries:
+        table.add_row(entry.key, entry.identity, f"{entry.faces:,}", str(entry.views), format_size(entry.size))
+    return table
+
+
+def format_metric(name: str, value: float | None) -> str:
+    """Return a metric as people write it: shares as per cent, years with two digits."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value * 100:.1f} %" if name in _SHARES else f"{value:.2f}" if name != "roc_auc" else f"{value:.4f}"
+
+
+def format_interval(name: str, metric: Metric) -> str:
+    """Return a metric's interval, low–high."""
+    if math.isnan(metric.low):
+        return "–"
+    return f"{format_metric(name, metric.low).removesuffix(' %')}–{format_metric(name, metric.high)}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in the two largest fitting units."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def format_size(size: int) -> str:
+    """Return a number of bytes in kB, MB or GB."""
+    value: Any = float(size)
+    for unit in ("bytes", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

@@ -1,0 +1,154 @@
+"""The run folder: everything that a training leaves behind, and how it is found again."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agegen.errors import AgegenError, CheckpointError
+from agegen.files import replace_atomically, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``run.json``, ``split.csv``, ``epochs.csv``, ``best.safetensors``, ``eval.json``,
+    ``predictions.parquet`` and ``curves.png`` of one training.
+    """
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The best epoch's weights."""
+        return self.path / "best.safetensors"
+
+    @property
+    def split(self) -> Path:
+        """Which picture is in which split."""
+        return self.path / "split.csv"
+
+    @property
+    def curves(self) -> Path:
+        """The learning curves as a picture."""
+        return self.path / "curves.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """The metrics on the test split."""
+        return self.path / "eval.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Estimates and labels of the test split, one row per face."""
+        return self.path / "predictions.parquet"
+
+    def read(self) -> dict[str, Any]:
+        """Return ``run.json``.
+
+        Raises:
+            CheckpointError: it isn't there or is damaged.
+        """
+        path = self.path / "run.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.path} is no run folder: it has no run.json") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} is damaged: it holds no object")
+        return content
+
+    def write(self, content: dict[str, Any]) -> None:
+        """Write ``run.json``."""
+        write_json(self.path / "run.json", content)
+
+    def read_epochs(self) -> pd.DataFrame:
+        """Return ``epochs.csv``: one row per epoch, the fields of ``EpochResult``."""
+        import pandas as pd
+
+        try:
+            return pd.read_csv(self.path / "epochs.csv")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"can't read {self.path / 'epochs.csv'}: {error}") from error
+
+    def write_epochs(self, rows: list[dict[str, Any]]) -> None:
+        """Write ``epochs.csv`` anew."""
+        import pandas as pd
+
+        with replace_atomically(self.path / "epochs.csv") as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def create_run(out: Path | None, model: str) -> RunFolder:
+    """Make the folder of a new run: ``out``, or ``runs/<model>-<time>``.
+
+    Raises:
+        AgegenError: it exists and isn't empty, or can't be made.
+    """
+    path = out or _find_free_name(DEFAULT_ROOT / f"{model}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise AgegenError(f"{path} is not empty; choose another --out")
+    except OSError as error:
+        raise AgegenError(f"can't make the run folder {path}: {error.strerror}") from error
+    return RunFolder(path)
+
+
+def open_run(path: Path) -> RunFolder:
+    """Return an existing run; ``path`` is its folder or a file in it.
+
+    Raises:
+        CheckpointError: there is no run.
+    """
+    run = RunFolder(path if path.is_dir() else path.parent)
+    if not path.exists():
+        raise CheckpointError(f"no run at {path}")
+    run.read()
+    return run
+
+
+def find_newest_run(root: Path = DEFAULT_ROOT, model: str | None = None) -> RunFolder:
+    """Return the newest finished run under a folder, of one model or of any.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    runs = [run for run in list_finished_runs(root) if model in (None, run.read()["model"])]
+    if not runs:
+        kind = f" of {model}" if model else ""
+        raise CheckpointError(
+            f"no finished run{kind} under {root}/; train one with `agegen train --model {model or 'scratch'}`"
+        )
+    return runs[-1]
+
+
+def list_finished_runs(root: Path = DEFAULT_ROOT) -> list[RunFolder]:
+    """Return the finished runs under a folder, oldest first; folders that are no runs are passed over."""
+    finished = []
+    for path in root.glob("*/run.json"):
+        run = RunFolder(path.parent)
+        try:
+            content = run.read()
+        except CheckpointError:
+            continue
+        if content.get("finished") and isinstance(content.get("model"), str):
+            finished.append((str(content["finished"]), run))
+    return [run for _, run in sorted(finished, key=lambda pair: (pair[0], pair[1].path))]
+
+
+def _find_free_name(path: Path) -> Path:
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate = path.with_name(f"{path.name}-{number}")
+        number += 1
+    return candidate

@@ -1,0 +1,139 @@
+"""Where a model's batches come from: pictures for trainable backbones, cached features for frozen ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from agegen.backbone import Backbone
+from agegen.data.batches import (
+    BatchSource,
+    EvalBatches,
+    EvalFeatures,
+    LabelledFeatures,
+    LabelledPixels,
+    Pixels,
+    TrainBatches,
+    TrainFeatures,
+    choose_workers,
+    fits_in_memory,
+)
+from agegen.data.records import FaceRecords
+from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
+from agegen.devices import Compute
+from agegen.features import FeatureCache, choose_cache_dir
+from agegen.model import AgeGenderModel
+from agegen.transforms import build_train_augmentation
+
+# Evaluation averages the plain and the mirrored view.
+EVAL_VIEWS = 2
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How batches are made; ``views`` and ``cache_dir`` concern frozen backbones alone."""
+
+    compute: Compute
+    batch_size: int
+    seed: int = 0
+    workers: int | None = None
+    views: int = EVAL_VIEWS
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainSources:
+    """What to train and on what: the whole model on pictures, or the heads on features."""
+
+    network: nn.Module
+    train: BatchSource
+    val: BatchSource
+    test: BatchSource
+
+
+def scan_for(backbone: type[Backbone], records: FaceRecords, on_progress: ProgressHook = ignore_progress) -> Scan:
+    """Scan the pictures, keeping their pixels where the backbone reads them each epoch and they fit."""
+    size = backbone.input_spec.size
+    keep = not backbone.frozen and fits_in_memory(len(records), size)
+    return scan_images(records, size if keep else None, on_progress)
+
+
+def make_train_sources(
+    model: AgeGenderModel,
+    scan: Scan,
+    splits: NDArray[np.str_],
+    options: SourceOptions,
+    on_progress: ProgressHook = ignore_progress,
+) -> TrainSources:
+    """Return the batches of each split; ``splits`` (N,) names the split of each scanned picture."""
+    parts = {name: np.flatnonzero(splits == name) for name in ("train", "val", "test")}
+    if model.backbone.frozen:
+        table = _extract(model, scan, options, on_progress)
+        features = {name: _pick_features(table, rows) for name, rows in parts.items()}
+        return TrainSources(
+            model.heads,
+            TrainFeatures(features["train"], options.batch_size, options.seed),
+            EvalFeatures(features["val"]),
+            EvalFeatures(features["test"]),
+        )
+    pixels = {name: _pick_pixels(model, scan, splits == name) for name in parts}
+    train = TrainBatches(
+        pixels["train"],
+        build_train_augmentation(model.backbone.input_spec),
+        options.batch_size,
+        options.seed,
+        choose_workers(options.workers),
+    )
+    return TrainSources(model, train, EvalBatches(pixels["val"]), EvalBatches(pixels["test"]))
+
+
+def make_eval_source(
+    model: AgeGenderModel,
+    scan: Scan,
+    chosen: NDArray[np.bool_],
+    options: SourceOptions,
+    on_progress: ProgressHook = ignore_progress,
+) -> tuple[nn.Module, BatchSource]:
+    """Return the network to run and its batches over the pictures ``chosen`` (N,) of a scan."""
+    if model.backbone.frozen:
+        table = _extract(model, scan, options, on_progress)
+        return model.heads, EvalFeatures(_pick_features(table, np.flatnonzero(chosen)))
+    return model, EvalBatches(_pick_pixels(model, scan, chosen))
+
+
+def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
+    """Return a whole model around trained heads; a network that is a whole model comes back as it is."""
+    if isinstance(network, AgeGenderModel):
+        return network
+    shell = AgeGenderModel(model.backbone, model.heads.config)
+    shell.heads.load_state_dict(network.state_dict())
+    return shell
+
+
+def _extract(
+    model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progress: ProgressHook
+) -> LabelledFeatures:
+    cache = FeatureCache(choose_cache_dir(options.cache_dir), model, scan.sha256, options.compute)
+    pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels)
+    table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress)
+    ages, female = _read_labels(scan)
+    return LabelledFeatures(table, np.arange(len(ages)), ages, female)
+
+
+def _pick_features(data: LabelledFeatures, rows: NDArray[np.int64]) -> LabelledFeatures:
+    return LabelledFeatures(data.table, data.rows[rows], data.ages[rows], data.female[rows])
+
+
+def _pick_pixels(model: AgeGenderModel, scan: Scan, chosen: NDArray[np.bool_]) -> LabelledPixels:
+    part = scan.select(chosen)
+    pixels = Pixels(part.records, model.backbone.input_spec.size, part.pixels)
+    return LabelledPixels(pixels, *_read_labels(part))
+
+
+def _read_labels(scan: Scan) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    frame = scan.records.frame
+    return frame["age"].to_numpy(dtype=np.float32), frame["female"].to_numpy(dtype=np.float32)
