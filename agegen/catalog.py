@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agegen.errors import PluginError
-from agegen.registry import Plugin, list_plugins, load_plugin
+from agegen.registry import Plugin, build_backbone, list_plugins, load_plugin
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ def describe_plugin(plugin: Plugin) -> ModelDescription:
     try:
         backbone_class = load_plugin(plugin)
         with torch.device("meta"):
-            total, trainable = count_parameters(AgeGenderModel(backbone_class(pretrained=False)))
+            total, trainable = count_parameters(AgeGenderModel(build_backbone(plugin, backbone_class, pretrained=False)))
     except PluginError as error:
-        return ModelDescription(*identity, problem=str(error.__cause__ or error).splitlines()[0])
-    except Exception as error:  # a stranger's constructor may raise anything
-        return ModelDescription(*identity, problem=f"{type(error).__name__}: {error}".splitlines()[0])
+        return ModelDescription(*identity, problem=str(error))
     return ModelDescription(*identity, total, trainable, backbone_class.input_spec.size, backbone_class.frozen)

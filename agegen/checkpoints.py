@@ -14,7 +14,7 @@ from agegen.backbone import Backbone, HeadConfig, fingerprint_tensors
 from agegen.errors import CheckpointError, PluginError
 from agegen.files import write_bytes
 from agegen.model import AgeGenderModel
-from agegen.registry import Plugin, load_backbone
+from agegen.registry import Plugin, build_backbone, load_backbone
 
 FORMAT = 1
 _METADATA_KEY = "agegen"
@@ -81,7 +81,7 @@ def load_checkpoint(path: Path) -> tuple[CheckpointInfo, AgeGenderModel]:
     """
     info, tensors = _open_checkpoint(path)
     try:
-        _, backbone_class = load_backbone(info.model)
+        plugin, backbone_class = load_backbone(info.model)
     except PluginError as error:
         raise CheckpointError(f"{path} was made by {info.distribution} {info.version}: {error}") from error
     if _normalize_json(asdict(backbone_class.input_spec)) != info.input_spec:
@@ -89,7 +89,7 @@ def load_checkpoint(path: Path) -> tuple[CheckpointInfo, AgeGenderModel]:
             f"{path} was made by {info.distribution} {info.version} for another input than backbone "
             f"'{info.model}' now takes; install that version"
         )
-    model = AgeGenderModel(backbone_class(pretrained=backbone_class.frozen), info.heads)
+    model = AgeGenderModel(build_backbone(plugin, backbone_class, pretrained=backbone_class.frozen), info.heads)
     _check_base(path, info, model.backbone)
     _fill_model(path, model, tensors)
     return info, model.eval()

@@ -239,6 +239,43 @@ def predict(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN…", help="Runs. Default: the newest of each model in ./runs.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Other data, as for train. Default: the runs' own.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="test|val|train|all", help="Which faces.")] = "test",
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained page.")] = None,
+    json_out: JsonOut = None,
+    device: Device = "auto",
+    cache_dir: CacheDir = None,
+) -> None:
+    """Compare runs on the same faces: metrics with paired intervals, cost, groups, a verdict.
+
+    Example: agegen compare --report comparison.html
+    """
+    from agegen.compare_report import render_comparison
+    from agegen.comparison import CompareConfig, compare_runs
+    from agegen.files import format_json
+    from agegen.html_report import write_html_report
+    from agegen.report import ProgressDisplay, show_notices
+
+    config = CompareConfig(tuple(runs or ()), data, split, device, cache_dir)
+    notices = make_notice_console()
+    with ProgressDisplay(notices) as progress:
+        result = compare_runs(config, progress)
+    show_notices(notices, result.notices)
+    if report:
+        write_html_report(report, result)
+    if json_out:
+        write_output(json_out, format_json(result.to_json()))
+    if json_out != "-":
+        make_output_console().print(render_comparison(result))
+
+
+@app.command()
 def models(json_out: JsonOut = None) -> None:
     """List the installed backbones, or why one can't load.
 

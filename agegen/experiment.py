@@ -33,7 +33,7 @@ from agegen.files import write_json
 from agegen.model import AgeGenderModel, count_parameters
 from agegen.plots import plot_curves
 from agegen.predictions import make_predictions, write_predictions
-from agegen.registry import Plugin, load_backbone
+from agegen.registry import Plugin, build_backbone, load_backbone
 from agegen.sources import SourceOptions, TrainSources, make_train_sources, scan_for, share_backbone
 from agegen.training import BatchResult, EpochResult, FitSettings, average_network, fit
 
@@ -144,7 +144,7 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> _Trainin
     plugin, backbone_class = load_backbone(config.model)
     settings, options = choose_settings(config, backbone_class, compute)
     torch.manual_seed(config.seed)
-    model = AgeGenderModel(backbone_class()).to(compute.device)
+    model = AgeGenderModel(build_backbone(plugin, backbone_class)).to(compute.device)
     scan = scan_for(backbone_class, load_records(config.data), on_progress)
     scan, split = split_data(scan, config)
     run = runs.create_run(config.out, plugin.name)

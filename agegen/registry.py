@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from agegen.errors import PluginError
+from agegen.errors import AgegenError, PluginError
 
 if TYPE_CHECKING:
     from agegen.backbone import Backbone
@@ -100,6 +100,21 @@ def load_backbone(name: str) -> tuple[Plugin, type[Backbone]]:
     """Find and import the backbone called ``name``; raises as :func:`find_plugin` and :func:`load_plugin`."""
     plugin = find_plugin(name)
     return plugin, load_plugin(plugin)
+
+
+def build_backbone(plugin: Plugin, backbone_class: type[Backbone], *, pretrained: bool = True) -> Backbone:
+    """Build a plugin's backbone.
+
+    Raises:
+        PluginError: the constructor fails; the error names the plugin, its distribution and version.
+    """
+    try:
+        return backbone_class(pretrained=pretrained)
+    except AgegenError as error:
+        raise PluginError(f"backbone '{plugin.name}' of {plugin.source}: {error}") from error
+    except Exception as error:  # a stranger's constructor may raise anything
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PluginError(f"backbone '{plugin.name}' of {plugin.source} can't be built: {cause}") from error
 
 
 def _describe_entry_point(entry: EntryPoint) -> Plugin:

@@ -7,10 +7,14 @@ from torch import Tensor, nn
 from agegen.backbone import Backbone, HeadConfig, InputSpec, TrainingDefaults
 
 CHANNELS = (32, 64, 128, 256)
+KERNELS = (5, 3, 3, 3)
 
 
 class ScratchBackbone(Backbone):
-    """Four convolutions, each followed by batch norm, ReLU and max-pooling, then flattened.
+    """Four convolutions, each followed by max-pooling, batch norm and ReLU, then flattened.
+
+    Pooling comes before norm and activation: with a rising activation the result is all but the
+    same, and three quarters of their work fall away.
 
     With the two branches of two fully connected layers these are the 8 core layers (4 convolutional
     ones and, on each way from face to answer, 2 + 2 dense ones) and about 1M parameters, all trained.
@@ -18,13 +22,13 @@ class ScratchBackbone(Backbone):
 
     input_spec = InputSpec(size=96, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     feature_dim = CHANNELS[-1] * (96 // 2 ** len(CHANNELS)) ** 2
-    defaults = TrainingDefaults(epochs=30, lr=2e-3, batch_size=64)
+    defaults = TrainingDefaults(epochs=24, lr=2e-3, batch_size=64)
     heads = HeadConfig(hidden=32, dropout=0.3)
 
     def __init__(self, *, pretrained: bool = True) -> None:
         super().__init__(pretrained=pretrained)
         inputs = (3, *CHANNELS[:-1])
-        blocks = [make_block(*channels) for channels in zip(inputs, CHANNELS, strict=True)]
+        blocks = [make_block(*channels) for channels in zip(inputs, CHANNELS, KERNELS, strict=True)]
         self.blocks = nn.Sequential(*blocks, nn.Flatten())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -33,11 +37,11 @@ class ScratchBackbone(Backbone):
         return features
 
 
-def make_block(inputs: int, outputs: int) -> nn.Sequential:
-    """Return one convolution with batch norm and ReLU, followed by 2×2 max-pooling."""
+def make_block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    """Return one convolution followed by 2×2 max-pooling, batch norm and ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.MaxPool2d(2),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
     )

@@ -1,0 +1,61 @@
+"""Model B: fixed features of an ImageNet VGG16, whose convolutional base stays frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agegen.backbone import Backbone, HeadConfig, InputSpec, TrainingDefaults
+from agegen.errors import AgegenError
+
+TIMM_NAME = "vgg16.tv_in1k"
+# (index of the block in timm's feature list, its channels, side of the grid that it is averaged to)
+GRIDS = ((2, 256, 2), (3, 512, 4), (4, 512, 4))
+
+
+class VGG16Backbone(Backbone):
+    """The last maps of VGG16's blocks 3, 4 and 5, each averaged to a grid, square-rooted and joined.
+
+    The square root evens out the long tails of ReLU activations before the heads standardise them.
+    """
+
+    input_spec = InputSpec(size=128)
+    feature_dim = sum(channels * side * side for _, channels, side in GRIDS)
+    defaults = TrainingDefaults(epochs=15, lr=1e-3, batch_size=128, views=4)
+    heads = HeadConfig(hidden=256, dropout=0.5, standardize=True)
+    frozen = True
+    identity = f"timm/{TIMM_NAME}"
+
+    def __init__(self, *, pretrained: bool = True) -> None:
+        super().__init__(pretrained=pretrained)
+        self.base = create_base(pretrained)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images (N, 3, 128, 128) to features (N, 17408), all at least 0."""
+        maps = self.base(images)
+        grids = [F.adaptive_avg_pool2d(part.float(), side) for part, (_, _, side) in zip(maps, GRIDS, strict=True)]
+        return torch.cat([grid.flatten(1) for grid in grids], dim=1).sqrt()
+
+
+def create_base(pretrained: bool) -> nn.Module:
+    """Return VGG16's convolutional base from timm, with its ImageNet weights or with random ones.
+
+    Raises:
+        AgegenError: the weights are neither in the Hugging Face cache nor to be downloaded.
+    """
+    import timm
+
+    indices = tuple(index for index, _, _ in GRIDS)
+    options: dict[str, Any] = {"features_only": True, "out_indices": indices}
+    try:
+        base: nn.Module = timm.create_model(TIMM_NAME, pretrained=pretrained, **options)
+    except Exception as error:  # the Hub client raises its own, requests' and OS errors
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AgegenError(
+            f"the weights timm/{TIMM_NAME} are not in the Hugging Face cache and can't be downloaded "
+            f"({cause}); go online once, or set HF_HOME to a cache that has them"
+        ) from error
+    return base
