@@ -39,7 +39,9 @@ def describe_plugin(plugin: Plugin) -> ModelDescription:
     try:
         backbone_class = load_plugin(plugin)
         with torch.device("meta"):
-            total, trainable = count_parameters(AgeGenderModel(build_backbone(plugin, backbone_class, pretrained=False)))
+            total, trainable = count_parameters(
+                AgeGenderModel(build_backbone(plugin, backbone_class, pretrained=False))
+            )
     except PluginError as error:
         return ModelDescription(*identity, problem=str(error))
     return ModelDescription(*identity, total, trainable, backbone_class.input_spec.size, backbone_class.frozen)

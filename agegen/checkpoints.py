@@ -49,9 +49,7 @@ def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, An
     if backbone.frozen:
         base = {"identity": backbone.identity, "fingerprint": fingerprint_tensors(backbone)}
     spec = _normalize_json(asdict(backbone.input_spec))
-    return CheckpointInfo(
-        plugin.name, plugin.distribution, plugin.version, model.heads.config, spec, base, training
-    )
+    return CheckpointInfo(plugin.name, plugin.distribution, plugin.version, model.heads.config, spec, base, training)
 
 
 def save_checkpoint(path: Path, model: AgeGenderModel, info: CheckpointInfo) -> None:

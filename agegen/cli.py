@@ -96,7 +96,8 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def _set_up(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     pass
@@ -198,9 +199,7 @@ def predict(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT…", help="Files, folders (recursive) or globs.")],
     run: Annotated[Path | None, typer.Option(help="A run folder. Default: the newest under ./runs.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="The weights that ship for this model.")] = None,
-    no_detect: Annotated[
-        bool, typer.Option("--no-detect", help="Take each picture as one aligned face crop.")
-    ] = False,
+    no_detect: Annotated[bool, typer.Option("--no-detect", help="Take each picture as one aligned face crop.")] = False,
     json_out: JsonOut = None,
     csv_out: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write CSV; - is stdout.")] = None,
     device: Device = "auto",
@@ -241,7 +240,8 @@ def predict(
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN…", help="Runs. Default: the newest of each model in ./runs.")
+        list[Path] | None,
+        typer.Argument(metavar="RUN…", help="Runs. Default: the newest of each model in ./runs."),
     ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Other data, as for train. Default: the runs' own.")

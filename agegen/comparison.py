@@ -15,15 +15,15 @@ from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.data.splits import read_split
 from agegen.errors import AgegenError
 from agegen.evaluation import (
-    AgeMetrics,
-    GenderMetrics,
     label_groups,
     list_metrics,
     round_number,
 )
 from agegen.metrics import (
     BOOTSTRAP_SAMPLES,
+    AgeMetrics,
     Floats,
+    GenderMetrics,
     Metric,
     Weights,
     compute_age_values,
@@ -116,9 +116,7 @@ class Comparison:
             ],
             "age": [self._row_to_json(row) for row in self.age],
             "gender": [self._row_to_json(row) for row in self.gender],
-            "groups": [
-                {**vars(group), "difference": _metric_to_json(group.difference)} for group in self.groups
-            ],
+            "groups": [{**vars(group), "difference": _metric_to_json(group.difference)} for group in self.groups],
             "verdict": self.verdict,
             "notices": list(self.notices),
         }
@@ -126,9 +124,7 @@ class Comparison:
     def _row_to_json(self, row: MetricRow) -> dict[str, Any]:
         return {
             "metric": row.name,
-            "values": {
-                name: _metric_to_json(value) for name, value in zip(self.names, row.values, strict=True)
-            },
+            "values": {name: _metric_to_json(value) for name, value in zip(self.names, row.values, strict=True)},
             "differences": [
                 {"run": name, "to": self.names[0], "better": better, **_metric_to_json(difference)}
                 for name, difference, better in zip(self.names[1:], row.differences, row.better, strict=True)
@@ -145,13 +141,11 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
     runs = choose_runs(config.runs)
     records = [run.read() for run in runs]
     names = name_runs(runs, [str(record["model"]) for record in records])
-    tables, notices = collect_predictions(runs, config, on_progress)
-    tables, source = align_predictions(runs, names, tables, config)
+    collected, notices = collect_predictions(runs, config, on_progress)
+    tables, source = align_predictions(runs, names, collected, config)
     first = next(iter(tables.values()))
     age, gender = measure_rows(names, tables)
-    costs = [
-        measure_cost(run, record, config.device, on_progress) for run, record in zip(runs, records, strict=True)
-    ]
+    costs = [measure_cost(run, record, config.device, on_progress) for run, record in zip(runs, records, strict=True)]
     return Comparison(
         names=names,
         runs=tuple(run.path for run in runs),
@@ -201,7 +195,8 @@ def collect_predictions(
     """Return each run's predictions: those that it kept of its test split, else made anew."""
     if config.data is None and config.split == "test":
         return [read_predictions(run.predictions) for run in runs], []
-    tables, notices = [], []
+    tables: list[pd.DataFrame] = []
+    notices: list[str] = []
     for run in runs:
         chosen = EvalConfig(
             run.path, data=config.data, split=config.split, device=config.device, cache_dir=config.cache_dir
@@ -240,16 +235,12 @@ def align_predictions(
     return aligned, f"split '{config.split}' of {config.data or 'the runs’ data'}" if whole else faces
 
 
-def measure_rows(
-    names: tuple[str, ...], tables: dict[str, pd.DataFrame]
-) -> tuple[list[MetricRow], list[MetricRow]]:
+def measure_rows(names: tuple[str, ...], tables: dict[str, pd.DataFrame]) -> tuple[list[MetricRow], list[MetricRow]]:
     """Return the rows of the age table and of the gender table."""
     rows: list[list[MetricRow]] = []
     for measure, make_compute in ((_measure_age, _make_age_compute), (_measure_gender, _make_gender_compute)):
         metrics = [dict(list_metrics(measure(table))) for table in tables.values()]
-        samples = [
-            resample(len(table), BOOTSTRAP_SAMPLES, make_compute(table)) for table in tables.values()
-        ]
+        samples = [resample(len(table), BOOTSTRAP_SAMPLES, make_compute(table)) for table in tables.values()]
         rows.append([_make_row(name, names, metrics, samples) for name in metrics[0]])
     return rows[0], rows[1]
 
@@ -277,8 +268,10 @@ def write_verdict(
     mae, accuracy = age[0], gender[0]
     years = tuple(f"{metric.value:.2f}" for metric in mae.values[:2])
     shares = tuple(f"{metric.value * 100:.1f} %" for metric in accuracy.values[:2])
-    trained = [f"{name} trained {cost.trainable / 1e6:.2f}M parameters in {cost.minutes:.0f} minutes"
-               for name, cost in zip(names[:2], costs[:2], strict=True)]
+    trained = [
+        f"{name} trained {cost.trainable / 1e6:.2f}M parameters in {cost.minutes:.0f} minutes"
+        for name, cost in zip(names[:2], costs[:2], strict=True)
+    ]
     return (
         f"On {n:,} faces that neither model trained on, "
         f"{_phrase('age', 'an MAE', names, years, ' years', mae)}, and "
@@ -289,7 +282,8 @@ def write_verdict(
 def _phrase(task: str, measure: str, names: tuple[str, ...], values: tuple[str, ...], unit: str, row: MetricRow) -> str:
     better = row.better[0]
     if better is None:
-        return f"{task} shows no clear difference ({measure} of {values[0]}{unit} for {names[0]}, {values[1]}{unit} for {names[1]})"
+        both = " and ".join(f"{value}{unit} for {name}" for name, value in zip(names, values, strict=False))
+        return f"{task} shows no clear difference ({measure} of {both})"
     best, other = (0, 1) if better == names[0] else (1, 0)
     return f"{better} is better at {task} ({measure} of {values[best]} against {values[other]}{unit})"
 
@@ -329,12 +323,10 @@ def _compare_group(
     for metric, make_compute in (("mae", _make_age_compute), ("accuracy", _make_gender_compute)):
         ones = np.ones((1, len(first)), dtype=np.int32)
         values = [float(make_compute(table)(ones)[metric][0]) for table in (first, second)]
-        samples = [
-            resample(len(first), BOOTSTRAP_SAMPLES, make_compute(table))[metric] for table in (first, second)
-        ]
+        samples = [resample(len(first), BOOTSTRAP_SAMPLES, make_compute(table))[metric] for table in (first, second)]
         difference = summarize_samples(values[1] - values[0], samples[1] - samples[0])
         better = _choose_better(metric, names[0], names[1], difference)
-        rows.append(GroupDifference(column, value, len(first), metric, *values, difference, better))
+        rows.append(GroupDifference(column, value, len(first), metric, values[0], values[1], difference, better))
     return rows
 
 

@@ -48,9 +48,7 @@ def find_settled_epoch(val_loss: Floats) -> int:
     The validation loss is smoothed (mean of an epoch and up to two before it); learning has settled
     at the first epoch from which on the smoothed loss stays within 2 % of its lowest value.
     """
-    smoothed = np.array(
-        [val_loss[max(0, end - SMOOTHED_EPOCHS) : end].mean() for end in range(1, len(val_loss) + 1)]
-    )
+    smoothed = np.array([val_loss[max(0, end - SMOOTHED_EPOCHS) : end].mean() for end in range(1, len(val_loss) + 1)])
     outside = np.flatnonzero(smoothed > smoothed.min() * (1 + SETTLED_WITHIN))
     # The last epochs may drift out again: then nothing stays, and the last epoch counts.
     return min(int(outside[-1]) + 2 if len(outside) else 1, len(val_loss))

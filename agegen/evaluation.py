@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,7 +157,7 @@ def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]
     """Return each grouping's label per face: age band, gender, then the data's own columns."""
     import pandas as pd
 
-    names = [f"{low}–{high - 1}" for low, high in zip(_AGE_BANDS, _AGE_BANDS[1:], strict=False)]
+    names = [f"{low}–{high - 1}" for low, high in pairwise(_AGE_BANDS)]
     bands = pd.cut(frame["age"], _AGE_BANDS, right=False, labels=names)
     gender = frame["female"].map({True: "female", False: "male"}).astype("category")
     own = {name: frame[name].astype(str).astype("category") for name in groups}

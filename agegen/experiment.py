@@ -226,7 +226,7 @@ def announce_training(training: _Training) -> TrainStart:
     return TrainStart(
         run=training.run.path,
         model=training.plugin.name,
-        counts={name: int(count) for name, count in training.split["split"].value_counts().items()},
+        counts={str(name): int(count) for name, count in training.split["split"].value_counts().items()},
         parameters=count_parameters(training.model),
         epochs=training.settings.epochs,
         setting=setting,
@@ -241,10 +241,9 @@ def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
         notices.append("these faces are drawn, not photographed: the model is good for trying agegen out only")
     if scan.records.excluded:
         shown = "; ".join(f"{item.path} ({item.reason})" for item in scan.records.excluded[:5])
-        more = len(scan.records.excluded) - 5
-        notices.append(
-            f"{len(scan.records.excluded)} files or rows were left out: {shown}{f'; and {more} more' if more > 0 else ''}"
-        )
+        if (more := len(scan.records.excluded) - 5) > 0:
+            shown += f"; and {more} more"
+        notices.append(f"{len(scan.records.excluded)} files or rows were left out: {shown}")
     doubles = int(split["group"].duplicated(keep=False).sum())
     if doubles:
         notices.append(f"{doubles} of {len(split)} faces have a near-duplicate")

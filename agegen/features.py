@@ -179,7 +179,9 @@ def _describe_entries(root: Path) -> Iterator[CacheEntry]:
             meta = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             meta = {}
-        yield CacheEntry(path.parent.name, path.parent, meta.get("identity", "damaged"), meta.get("faces", 0), views, size)
+        yield CacheEntry(
+            path.parent.name, path.parent, meta.get("identity", "damaged"), meta.get("faces", 0), views, size
+        )
 
 
 def _map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
@@ -201,4 +203,4 @@ def _write_at(path: Path, offset: int, values: NDArray[Any]) -> None:
 def _sum_block(features: np.memmap[Any, Any], block: int) -> int:
     """Return a block's checksum; never 0 for one that is all zeros, so that unwritten blocks differ."""
     rows = np.ascontiguousarray(features[block * BLOCK : (block + 1) * BLOCK])
-    return zlib.crc32(rows.view(np.uint8).reshape(-1)) or 1
+    return zlib.crc32(rows.tobytes()) or 1

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agegen import __version__
-from agegen.comparison import Comparison
 from agegen.compare_report import make_tables
+from agegen.comparison import Comparison
 from agegen.data.images import decode_image, resize_image
 from agegen.data.records import FaceRecords, load_records
 from agegen.errors import AgegenError
@@ -18,7 +18,7 @@ from agegen.files import write_text
 from agegen.plots import draw_calibration, draw_curves, draw_errors, draw_scatter
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 FACES_SHOWN = 12
 _FACE_SIZE = 160
@@ -130,7 +130,8 @@ def _show_face(records: FaceRecords, positions: dict[str, int], row: dict[Any, A
     except AgegenError:
         return None
     label = "female" if row["female"] else "male"
-    caption = f"labelled {row['age']:.0f}, {label}; estimated {row['estimated_age']:.0f}, P(female) {row['p_female']:.2f}"
+    estimate = f"estimated {row['estimated_age']:.0f}, P(female) {row['p_female']:.2f}"
+    caption = f"labelled {row['age']:.0f}, {label}; {estimate}"
     return Face(_encode_face(image), f"{row['age']:.0f}", caption)
 
 

@@ -145,7 +145,8 @@ def _compute_roc_auc(p_female: Floats, female: Bools, weights: Weights) -> Float
     below = np.cumsum(negative, axis=1) - negative
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     wins = (positive * (below + 0.5 * negative)).sum(axis=1)
-    return np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+    share: Floats = np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+    return share
 
 
 def _compute_calibration_error(p_female: Floats, right: Floats, weights: Weights) -> Floats:

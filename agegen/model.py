@@ -72,7 +72,7 @@ class AgeGenderModel(nn.Module):
             backbone.requires_grad_(False)
             backbone.eval()
         # Convolutions run fastest so, on CPUs and GPUs alike.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> AgeGenderModel:
         """Switch the mode of all but a frozen backbone, which stays as it is."""

@@ -56,7 +56,13 @@ def draw_scatter(tables: dict[str, pd.DataFrame]) -> Any:
     figure, axes = make_figure(1, len(tables), 5 * max(len(tables), 2), 4.6)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         axis.hexbin(
-            table["age"], table["estimated_age"], gridsize=48, extent=(0, 117, 0, 117), mincnt=1, bins="log", cmap="viridis_r"
+            table["age"],
+            table["estimated_age"],
+            gridsize=48,
+            extent=(0, 117, 0, 117),
+            mincnt=1,
+            bins="log",
+            cmap="viridis_r",
         )
         axis.plot([0, 116], [0, 116], color="#555", linewidth=1)
         axis.set_title(name)

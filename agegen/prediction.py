@@ -114,7 +114,8 @@ def find_inputs(inputs: Iterable[str]) -> Iterator[Path]:
         elif path.exists() or not glob.has_magic(name):
             found = [path]
         else:
-            found = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
+            matches = glob.glob(name, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+            found = sorted(Path(match) for match in matches if Path(match).is_file())
         if not found:
             raise AgegenError(f"no picture in {name}")
         yield from found

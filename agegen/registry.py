@@ -47,9 +47,7 @@ def list_plugins() -> list[Plugin]:
     for plugin in found:
         owner = owners.setdefault(plugin.name, plugin)
         taken_by = None if owner is plugin else owner.source
-        plugins.append(
-            Plugin(plugin.name, plugin.distribution, plugin.version, plugin.entry_point, taken_by=taken_by)
-        )
+        plugins.append(Plugin(plugin.name, plugin.distribution, plugin.version, plugin.entry_point, taken_by=taken_by))
     return plugins
 
 

@@ -67,6 +67,7 @@ class ProgressDisplay:
         self._progress.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is."""
         self.update(stage, done, total)
 
     def update(self, stage: str, done: int, total: int, note: str = "") -> None:
@@ -117,11 +118,13 @@ class TrainDisplay:
 
     def _show_epoch(self, epoch: EpochResult) -> None:
         left = epoch.seconds / epoch.epoch * (self._epochs - epoch.epoch)
+        best = "  best so far" if epoch.best else ""
         self._console.print(
             f"epoch {epoch.epoch:>3}/{self._epochs}  loss {epoch.train_loss:.3f}  val loss {epoch.val_loss:.3f}  "
             f"val MAE {epoch.val_mae:.2f} years  val accuracy {epoch.val_accuracy:.1%}  "
-            f"{epoch.images_per_second:,.0f} images/s  {format_duration(left)} left{'  best so far' if epoch.best else ''}",
+            f"{epoch.images_per_second:,.0f} images/s  {format_duration(left)} left{best}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def _show_result(self, result: TrainResult) -> None:

@@ -93,9 +93,7 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
     return _evaluate(run, info, model, scan, chosen, options, config, data, int(seen.sum()), on_progress)
 
 
-def locate_splits(
-    scan: Scan, split: pd.DataFrame, config: EvalConfig, data: str
-) -> tuple[Scan, NDArray[np.str_]]:
+def locate_splits(scan: Scan, split: pd.DataFrame, config: EvalConfig, data: str) -> tuple[Scan, NDArray[np.str_]]:
     """Return the pictures and the split of each: the run's where they are its data, else their own."""
     if config.data is None:
         scan, rows = apply_split(scan, split, "the run's split.csv")
@@ -106,9 +104,7 @@ def locate_splits(
         return scan, names
     if "split" in scan.records.frame.columns:
         return scan, scan.records.frame["split"].to_numpy(dtype=str)
-    raise DataError(
-        f"{data} is not the data of the run and has no column 'split'; evaluate all of it with --split all"
-    )
+    raise DataError(f"{data} is not the data of the run and has no column 'split'; evaluate all of it with --split all")
 
 
 def _evaluate(

@@ -114,9 +114,7 @@ def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
     return shell
 
 
-def _extract(
-    model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progress: ProgressHook
-) -> LabelledFeatures:
+def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progress: ProgressHook) -> LabelledFeatures:
     cache = FeatureCache(choose_cache_dir(options.cache_dir), model, scan.sha256, options.compute)
     pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels)
     table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress)

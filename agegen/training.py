@@ -140,7 +140,7 @@ def fit(
             val_loss=estimates.loss,
             val_mae=mae,
             val_accuracy=accuracy,
-            lr=schedule.get_last_lr()[0],
+            lr=float(schedule.get_last_lr()[0]),
             seconds=time.monotonic() - started,
             images_per_second=rate,
             best=score < best,

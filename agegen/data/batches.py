@@ -63,7 +63,8 @@ class Pixels:
 
     def __getitem__(self, index: int) -> RGB:
         if self._kept is not None:
-            return self._kept[index]
+            kept: RGB = self._kept[index]
+            return kept
         name = self._records.frame["path"].iloc[index]
         try:
             return resize_image(decode_image(self._records.read(index)), self._size)
@@ -270,9 +271,7 @@ def _collate_samples(samples: list[_Sample]) -> Batch:
     return Batch([stack_images(list(images))], torch.tensor(ages), torch.tensor(female))
 
 
-def _take_features(
-    data: LabelledFeatures, chosen: NDArray[np.int64], views: list[NDArray[np.int64]]
-) -> Batch:
+def _take_features(data: LabelledFeatures, chosen: NDArray[np.int64], views: list[NDArray[np.int64]]) -> Batch:
     """Return the faces ``chosen`` of ``data``; each of ``views`` names a (sorted) view for every face."""
     rows = data.rows[chosen]
     tensors = []

@@ -41,7 +41,12 @@ def draw_records(count: int = DEMO_COUNT) -> FaceRecords:
     female = rng.permutation(np.arange(count) % 2 == 1)
     people = tuple((float(age), bool(gender), row) for row, (age, gender) in enumerate(zip(ages, female, strict=True)))
     frame = pd.DataFrame(
-        {"path": [f"drawn-{row:04d}.png" for row in range(count)], "age": ages, "female": female, "row": range(count)}
+        {
+            "path": [f"drawn-{row:04d}.png" for row in range(count)],
+            "age": ages,
+            "female": female,
+            "row": range(count),
+        }
     )
     return FaceRecords(frame, DrawnStore(people), "demo", drawn=True)
 
@@ -80,7 +85,13 @@ def _draw_background(rng: np.random.Generator) -> RGB:
 
 
 def _draw_hair(
-    canvas: RGB, center: np.ndarray, width: int, height: int, hair: _Color, age: float, female: bool,
+    canvas: RGB,
+    center: np.ndarray,
+    width: int,
+    height: int,
+    hair: _Color,
+    age: float,
+    female: bool,
     rng: np.random.Generator,
 ) -> None:
     import cv2
@@ -107,8 +118,15 @@ def _draw_fringe(
 
 
 def _draw_features(
-    canvas: RGB, center: np.ndarray, width: int, height: int, skin: _Color, hair: _Color, youth: float,
-    female: bool, rng: np.random.Generator,
+    canvas: RGB,
+    center: np.ndarray,
+    width: int,
+    height: int,
+    skin: _Color,
+    hair: _Color,
+    youth: float,
+    female: bool,
+    rng: np.random.Generator,
 ) -> None:
     import cv2
 
@@ -128,7 +146,13 @@ def _draw_features(
 
 
 def _draw_wrinkles(
-    canvas: RGB, center: np.ndarray, width: int, height: int, skin: _Color, age: float, rng: np.random.Generator
+    canvas: RGB,
+    center: np.ndarray,
+    width: int,
+    height: int,
+    skin: _Color,
+    age: float,
+    rng: np.random.Generator,
 ) -> None:
     import cv2
 

@@ -64,9 +64,7 @@ def resize_image(image: RGB, size: int) -> RGB:
     if image.shape[:2] == (size, size):
         return image
     shrinking = min(image.shape[:2]) >= size
-    resized: RGB = cv2.resize(
-        image, (size, size), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
-    )
+    resized: RGB = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
     return resized
 
 

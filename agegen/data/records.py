@@ -19,7 +19,14 @@ UTKFACE_RACES = ("White", "Black", "Asian", "Indian", "Other")
 SPLITS = ("train", "val", "test")
 _UTKFACE_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_\d+\.")
 _GENDERS = {"male": False, "m": False, "0": False, "female": True, "f": True, "1": True}
-_SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 _LABEL_COLUMNS = ("path", "age", "female", "split", "row")
 
 

@@ -48,9 +48,7 @@ def ignore_progress(stage: str, done: int, total: int) -> None:
     """Do nothing: the hook where no one watches."""
 
 
-def scan_images(
-    records: FaceRecords, size: int | None = None, on_progress: ProgressHook = ignore_progress
-) -> Scan:
+def scan_images(records: FaceRecords, size: int | None = None, on_progress: ProgressHook = ignore_progress) -> Scan:
     """Decode every picture once, on all cores.
 
     Args:
