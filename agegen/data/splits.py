@@ -18,11 +18,9 @@ from agegen.files import replace_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
+
 SPLIT_COLUMNS = ["path", "sha256", "group", "split"]
-# Of each ten faces in stratified order the fifth goes to validation and the tenth to test.
-_CYCLE = 10
-_VAL_POSITION = 4
-_TEST_POSITION = 9
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def split_scan(scan: Scan, seed: int) -> pd.DataFrame:
@@ -105,7 +103,7 @@ def fingerprint_split(split: pd.DataFrame) -> str:
 
 
 def _assign_groups(scan: Scan, groups: np.ndarray, seed: int) -> list[str]:
-    """Deal the groups out like cards: sorted by stratum, then by hash, every tenth face to test."""
+    """Give each group, in stratified order, to the split that lacks most of its share so far."""
     members: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         members[int(group)].append(index)
@@ -118,11 +116,12 @@ def _assign_groups(scan: Scan, groups: np.ndarray, seed: int) -> list[str]:
         return int(bands[first]), bool(female[first]), draw
 
     names = [""] * len(groups)
-    position = 0
+    counts = dict.fromkeys(SHARES, 0)
+    seen = 0
     for indices in sorted(members.values(), key=make_key):
-        place = position % _CYCLE
-        name = "test" if place == _TEST_POSITION else "val" if place == _VAL_POSITION else "train"
+        seen += len(indices)
+        name = max(SHARES, key=lambda split: SHARES[split] * seen - counts[split])
+        counts[name] += len(indices)
         for index in indices:
             names[index] = name
-        position += len(indices)
     return names

@@ -1,0 +1,114 @@
+"""The contract test for backbone authors: call :func:`check_backbone` in your own test suite."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from agegen import checkpoints
+from agegen.backbone import Backbone, find_contract_gap, fingerprint_tensors
+from agegen.evaluation import expect_age
+from agegen.losses import compute_loss, make_age_distribution
+from agegen.model import AGE_CLASSES, AgeGenderModel, Outputs
+from agegen.registry import Plugin
+
+_FACES = 4
+
+
+def check_backbone(backbone: type[Backbone], *, pretrained: bool = False) -> None:
+    """Check all that agegen expects of a backbone; needs neither data nor network unless ``pretrained``.
+
+    Declarations; shapes on the meta device and for real; a checkpoint that gives identical outputs
+    after save and load; a step of training that leaves a frozen backbone bit-identical and reaches
+    every parameter of a trainable one.
+
+    Raises:
+        AssertionError: the first thing that is not as the contract says.
+    """
+    gap = find_contract_gap(backbone)
+    assert gap is None, gap
+    _check_meta(backbone)
+    model = _build(backbone, pretrained)
+    _check_outputs(model)
+    _check_training(model)
+    _check_round_trip(backbone, pretrained)
+
+
+def _build(backbone: type[Backbone], pretrained: bool) -> AgeGenderModel:
+    # Seeded, so that a frozen backbone with random weights is the same each time.
+    torch.manual_seed(0)
+    return AgeGenderModel(backbone(pretrained=pretrained)).eval()
+
+
+def _draw_images(backbone: type[Backbone]) -> Tensor:
+    size = backbone.input_spec.size
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (_FACES, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def _check_meta(backbone: type[Backbone]) -> None:
+    size = backbone.input_spec.size
+    with torch.device("meta"):
+        features = backbone(pretrained=False).eval()(torch.empty(2, 3, size, size))
+    wanted = (2, backbone.feature_dim)
+    assert tuple(features.shape) == wanted, f"features on the meta device are {tuple(features.shape)}, not {wanted}"
+
+
+def _check_outputs(model: AgeGenderModel) -> None:
+    images = _draw_images(type(model.backbone))
+    with torch.inference_mode():
+        features = model.extract_features(images)
+        outputs: Outputs = model(images)
+    wanted = (_FACES, model.backbone.feature_dim)
+    assert tuple(features.shape) == wanted, f"features are {tuple(features.shape)}, not {wanted}"
+    assert torch.isfinite(features).all(), "features have values that are no numbers"
+    assert features.std() > 0, "features are the same for every picture"
+    assert outputs.age_logits.shape == (_FACES, AGE_CLASSES)
+    assert outputs.gender_logit.shape == (_FACES,)
+    ages = expect_age(outputs.age_logits.float().softmax(dim=1))
+    assert ((ages >= 0) & (ages <= AGE_CLASSES - 1)).all()
+
+
+def _check_training(model: AgeGenderModel) -> None:
+    before = fingerprint_tensors(model.backbone)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=0.01)
+    outputs = model.train()(_draw_images(type(model.backbone)))
+    targets = make_age_distribution(torch.tensor([1.0, 20.0, 45.0, 80.0]))
+    loss = compute_loss(outputs, targets, torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert torch.isfinite(loss), "the loss is no number"
+    loss.backward()  # type: ignore[no-untyped-call]
+    without = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert not without, f"no gradient reaches {without[0]}"
+    optimizer.step()
+    frozen = model.backbone.frozen
+    assert not (frozen and any(parameter.requires_grad for parameter in model.backbone.parameters()))
+    changed = fingerprint_tensors(model.backbone) != before
+    assert changed != frozen, "a frozen backbone has changed" if frozen else "training leaves the backbone as it is"
+
+
+def _check_round_trip(backbone: type[Backbone], pretrained: bool) -> None:
+    model = _build(backbone, pretrained)
+    images = _draw_images(backbone)
+    plugin = Plugin("checked", backbone.__module__, "0", entry_point=None)  # type: ignore[arg-type]
+
+    def rebuild(*_: object, **__: object) -> Backbone:
+        torch.manual_seed(0)
+        return backbone(pretrained=pretrained)
+
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        path = Path(folder) / "model.safetensors"
+        checkpoints.save_checkpoint(path, model, checkpoints.describe_model(plugin, model, {}))
+        with (
+            patch.object(checkpoints, "load_backbone", return_value=(plugin, backbone)),
+            patch.object(checkpoints, "build_backbone", rebuild),
+        ):
+            info, loaded = checkpoints.load_checkpoint(path)
+        assert asdict(info.heads) == asdict(model.heads.config)
+        for name, first, second in zip(Outputs._fields, model(images), loaded(images), strict=True):
+            assert torch.equal(first, second), f"{name} differs after save and load"

@@ -1,0 +1,106 @@
+"""Shared fixtures: drawn faces on disk, the real data where it is at hand, and a quick command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+# CI promises the real data; there its absence is an error, elsewhere a reason to skip.
+REQUIRE_SHARED = os.environ.get("AGEGEN_REQUIRE_SHARED") == "1"
+
+
+def require_shared(part: str) -> Path:
+    """Return a folder under ../shared, or skip the test where it isn't there."""
+    path = SHARED / part
+    if not path.exists():
+        if REQUIRE_SHARED:
+            pytest.fail(f"{path} is required here")
+        pytest.skip(f"{path} is not at hand")
+    return path
+
+
+@pytest.fixture(scope="session")
+def utkface() -> Path:
+    return require_shared("data/utkface")
+
+
+@pytest.fixture
+def real_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let timm find VGG16's real weights."""
+    hub = require_shared("hf") / "hub"
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def random_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give VGG16 the same random weights each time it is built, so that tests need no file."""
+    import agegen_vgg16
+    import torch
+
+    create = agegen_vgg16.create_base
+
+    def create_random(pretrained: bool) -> torch.nn.Module:
+        torch.manual_seed(7)
+        return create(False)
+
+    monkeypatch.setattr(agegen_vgg16, "create_base", create_random)
+
+
+@pytest.fixture(autouse=True)
+def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in its own folder, with its own cache and without the user's data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("AGEGEN_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def faces_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 drawn faces as files in UTKFace naming."""
+    return write_faces(tmp_path_factory.mktemp("faces"), 60)
+
+
+def write_faces(folder: Path, count: int) -> Path:
+    from agegen.data.demo import draw_records
+
+    records = draw_records(count)
+    for index, row in enumerate(records.frame.itertuples()):
+        name = f"{int(row.age)}_{int(row.female)}_{index % 5}_2017{index:010d}.jpg.chip.png"
+        (folder / name).write_bytes(records.read(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def agegen() -> Callable[..., object]:
+    """Run the command line in this process; returns typer's result (exit_code, stdout, stderr)."""
+    from typer.testing import CliRunner
+
+    from agegen.cli import app
+
+    runner = CliRunner()
+
+    def run(*arguments: object) -> object:
+        result = runner.invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"})
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scratch run of two epochs on drawn faces; read only."""
+    from agegen.experiment import TrainConfig, train_run
+
+    path = tmp_path_factory.mktemp("trained") / "scratch"
+    for _ in train_run(TrainConfig("scratch", "demo", path, epochs=2, batch_size=32, workers=0)):
+        pass
+    return path

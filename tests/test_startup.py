@@ -1,0 +1,36 @@
+import subprocess
+import sys
+
+HEAVY = ("torch", "timm", "pandas", "albumentations", "matplotlib", "numpy", "cv2", "PIL")
+
+
+def run_python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_help_imports_no_heavy_library():
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom agegen.cli import app\n"
+        "result = CliRunner().invoke(app, ['--help'])\nassert result.exit_code == 0, result.output\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert run_python(code).strip() == "[]"
+
+
+def test_listing_plugins_imports_none_of_them():
+    code = (
+        "import sys\nfrom agegen.registry import list_plugins\n"
+        "assert {'scratch', 'vgg16'} <= {plugin.name for plugin in list_plugins()}\n"
+        "print([name for name in ('torch', 'agegen_scratch', 'agegen_vgg16') if name in sys.modules])"
+    )
+    assert run_python(code).strip() == "[]"
+
+
+def test_module_and_script_are_the_same():
+    helps = [
+        subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+        for command in ([sys.executable, "-m", "agegen"], [sys.executable.replace("python3", "python").rsplit("/", 1)[0] + "/agegen"])
+    ]
+    assert helps[0] == helps[1]
+    assert "Usage: agegen" in helps[0]
