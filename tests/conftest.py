@@ -67,9 +67,16 @@ def faces_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_faces(tmp_path_factory.mktemp("faces"), 60)
 
 
+@pytest.fixture(scope="session")
+def draw_folder() -> Callable[[Path, int], Path]:
+    """Write drawn faces in UTKFace naming: (folder, count) -> folder."""
+    return write_faces
+
+
 def write_faces(folder: Path, count: int) -> Path:
     from agegen.data.demo import draw_records
 
+    folder.mkdir(exist_ok=True)
     records = draw_records(count)
     for index, row in enumerate(records.frame.itertuples()):
         name = f"{int(row.age)}_{int(row.female)}_{index % 5}_2017{index:010d}.jpg.chip.png"

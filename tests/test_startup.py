@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 HEAVY = ("torch", "timm", "pandas", "albumentations", "matplotlib", "numpy", "cv2", "PIL")
 
@@ -28,9 +30,9 @@ def test_listing_plugins_imports_none_of_them():
 
 
 def test_module_and_script_are_the_same():
+    commands = [sys.executable, "-m", "agegen"], [Path(sysconfig.get_path("scripts")) / "agegen"]
     helps = [
-        subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
-        for command in ([sys.executable, "-m", "agegen"], [sys.executable.replace("python3", "python").rsplit("/", 1)[0] + "/agegen"])
+        subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout for command in commands
     ]
     assert helps[0] == helps[1]
     assert "Usage: agegen" in helps[0]

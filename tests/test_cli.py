@@ -1,0 +1,156 @@
+"""Every command as a user runs it, and one way through all of them."""
+
+import csv
+import io
+import json
+
+import pandas as pd
+import pytest
+
+
+def write_manifest(folder, path):
+    names = sorted(face.name for face in folder.iterdir())
+    splits = ["train" if index % 10 < 4 else "val" if index % 10 < 6 else "test" for index in range(len(names))]
+    rows = [f"data/{name},{name.split('_')[0]},{name.split('_')[1]},{split}\n" for name, split in zip(names, splits, strict=True)]
+    path.write_text("path,age,gender,split\n" + "".join(rows))
+    return path
+
+
+@pytest.mark.usefixtures("random_vgg16")
+def test_train_eval_predict_compare(agegen, draw_folder, faces_folder, tmp_path):
+    data = write_manifest(draw_folder(tmp_path / "data", 100), tmp_path / "faces.csv")
+    small = ("--data", data, "--epochs", "2", "--batch-size", "32", "--workers", "0")
+    done = agegen("train", "--model", "scratch", *small)
+    assert done.exit_code == 0
+    run = tmp_path / done.stdout.strip().splitlines()[-1]
+    assert (run / "best.safetensors").is_file()
+    assert "epoch   2/2" in done.stdout
+
+    done = agegen("train", "--model", "vgg16", *small, "--split-file", run / "split.csv")
+    assert done.exit_code == 0
+    other = tmp_path / done.stdout.strip().splitlines()[-1]
+    assert "vgg16" in other.name
+
+    done = agegen("eval", run, "--json", "-", "--predictions", tmp_path / "rows.csv")
+    report = json.loads(done.stdout)
+    stored = json.loads((run / "eval.json").read_text())
+    assert report == stored
+    assert len(pd.read_csv(tmp_path / "rows.csv")) == report["n"]
+
+    done = agegen("predict", "--no-detect", faces_folder, "--run", run, "--json", "-")
+    assert done.exit_code == 0
+    assert len(json.loads(done.stdout)) == 60
+
+    done = agegen("compare", "--json", tmp_path / "c.json", "--report", tmp_path / "c.html")
+    assert done.exit_code == 0
+    assert "Table 1: age" in done.stdout
+    assert "Table 3: cost" in done.stdout
+    assert json.loads((tmp_path / "c.json").read_text())["n"] == report["n"]
+    assert (tmp_path / "c.html").read_text().startswith("<!doctype html>")
+
+    listed = agegen("cache")
+    assert "timm/vgg16.tv_in1k" in listed.stdout
+    assert "freed" in agegen("cache", "--clear").stdout
+    assert "timm/vgg16.tv_in1k" not in agegen("cache").stdout
+
+
+def test_eval_json_has_the_documented_form(trained_run, agegen):
+    report = json.loads(agegen("eval", trained_run, "--json", "-").stdout)
+    assert set(report) == {"n", "age", "gender", "groups", "baseline"}
+    assert {"mae", "mae_ci95", "rmse", "cs3", "cs5", "cs10"} <= set(report["age"])
+    assert {"accuracy", "accuracy_ci95", "roc_auc", "ece"} <= set(report["gender"])
+    low, high = report["age"]["mae_ci95"]
+    assert low < report["age"]["mae"] < high
+    assert report["baseline"]["age"]["mae"] > 0
+    columns = {group["column"] for group in report["groups"]}
+    assert columns == {"age_band", "gender"}
+    for column in columns:
+        assert sum(group["n"] for group in report["groups"] if group["column"] == column) == report["n"]
+    assert all(group["small"] == (group["n"] < 30) for group in report["groups"])
+
+
+def test_eval_on_other_data(trained_run, faces_folder, agegen):
+    done = agegen("eval", trained_run, "--data", faces_folder, "--split", "all", "--json", "-")
+    report = json.loads(done.stdout)
+    assert report["n"] == 60
+    assert {group["column"] for group in report["groups"]} == {"age_band", "gender", "race"}
+    done = agegen("eval", trained_run, "--data", faces_folder)
+    assert done.exit_code == 1
+    assert "--split all" in done.stderr
+
+
+def test_eval_takes_the_newest_run(trained_run, agegen, tmp_path):
+    (tmp_path / "runs").symlink_to(trained_run.parent)
+    assert "MAE (years)" in agegen("eval").stdout
+
+
+def test_predict_rows(trained_run, faces_folder, agegen, tmp_path):
+    good = sorted(faces_folder.iterdir())[0]
+    (tmp_path / "bad.jpg").write_bytes(b"broken")
+    done = agegen("predict", good, tmp_path / "bad.jpg", "--run", trained_run, "--no-detect", "--json", "-")
+    assert done.exit_code == 1
+    first, second = json.loads(done.stdout)
+    assert set(first) == {"file", "status", "box", "age", "age_low", "age_high", "gender", "p_female"}
+    assert first["status"] == "ok"
+    assert 0 <= first["age_low"] <= first["age"] <= first["age_high"] <= 116
+    assert first["gender"] == ("female" if first["p_female"] >= 0.5 else "male")
+    assert (second["status"], second["age"]) == ("unreadable", None)
+    assert "not a readable picture" in second["reason"]
+
+
+def test_predict_csv_and_globs(trained_run, faces_folder, agegen, tmp_path):
+    done = agegen("predict", f"{faces_folder}/1*", "--run", trained_run, "--no-detect", "--csv", "-")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["file"] for row in rows] == sorted(str(path) for path in faces_folder.glob("1*"))
+    done = agegen("predict", faces_folder, "--run", trained_run, "--csv", tmp_path / "rows.csv")
+    assert "doesn't search pictures for faces yet" in done.stderr
+    assert "90 % interval" in done.stdout
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 61
+
+
+def test_predictions_do_not_depend_on_company(trained_run, faces_folder, agegen):
+    together = json.loads(agegen("predict", faces_folder, "--run", trained_run, "--json", "-").stdout)
+    for face in together[::20]:
+        (alone,) = json.loads(agegen("predict", face["file"], "--run", trained_run, "--json", "-").stdout)
+        assert alone["age"] == pytest.approx(face["age"], abs=0.3)
+        assert alone["p_female"] == pytest.approx(face["p_female"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "no-run"], "no run at no-run"),
+        (["eval"], "no finished run under runs/"),
+        (["eval", "--model", "scratch"], "no weights ship with agegen for 'scratch' yet"),
+        (["predict", "nothing-*.jpg"], "no picture in nothing-"),
+        (["predict", "face.jpg", "--json", "-", "--csv", "-"], "both want stdout"),
+        (["compare"], "at least two different finished runs, not 0"),
+        (["train", "--model", "scratch"], "--data demo"),
+        (["train", "--model", "resnet", "--data", "demo"], "no backbone is called 'resnet'"),
+    ],
+)
+def test_mistakes_are_one_line_on_stderr(agegen, arguments, message):
+    done = agegen(*arguments)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert message in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_every_command_has_help_with_an_example(agegen):
+    for command in ("train", "eval", "predict", "compare", "models"):
+        done = agegen(command, "--help")
+        assert done.exit_code == 0
+        assert "Example: agegen" in done.stdout
+
+
+def test_version(agegen):
+    from agegen import __version__
+
+    assert agegen("--version").stdout.strip() == f"agegen {__version__}"
+
+
+def test_an_output_folder_in_use_is_refused(agegen, trained_run):
+    done = agegen("train", "--model", "scratch", "--data", "demo", "--out", trained_run)
+    assert done.exit_code == 1
+    assert "is not empty; choose another --out" in done.stderr

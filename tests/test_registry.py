@@ -1,0 +1,136 @@
+"""Plugins from other distributions, installed for real into a temporary folder."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from agegen.errors import PluginError
+from agegen.registry import find_plugin, list_plugins, load_plugin
+
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "{name}"
+version = "1.2.3"
+[project.entry-points."agegen.backbones"]
+{entries}
+[tool.hatch.build.targets.wheel]
+packages = ["{module}"]
+"""
+TINY = """
+from torch import nn
+from agegen.backbone import Backbone, InputSpec, TrainingDefaults
+
+class TinyBackbone(Backbone):
+    input_spec = InputSpec(size=16)
+    feature_dim = 12
+    defaults = TrainingDefaults(epochs=1, lr=1e-3, batch_size=16)
+
+    def __init__(self, *, pretrained=True):
+        super().__init__(pretrained=pretrained)
+        self.layers = nn.Sequential(nn.Conv2d(3, 12, 5, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, images):
+        return self.layers(images)
+
+class Breaking(TinyBackbone):
+    def __init__(self, *, pretrained=True):
+        raise RuntimeError("no such\\nlayer")
+
+number = 3
+"""
+
+
+def install(tmp, target, name, entries, code):
+    module = name.replace("-", "_")
+    source = tmp / name
+    (source / module).mkdir(parents=True)
+    (source / module / "__init__.py").write_text(code)
+    (source / "pyproject.toml").write_text(PYPROJECT.format(name=name, module=module, entries=entries))
+    command = ["install", "-q", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(target), str(source)]
+    subprocess.run([sys.executable, "-m", "pip", *command], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    tmp = tmp_path_factory.mktemp("plugins")
+    target = tmp / "site"
+    entries = 'tiny = "agegen_tiny:TinyBackbone"\nnumber = "agegen_tiny:number"\nbreaking = "agegen_tiny:Breaking"'
+    install(tmp, target, "agegen-tiny", entries, TINY)
+    install(tmp, target, "agegen-broken", 'broken = "agegen_broken:Backbone"', "import a_module_that_is_not_there")
+    entries = 'scratch = "agegen_rival:Rival"\nleaving = "agegen_rival:Rival"'
+    install(tmp, target, "agegen-rival", entries, "raise SystemExit(3)")
+    return target
+
+
+@pytest.fixture
+def plugins(target, monkeypatch):
+    monkeypatch.syspath_prepend(str(target))
+    return {f"{plugin.name}@{plugin.distribution}": plugin for plugin in list_plugins()}
+
+
+def run_agegen(target, *arguments):
+    command = [sys.executable, "-m", "agegen", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(target)})
+
+
+def test_a_strangers_backbone_trains_by_name_beside_broken_ones(target, faces_folder, tmp_path):
+    run = tmp_path / "run"
+    done = run_agegen(target, "train", "--model", "tiny", "--data", faces_folder, "--out", run, "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((run / "run.json").read_text())
+    assert record["plugin"] == {"distribution": "agegen-tiny", "version": "1.2.3"}
+    assert (run / "best.safetensors").is_file()
+
+
+def test_models_lists_them_all_with_their_problems(target):
+    done = run_agegen(target, "models", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    models = {(model["name"], model["distribution"]): model for model in json.loads(done.stdout)}
+    assert models["scratch", "agegen"]["parameters"] == models["scratch", "agegen"]["trainable"]
+    assert models["vgg16", "agegen"]["frozen"] is True
+    assert models["tiny", "agegen-tiny"]["problem"] is None
+    assert "a_module_that_is_not_there" in models["broken", "agegen-broken"]["problem"]
+    assert "no such" in models["breaking", "agegen-tiny"]["problem"]
+    assert models["scratch", "agegen-rival"]["problem"].startswith("the name is taken by agegen ")
+    assert all(model["version"] == "1.2.3" for (_, origin), model in models.items() if origin != "agegen")
+
+
+def test_a_broken_plugin_is_an_error_only_when_asked_for(target):
+    assert run_agegen(target, "--help").returncode == 0
+    done = run_agegen(target, "train", "--model", "broken", "--data", "demo")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: backbone 'broken' of agegen-broken 1.2.3 can't be loaded")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_names_that_are_taken(plugins):
+    assert plugins["scratch@agegen"].taken_by is None
+    assert plugins["scratch@agegen-rival"].taken_by.startswith("agegen ")
+    assert find_plugin("scratch").distribution == "agegen"
+    with pytest.raises(PluginError, match=r"'scratch' of agegen-rival 1\.2\.3: the name is taken by agegen "):
+        find_plugin("scratch@agegen-rival")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("broken@agegen-broken", r"'broken' of agegen-broken 1\.2\.3 can't be loaded: ModuleNotFoundError"),
+        ("number@agegen-tiny", r"'number' of agegen-tiny 1\.2\.3: agegen_tiny:number is no subclass"),
+        ("leaving@agegen-rival", r"'leaving' of agegen-rival 1\.2\.3 can't be loaded: SystemExit: 3"),
+    ],
+)
+def test_what_cannot_load_is_named(plugins, key, message):
+    with pytest.raises(PluginError, match=message):
+        load_plugin(plugins[key])
+
+
+def test_unknown_names_list_the_installed_ones():
+    with pytest.raises(PluginError, match="no backbone is called 'resnet'; installed: scratch, vgg16"):
+        find_plugin("resnet")
