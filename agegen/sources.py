@@ -80,7 +80,7 @@ def make_train_sources(
             EvalFeatures(features["val"]),
             EvalFeatures(features["test"]),
         )
-    pixels = {name: _pick_pixels(model, scan, splits == name) for name in parts}
+    pixels = {name: _pick_pixels(model, scan, rows) for name, rows in parts.items()}
     train = TrainBatches(
         pixels["train"],
         build_train_augmentation(model.backbone.input_spec),
@@ -102,7 +102,7 @@ def make_eval_source(
     if model.backbone.frozen:
         table = _extract(model, scan, options, on_progress)
         return model.heads, EvalFeatures(_pick_features(table, np.flatnonzero(chosen)))
-    return model, EvalBatches(_pick_pixels(model, scan, chosen))
+    return model, EvalBatches(_pick_pixels(model, scan, np.flatnonzero(chosen)))
 
 
 def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
@@ -126,10 +126,10 @@ def _pick_features(data: LabelledFeatures, rows: NDArray[np.int64]) -> LabelledF
     return LabelledFeatures(data.table, data.rows[rows], data.ages[rows], data.female[rows])
 
 
-def _pick_pixels(model: AgeGenderModel, scan: Scan, chosen: NDArray[np.bool_]) -> LabelledPixels:
-    part = scan.select(chosen)
-    pixels = Pixels(part.records, model.backbone.input_spec.size, part.pixels)
-    return LabelledPixels(pixels, *_read_labels(part))
+def _pick_pixels(model: AgeGenderModel, scan: Scan, rows: NDArray[np.int64]) -> LabelledPixels:
+    pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels, rows)
+    ages, female = _read_labels(scan)
+    return LabelledPixels(pixels, ages[rows], female[rows])
 
 
 def _read_labels(scan: Scan) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -11,7 +11,10 @@ import pytest
 def write_manifest(folder, path):
     names = sorted(face.name for face in folder.iterdir())
     splits = ["train" if index % 10 < 4 else "val" if index % 10 < 6 else "test" for index in range(len(names))]
-    rows = [f"data/{name},{name.split('_')[0]},{name.split('_')[1]},{split}\n" for name, split in zip(names, splits, strict=True)]
+    rows = [
+        f"data/{name},{name.split('_')[0]},{name.split('_')[1]},{split}\n"
+        for name, split in zip(names, splits, strict=True)
+    ]
     path.write_text("path,age,gender,split\n" + "".join(rows))
     return path
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from agegen.backbone import InputSpec
 from agegen.data.batches import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers, limit_batch_size
 from agegen.data.demo import draw_records
 from agegen.data.scan import scan_images
 from agegen.devices import choose_compute
 from agegen.errors import AgegenError
 from agegen.experiment import TrainConfig, train_run
-from agegen.backbone import InputSpec
 from agegen.model import AGE_CLASSES, Outputs
 from agegen.training import (
     BatchResult,
@@ -77,7 +77,9 @@ def test_same_seed_same_weights_whatever_the_workers(data, mixup):
 def test_two_runs_with_one_seed_give_the_same_epochs(tmp_path):
     epochs = []
     for name in ("first", "second"):
-        config = TrainConfig("scratch", "demo", tmp_path / name, epochs=1, batch_size=64, seed=3, device="cpu", workers=1)
+        config = TrainConfig(
+            "scratch", "demo", tmp_path / name, epochs=1, batch_size=64, seed=3, device="cpu", workers=1
+        )
         events = [event for event in train_run(config) if isinstance(event, EpochResult)]
         epochs.append([(event.train_loss, event.val_loss, event.val_mae, event.val_accuracy) for event in events])
     assert epochs[0] == epochs[1]

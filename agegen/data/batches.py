@@ -51,25 +51,32 @@ class BatchSource(Protocol):
 
 
 class Pixels:
-    """The resized pictures of a data set: from memory where they were kept, else decoded anew."""
+    """Resized pictures of a data set, all or the given rows: from memory if kept there, else decoded anew."""
 
-    def __init__(self, records: FaceRecords, size: int, kept: NDArray[np.uint8] | None) -> None:
+    def __init__(
+        self,
+        records: FaceRecords,
+        size: int,
+        kept: NDArray[np.uint8] | None,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
         self._records = records
         self._size = size
         self._kept = kept
+        self._rows = np.arange(len(records)) if rows is None else rows
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> RGB:
+        row = int(self._rows[index])
         if self._kept is not None:
-            kept: RGB = self._kept[index]
+            kept: RGB = self._kept[row]
             return kept
-        name = self._records.frame["path"].iloc[index]
         try:
-            return resize_image(decode_image(self._records.read(index)), self._size)
+            return resize_image(decode_image(self._records.read(row)), self._size)
         except DataError as error:
-            raise DataError(f"{name} can't be read any more: {error}") from error
+            raise DataError(f"{self._records.frame['path'].iloc[row]} can't be read any more: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class VGG16Backbone(Backbone):
     The square root evens out the long tails of ReLU activations before the heads standardise them.
     """
 
-    input_spec = InputSpec(size=128)
+    input_spec = InputSpec(size=96)
     feature_dim = sum(channels * side * side for _, channels, side in GRIDS)
     defaults = TrainingDefaults(epochs=15, lr=1e-3, batch_size=128, views=4)
     heads = HeadConfig(hidden=256, dropout=0.5, standardize=True)
@@ -34,7 +34,7 @@ class VGG16Backbone(Backbone):
         self.base = create_base(pretrained)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (N, 3, 128, 128) to features (N, 17408), all at least 0."""
+        """Map normalised images (N, 3, 96, 96) to features (N, 17408), all at least 0."""
         maps = self.base(images)
         grids = [F.adaptive_avg_pool2d(part.float(), side) for part, (_, _, side) in zip(maps, GRIDS, strict=True)]
         return torch.cat([grid.flatten(1) for grid in grids], dim=1).sqrt()

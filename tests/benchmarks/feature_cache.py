@@ -1,0 +1,82 @@
+"""Time training on a frozen backbone with and without the feature cache.
+
+    python tests/benchmarks/feature_cache.py --data data/utkface [--model vgg16] [--cache-dir DIR]
+
+Without: one full epoch in which the backbone sees every (augmented) picture, its validation included,
+times ten. With: ten epochs on cached features; what the extraction itself took is printed apart, and
+is 0 where the cache was there before. Not a test: it asserts nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agegen.backbone import Backbone
+from agegen.data.batches import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers
+from agegen.data.records import load_records
+from agegen.data.scan import Scan, scan_images
+from agegen.data.splits import split_scan
+from agegen.devices import choose_compute
+from agegen.model import AgeGenderModel
+from agegen.registry import load_backbone
+from agegen.sources import SourceOptions, make_train_sources
+from agegen.training import FitSettings, average_network, fit
+from agegen.transforms import build_view_augmentation
+
+EPOCHS = 10
+
+
+def time_fit(network, train, val, defaults, epochs, compute) -> float:
+    settings = FitSettings(epochs, defaults.lr, defaults.weight_decay, defaults.mixup, seed=0)
+    started = time.monotonic()
+    for _ in fit(network, average_network(network), train, val, settings, compute):
+        pass
+    return time.monotonic() - started
+
+
+def time_uncached(backbone: type[Backbone], model: AgeGenderModel, scan: Scan, splits, compute) -> float:
+    frame = scan.records.frame
+
+    def pick(name: str) -> LabelledPixels:
+        rows = np.flatnonzero(splits == name)
+        pixels = Pixels(scan.records, backbone.input_spec.size, scan.pixels, rows)
+        return LabelledPixels(pixels, *(frame[column].to_numpy("float32")[rows] for column in ("age", "female")))
+
+    augmentation = build_view_augmentation(backbone.input_spec)
+    train = TrainBatches(pick("train"), augmentation, backbone.defaults.batch_size, 0, choose_workers(None))
+    return time_fit(model, train, EvalBatches(pick("val")), backbone.defaults, 1, compute)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default="vgg16")
+    parser.add_argument("--cache-dir", type=Path)
+    options = parser.parse_args()
+    compute = choose_compute()
+    _, backbone = load_backbone(options.model)
+    scan = scan_images(load_records(options.data), backbone.input_spec.size)
+    splits = split_scan(scan, 0)["split"].to_numpy()
+    defaults = backbone.defaults
+
+    torch.manual_seed(0)
+    model = AgeGenderModel(backbone())
+    chosen = SourceOptions(compute, defaults.batch_size, views=defaults.views, cache_dir=options.cache_dir)
+    started = time.monotonic()
+    sources = make_train_sources(model, scan, splits, chosen)
+    extraction = time.monotonic() - started
+    cached = time_fit(sources.network, sources.train, sources.val, defaults, EPOCHS, compute)
+    one = time_uncached(backbone, AgeGenderModel(backbone()), scan, splits, compute)
+    print(f"{len(splits)} faces, {compute}, {torch.get_num_threads()} threads")
+    print(f"without the cache: {one:.0f} s for one epoch, {one * EPOCHS:.0f} s for {EPOCHS}")
+    print(f"with it: {cached:.0f} s for {EPOCHS} epochs ({one * EPOCHS / cached:.1f} times as fast)")
+    print(f"opening or filling the cache, {defaults.views} views: {extraction:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
