@@ -12,9 +12,8 @@ from torch import Tensor
 
 from agegen import checkpoints
 from agegen.backbone import Backbone, find_contract_gap, fingerprint_tensors
-from agegen.evaluation import expect_age
 from agegen.losses import compute_loss, make_age_distribution
-from agegen.model import AGE_CLASSES, AgeGenderModel, Outputs
+from agegen.model import AGE_CLASSES, AgeGenderModel, Outputs, expect_age
 from agegen.registry import Plugin
 
 _FACES = 4

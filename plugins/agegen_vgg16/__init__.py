@@ -24,8 +24,8 @@ class VGG16Backbone(Backbone):
 
     input_spec = InputSpec(size=96)
     feature_dim = sum(channels * side * side for _, channels, side in GRIDS)
-    defaults = TrainingDefaults(epochs=15, lr=1e-3, batch_size=128, views=4)
-    heads = HeadConfig(hidden=256, dropout=0.5, standardize=True)
+    defaults = TrainingDefaults(epochs=15, lr=1e-3, batch_size=128, weight_decay=0.2, views=4)
+    heads = HeadConfig(hidden=256, dropout=0.6, standardize=True)
     frozen = True
     identity = f"timm/{TIMM_NAME}"
 
