@@ -57,7 +57,6 @@ class TrainingDefaults:
         weight_decay: decoupled, on weight matrices only (not on biases and norms).
         views: for frozen backbones, how many fixed views of each training image are extracted;
             the first is the plain image, the second its mirror, the rest shifted, turned and scaled.
-        mixup: parameter of the Beta distribution of mixup (Zhang et al. 2018); 0 turns it off.
     """
 
     epochs: int
@@ -65,7 +64,6 @@ class TrainingDefaults:
     batch_size: int
     weight_decay: float = 0.05
     views: int = 2
-    mixup: float = 0.0
 
 
 class Backbone(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,7 +128,7 @@ def train(
     Example: agegen train --model scratch --data data/utkface
     """
     notices = make_notice_console()
-    with notices.status("loading libraries") if notices.is_terminal else _Quiet():
+    with notices.status("loading libraries") if notices.is_terminal else nullcontext():
         from agegen.data.records import resolve_data
         from agegen.experiment import TrainConfig, train_run
         from agegen.report import ProgressDisplay, TrainDisplay
@@ -320,16 +321,6 @@ def cache(
 def main() -> None:
     """Run the command line."""
     app(prog_name="agegen")
-
-
-class _Quiet:
-    """A context that shows nothing."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
 
 def _write_faces(faces: list[FacePrediction], json_out: str | None, csv_out: str | None) -> None:

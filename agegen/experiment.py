@@ -167,7 +167,7 @@ def choose_settings(
     lr = defaults.lr if config.lr is None else config.lr
     if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
         raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
-    settings = FitSettings(epochs, lr, defaults.weight_decay, defaults.mixup, config.seed)
+    settings = FitSettings(epochs, lr, defaults.weight_decay)
     options = SourceOptions(compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir)
     return settings, options
 

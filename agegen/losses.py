@@ -30,7 +30,7 @@ def compute_loss(outputs: Outputs, age_targets: Tensor, female: Tensor) -> Tenso
     Args:
         outputs: of the model.
         age_targets: label distributions (N, 117).
-        female: probabilities (N,), 0–1, that the label is female (soft after mixup).
+        female: labels (N,), 0.0 or 1.0.
     """
     log_probabilities = F.log_softmax(outputs.age_logits.float(), dim=1)
     divergence = F.kl_div(log_probabilities, age_targets, reduction="batchmean")

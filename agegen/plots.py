@@ -41,6 +41,8 @@ def draw_curves(epochs: dict[str, pd.DataFrame]) -> Any:
         for axis, (_, title) in zip(axes[row], _CURVES, strict=True):
             axis.set_xlabel(unit)
             axis.set_ylabel(title)
+    for axis in axes[0]:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0][0].legend(fontsize=8)
     return figure
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from agegen.data.batches import BatchSource
@@ -32,8 +32,6 @@ class FitSettings:
     epochs: int
     lr: float
     weight_decay: float
-    mixup: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -109,13 +107,10 @@ def fit(
     for epoch in range(settings.epochs):
         network.train()
         epoch_started, seen, loss_sum = time.monotonic(), 0, 0.0
-        rng = np.random.default_rng((settings.seed, epoch, 2))
         for index, batch in enumerate(train.iterate(epoch), start=1):
             inputs = batch.views[0].to(compute.device, non_blocking=True)
             targets = make_age_distribution(batch.ages.to(compute.device))
             female = batch.female.to(compute.device)
-            if settings.mixup:
-                inputs, targets, female = mix_faces(inputs, targets, female, settings.mixup, rng)
             with compute.autocast():
                 outputs = network(inputs)
             loss = compute_loss(outputs, targets, female)
@@ -169,20 +164,6 @@ def make_optimizer(network: nn.Module, settings: FitSettings) -> torch.optim.Opt
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.lr)
-
-
-def mix_faces(
-    inputs: Tensor, targets: Tensor, female: Tensor, alpha: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Blend each face and its soft labels with another of the batch (mixup, Zhang et al. 2018)."""
-    share = float(rng.beta(alpha, alpha))
-    order = torch.from_numpy(rng.permutation(len(inputs))).to(inputs.device)
-    inputs = inputs.float()
-    return (
-        torch.lerp(inputs[order], inputs, share),
-        torch.lerp(targets[order], targets, share),
-        torch.lerp(female[order], female, share),
-    )
 
 
 def measure_quickly(estimates: Estimates, source: BatchSource) -> tuple[float, float]:

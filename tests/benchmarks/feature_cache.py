@@ -32,7 +32,7 @@ EPOCHS = 10
 
 
 def time_fit(network, train, val, defaults, epochs, compute) -> float:
-    settings = FitSettings(epochs, defaults.lr, defaults.weight_decay, defaults.mixup, seed=0)
+    settings = FitSettings(epochs, defaults.lr, defaults.weight_decay)
     started = time.monotonic()
     for _ in fit(network, average_network(network), train, val, settings, compute):
         pass
