@@ -29,6 +29,7 @@ from agegen.data.splits import (
 from agegen.devices import Compute, choose_compute
 from agegen.errors import AgegenError, DataError
 from agegen.evaluation import Baseline, Evaluation, estimate_batches, evaluate_estimates, find_baseline
+from agegen.features import choose_cache_dir
 from agegen.files import write_json
 from agegen.model import AgeGenderModel, count_parameters
 from agegen.plots import plot_curves
@@ -220,7 +221,12 @@ def announce_training(training: _Training) -> TrainStart:
     """Return what to tell the user before the first epoch."""
     options = training.options
     setting = f"{options.compute}, batches of {options.batch_size}"
-    if not training.model.backbone.frozen:
+    if training.model.backbone.frozen:
+        size = len(training.split) * training.model.backbone.feature_dim * 2 * options.views
+        setting += (
+            f", {options.views} views of each face ({size / 1e9:.1f} GB) in {choose_cache_dir(options.cache_dir)}"
+        )
+    else:
         kept = "in memory" if training.scan.pixels is not None else "decoded in each epoch"
         setting += f", {choose_workers(options.workers)} loader processes, pictures {kept}"
     return TrainStart(

@@ -94,6 +94,12 @@ def test_split_file_round_trip_and_changed_files(scan, tmp_path):
     again = read_split(tmp_path / "split.csv")
     _, applied = apply_split(scan, again, "split.csv")
     assert fingerprint_split(applied) == fingerprint_split(split)
+    part = again.drop(index=[0, 1]).assign(path=again["path"].replace("drawn-0002.png", "lost.png"))
+    some, _ = apply_split(scan, part, "split.csv")
+    assert {(item.path, item.reason) for item in some.records.excluded} == {
+        *((f"drawn-000{index}.png", "not in split.csv") for index in range(3)),
+        ("lost.png", "in split.csv, but not in the data"),
+    }
     again.loc[5, "sha256"] = "0" * 64
     with pytest.raises(DataError, match=r"1 pictures differ .* drawn-0005\.png"):
         apply_split(scan, again, "split.csv")

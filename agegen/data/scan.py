@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,11 +113,4 @@ def _drop_unreadable(scan: Scan, reasons: list[str]) -> Scan:
     if not readable.any():
         raise DataError(f"no picture of {scan.records.source} can be read; the first: {bad[0].path}: {bad[0].reason}")
     kept = scan.select(readable)
-    records = FaceRecords(
-        kept.records.frame,
-        kept.records.images,
-        kept.records.source,
-        scan.records.excluded + bad,
-        scan.records.drawn,
-    )
-    return Scan(records, kept.sha256, kept.hashes, kept.pixels)
+    return replace(kept, records=replace(kept.records, excluded=scan.records.excluded + bad))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agegen.data.duplicates import group_duplicates
-from agegen.data.records import SPLITS
+from agegen.data.records import SPLITS, Exclusion
 from agegen.data.scan import Scan
 from agegen.errors import DataError
 from agegen.files import replace_atomically
@@ -47,7 +48,8 @@ def count_leaking_groups(split: pd.DataFrame) -> int:
 def apply_split(scan: Scan, split: pd.DataFrame, origin: str) -> tuple[Scan, pd.DataFrame]:
     """Return the scanned pictures that a split names, and its rows, in the same order.
 
-    A picture is matched by its path and must have the checksum that it had then.
+    A picture is matched by its path and must have the checksum that it had then. Pictures that only one
+    of the two has join ``records.excluded``.
 
     Raises:
         DataError: no path matches, or a file has changed since the split was made.
@@ -57,7 +59,10 @@ def apply_split(scan: Scan, split: pd.DataFrame, origin: str) -> tuple[Scan, pd.
     known = paths.isin(rows.index).to_numpy()
     if not known.any():
         raise DataError(f"no picture of {scan.records.source} is in {origin}; is it the split of other data?")
+    left_out = tuple(Exclusion(str(path), f"not in {origin}") for path in paths[~known])
+    lost = tuple(Exclusion(path, f"in {origin}, but not in the data") for path in set(rows.index) - set(paths))
     scan = scan.select(known)
+    scan = replace(scan, records=replace(scan.records, excluded=scan.records.excluded + left_out + lost))
     rows = rows.loc[scan.records.frame["path"]].reset_index()
     changed = np.flatnonzero(rows["sha256"].to_numpy() != np.array(scan.sha256))
     if len(changed):
