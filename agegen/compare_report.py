@@ -78,7 +78,8 @@ def _make_cost_table(comparison: Comparison) -> PlainTable:
         ["checkpoint", *(format_size(cost.checkpoint_bytes) for cost in costs)],
         ["epochs until learning settled", *(f"{cost.settled_epoch} of {cost.epochs}" for cost in costs)],
         ["minutes until learning settled", *(f"{cost.settled_minutes:.1f}" for cost in costs)],
-        ["minutes in all", *(f"{cost.minutes:.1f}" for cost in costs)],
+        ["minutes of this training", *(f"{cost.minutes:.1f}" for cost in costs)],
+        ["minutes for cached features, once", *(f"{cost.feature_minutes:.1f}" for cost in costs)],
         ["images/s, whole model, evaluation", *speeds],
     ]
     return PlainTable("Table 3: cost", ["", *comparison.names], rows)

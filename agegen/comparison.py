@@ -268,10 +268,7 @@ def write_verdict(
     mae, accuracy = age[0], gender[0]
     years = tuple(f"{metric.value:.2f}" for metric in mae.values[:2])
     shares = tuple(f"{metric.value * 100:.1f} %" for metric in accuracy.values[:2])
-    trained = [
-        f"{name} trained {cost.trainable / 1e6:.2f}M parameters in {cost.minutes:.0f} minutes"
-        for name, cost in zip(names[:2], costs[:2], strict=True)
-    ]
+    trained = [_phrase_cost(name, cost) for name, cost in zip(names[:2], costs[:2], strict=True)]
     return (
         f"On {n:,} faces that neither model trained on, "
         f"{_phrase('age', 'an MAE', names, years, ' years', mae)}, and "
@@ -286,6 +283,11 @@ def _phrase(task: str, measure: str, names: tuple[str, ...], values: tuple[str, 
         return f"{task} shows no clear difference ({measure} of {both})"
     best, other = (0, 1) if better == names[0] else (1, 0)
     return f"{better} is better at {task} ({measure} of {values[best]} against {values[other]}{unit})"
+
+
+def _phrase_cost(name: str, cost: Cost) -> str:
+    once = f" after {cost.feature_minutes:.0f} for its features" if cost.feature_minutes else ""
+    return f"{name} trained {cost.trainable / 1e6:.2f}M parameters in {cost.minutes:.0f} minutes{once}"
 
 
 def _check_labels(tables: dict[str, pd.DataFrame]) -> None:

@@ -28,7 +28,9 @@ class Cost:
     Attributes:
         checkpoint_bytes: of ``best.safetensors``.
         settled_epoch: see :func:`find_settled_epoch`; ``settled_minutes`` after the first step.
-        minutes: of the whole training, reading the data and evaluating included.
+        minutes: of the whole training, reading the data and evaluating included, cached features not.
+        feature_minutes: that computing the cached features took, once for all trainings on the same data;
+            0 for trainable backbones.
         images_per_second: of the whole model on decoded crops, both views; None where it can't load.
     """
 
@@ -39,6 +41,7 @@ class Cost:
     settled_epoch: int
     settled_minutes: float
     minutes: float
+    feature_minutes: float
     images_per_second: float | None
 
 
@@ -57,6 +60,7 @@ def find_settled_epoch(val_loss: Floats) -> int:
 def measure_cost(run: RunFolder, record: dict[str, Any], device: str, on_progress: ProgressHook) -> Cost:
     """Return what a run cost, and measure its speed."""
     epochs = run.read_epochs()
+    seconds = record["seconds"]
     settled = find_settled_epoch(epochs["val_loss"].to_numpy(dtype=float))
     try:
         speed: float | None = measure_speed(run, device, on_progress)
@@ -69,7 +73,8 @@ def measure_cost(run: RunFolder, record: dict[str, Any], device: str, on_progres
         epochs=len(epochs),
         settled_epoch=settled,
         settled_minutes=round(float(epochs["seconds"].iloc[settled - 1]) / 60, 2),
-        minutes=round(float(record["seconds"]["total"]) / 60, 2),
+        minutes=round((float(seconds["total"]) - float(seconds["preparing"])) / 60, 2),
+        feature_minutes=round(float(seconds["features"]) / 60, 2),
         images_per_second=speed,
     )
 

@@ -119,9 +119,11 @@ def train_run(config: TrainConfig, on_progress: ProgressHook = ignore_progress) 
     record = describe_training(config, training, started)
     training.run.write(record)
     yield announce_training(training)
+    sources_started = time.time()
     sources = make_train_sources(
         training.model, training.scan, training.split["split"].to_numpy(), training.options, on_progress
     )
+    preparing = time.time() - sources_started
     best, rows = None, []
     for event in fit_and_keep(training, sources):
         if isinstance(event, EpochResult):
@@ -133,7 +135,12 @@ def train_run(config: TrainConfig, on_progress: ProgressHook = ignore_progress) 
         raise AgegenError("no epoch gave metrics that are numbers; try a lower --lr")
     result = evaluate_best(training, sources)
     record |= {"finished": format_time(time.time()), "best": asdict(best)}
-    record["seconds"] = {"total": round(time.time() - started, 1), "epochs": round(rows[-1]["seconds"], 1)}
+    record["seconds"] = {
+        "total": round(time.time() - started, 1),
+        "preparing": round(preparing, 1),
+        "epochs": round(rows[-1]["seconds"], 1),
+        "features": round(sources.feature_seconds, 1),
+    }
     training.run.write(record)
     plot_curves(training.run.curves, {config.model: training.run.read_epochs()})
     yield TrainResult(training.run.path, config.model, best, result, time.time() - started)

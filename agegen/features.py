@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from agegen.data.images import RGB
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.devices import Compute
 from agegen.errors import AgegenError
-from agegen.files import write_json
+from agegen.files import write_json, write_text
 from agegen.model import AgeGenderModel
 from agegen.transforms import Augmentation, build_view_augmentation, mirror_image
 
@@ -53,10 +54,14 @@ def choose_cache_dir(cache_dir: Path | None) -> Path:
 
 
 class CachedFeatures:
-    """Memory-mapped features, one float16 array (faces, D) per view."""
+    """Memory-mapped features, one float16 array (faces, D) per view.
 
-    def __init__(self, arrays: list[np.memmap[Any, np.dtype[np.float16]]]) -> None:
+    ``seconds`` is what computing them took, in this run or an earlier one.
+    """
+
+    def __init__(self, arrays: list[np.memmap[Any, np.dtype[np.float16]]], seconds: float) -> None:
         self._arrays = arrays
+        self.seconds = seconds
 
     @property
     def views(self) -> int:
@@ -106,7 +111,8 @@ class FeatureCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder.parent / f"{self.folder.name}.lock"):
                 self._reset_mismatch()
-                return CachedFeatures([self._load_view(view, views, pixels, on_progress) for view in range(views)])
+                arrays = [self._load_view(view, views, pixels, on_progress) for view in range(views)]
+                return CachedFeatures(arrays, sum(self._read_seconds(view) for view in range(views)))
         except OSError as error:
             reason = error.strerror or str(error)
             raise AgegenError(f"can't keep features in {self.folder}: {reason}; choose --cache-dir") from error
@@ -135,13 +141,22 @@ class FeatureCache:
             self._model.to(self._compute.device).eval()
         augmentation = build_view_augmentation(self._model.backbone.input_spec) if missing and view > 1 else None
         for count, block in enumerate(missing, start=1):
+            started = time.monotonic()
             rows = range(block * BLOCK, min((block + 1) * BLOCK, total))
             images = [draw_view(pixels[row], view, row, augmentation) for row in rows]
             _write_at(paths[0], rows.start * features.strides[0], self._extract(images))
             _write_at(paths[1], block * sums.itemsize, np.array([_sum_block(features, block)], dtype=np.uint32))
+            write_text(self._name_seconds(view), f"{self._read_seconds(view) + time.monotonic() - started:.2f}")
             done = total - (len(missing) - count) * BLOCK
             on_progress(f"extracting features, view {view + 1} of {views}", max(0, min(done, total)), total)
         return features
+
+    def _name_seconds(self, view: int) -> Path:
+        return self.folder / f"view-{view}.seconds"
+
+    def _read_seconds(self, view: int) -> float:
+        path = self._name_seconds(view)
+        return float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
 
     def _extract(self, images: list[RGB]) -> NDArray[np.float16]:
         batch = stack_images(images).to(self._compute.device)

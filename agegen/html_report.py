@@ -26,11 +26,12 @@ _FACE_SIZE = 160
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as a data URI, with its title and caption."""
+    """A picture as a data URI, with its title and caption; ``width`` in CSS rem at the most."""
 
     title: str
     caption: str
     uri: str
+    width: int = 68
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def draw_figures(comparison: Comparison) -> list[Figure]:
             "Calibration of gender",
             "On the line, of the faces given P(female) = x a share x is labelled female. Larger dots are more faces.",
             encode_figure(draw_calibration(tables)),
+            width=40,
         ),
     ]
 

@@ -47,12 +47,16 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class TrainSources:
-    """What to train and on what: the whole model on pictures, or the heads on features."""
+    """What to train and on what: the whole model on pictures, or the heads on features.
+
+    ``feature_seconds`` is what computing the cached features took, once; 0 where there are none.
+    """
 
     network: nn.Module
     train: BatchSource
     val: BatchSource
     test: BatchSource
+    feature_seconds: float = 0.0
 
 
 def scan_for(backbone: type[Backbone], records: FaceRecords, on_progress: ProgressHook = ignore_progress) -> Scan:
@@ -79,6 +83,7 @@ def make_train_sources(
             TrainFeatures(features["train"], options.batch_size, options.seed),
             EvalFeatures(features["val"]),
             EvalFeatures(features["test"]),
+            table.table.seconds,
         )
     pixels = {name: _pick_pixels(model, scan, rows) for name, rows in parts.items()}
     train = TrainBatches(

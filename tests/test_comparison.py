@@ -87,8 +87,8 @@ def test_settled_epoch(losses, epoch):
 
 def test_verdict_is_made_from_the_numbers():
     costs = [
-        Cost(10**6, 10**6, 4 * 10**6, 9, 5, 3.0, 12.2, 100.0),
-        Cost(2 * 10**7, 9 * 10**6, 10**7, 9, 5, 3.0, 30.7, None),
+        Cost(10**6, 10**6, 4 * 10**6, 9, 5, 3.0, 12.2, 0.0, 100.0),
+        Cost(2 * 10**7, 9 * 10**6, 10**7, 9, 5, 3.0, 30.7, 20.0, None),
     ]
     tables = {"first": make_table(10, 0.9), "second": make_table(5, 0.9, seed=1)}
     age, gender = measure_rows(NAMES, tables)
@@ -97,7 +97,7 @@ def test_verdict_is_made_from_the_numbers():
     assert f"{age[0].values[1].value:.2f} against {age[0].values[0].value:.2f} years" in verdict
     assert "gender shows no clear difference" in verdict
     assert verdict.endswith(
-        "first trained 1.00M parameters in 12 minutes, second trained 9.00M parameters in 31 minutes."
+        "first trained 1.00M parameters in 12 minutes, second trained 9.00M parameters in 31 minutes after 20 for its features."
     )
 
 

@@ -71,6 +71,12 @@ def test_a_second_load_computes_nothing_and_more_views_only_themselves(make):
     assert FrozenMeans.seen == 3 * COUNT
 
 
+def test_the_time_it_took_is_remembered(make):
+    _, first = make()
+    _, second = make()
+    assert second.seconds == first.seconds > 0
+
+
 def test_an_interrupted_extraction_goes_on(make):
     def interrupt(stage, done, total):
         if done > BLOCK:

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from agegen.checkpoints import load_checkpoint
 from agegen.errors import AgegenError, CheckpointError
 from agegen.experiment import TrainConfig, train_run
 from agegen.model import AgeGenderModel, count_parameters
+from agegen.run_evaluation import EvalConfig, evaluate_run
 
 
 def hash_base(backbone):
@@ -50,6 +52,25 @@ def test_checkpoint_has_the_heads_alone_and_knows_its_base(faces_folder, tmp_pat
     monkeypatch.setattr(agegen_vgg16, "create_base", create_other)
     with pytest.raises(CheckpointError, match="use the weights it was trained on"):
         load_checkpoint(path)
+
+
+@pytest.mark.usefixtures("random_vgg16")
+def test_features_are_computed_once_for_training_and_evaluation(faces_folder, tmp_path):
+    stages = []
+
+    def watch(stage, done, total):
+        stages.append(stage)
+
+    config = TrainConfig("vgg16", str(faces_folder), tmp_path / "first", epochs=1, batch_size=16)
+    *_, first = train_run(config, watch)
+    views = VGG16Backbone.defaults.views
+    extracted = {stage for stage in stages if "extracting" in stage}
+    assert extracted == {f"extracting features, view {view + 1} of {views}" for view in range(views)}
+    stages.clear()
+    *_, second = train_run(replace(config, out=tmp_path / "second"), watch)
+    result = evaluate_run(EvalConfig(first.run), watch)
+    assert not [stage for stage in stages if "extracting" in stage]
+    assert result.evaluation.to_json() == first.evaluation.to_json() == second.evaluation.to_json()
 
 
 def test_base_is_frozen_and_convolutional_only():

@@ -166,6 +166,8 @@ class EvalBatches:
 class FeatureTable(Protocol):
     """Features of a data set's faces, several fixed views of each."""
 
+    seconds: float
+
     @property
     def views(self) -> int:
         """The number of views; the first is the plain picture, the second its mirror."""

@@ -60,7 +60,7 @@ def apply_split(scan: Scan, split: pd.DataFrame, origin: str) -> tuple[Scan, pd.
     if not known.any():
         raise DataError(f"no picture of {scan.records.source} is in {origin}; is it the split of other data?")
     left_out = tuple(Exclusion(str(path), f"not in {origin}") for path in paths[~known])
-    lost = tuple(Exclusion(path, f"in {origin}, but not in the data") for path in set(rows.index) - set(paths))
+    lost = tuple(Exclusion(path, f"in {origin}, but not in the data") for path in sorted(set(rows.index) - set(paths)))
     scan = scan.select(known)
     scan = replace(scan, records=replace(scan.records, excluded=scan.records.excluded + left_out + lost))
     rows = rows.loc[scan.records.frame["path"]].reset_index()
