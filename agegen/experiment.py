@@ -28,12 +28,12 @@ from agegen.data.splits import (
 )
 from agegen.devices import Compute, choose_compute
 from agegen.errors import AgegenError, DataError
-from agegen.evaluation import Baseline, Evaluation, estimate_batches, evaluate_estimates, find_baseline
+from agegen.evaluation import Baseline, Evaluation, find_baseline
 from agegen.features import choose_cache_dir
 from agegen.files import write_json
 from agegen.model import AgeGenderModel, count_parameters
 from agegen.plots import plot_curves
-from agegen.predictions import make_predictions, write_predictions
+from agegen.predictions import evaluate_source, write_predictions
 from agegen.registry import Plugin, build_backbone, load_backbone
 from agegen.sources import SourceOptions, TrainSources, make_train_sources, scan_for, share_backbone
 from agegen.training import BatchResult, EpochResult, FitSettings, average_network, fit
@@ -211,16 +211,14 @@ def fit_and_keep(training: _Training, sources: TrainSources) -> Iterator[BatchRe
 
 def evaluate_best(training: _Training, sources: TrainSources) -> Evaluation:
     """Evaluate the best checkpoint, as it lies on disk, on the test split; write what comes of it."""
-    compute, records = training.options.compute, training.scan.records
     _, model = load_checkpoint(training.run.checkpoint)
-    network = (model.heads if model.backbone.frozen else model).to(compute.device)
-    estimates = estimate_batches(network, sources.test, compute)
+    network = model.heads if model.backbone.frozen else model
     inside = (training.split["split"] == "test").to_numpy()
-    frame = records.frame[inside].reset_index(drop=True)
-    result = evaluate_estimates(estimates, frame, records.group_columns, training.baseline)
+    result, predictions = evaluate_source(
+        network, sources.test, training.scan, inside, training.baseline, training.options.compute
+    )
     write_json(training.run.evaluation, result.to_json())
-    checksums = training.split["sha256"][inside].to_numpy()
-    write_predictions(training.run.predictions, make_predictions(estimates, frame, checksums))
+    write_predictions(training.run.predictions, predictions)
     return result
 
 

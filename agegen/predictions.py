@@ -1,4 +1,4 @@
-"""The table of estimates beside labels that a run folder keeps and comparisons read."""
+"""Estimates beside labels: the table that a run folder keeps and comparisons read."""
 
 from __future__ import annotations
 
@@ -7,15 +7,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from agegen.data.batches import BatchSource
+from agegen.data.scan import Scan
+from agegen.devices import Compute
 from agegen.errors import CheckpointError
-from agegen.evaluation import Estimates
+from agegen.evaluation import Baseline, Estimates, Evaluation, estimate_batches, evaluate_estimates
 from agegen.files import replace_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ESTIMATE_COLUMNS = ("estimated_age", "age_low", "age_high", "p_female")
+
+
+def evaluate_source(
+    network: nn.Module,
+    source: BatchSource,
+    scan: Scan,
+    chosen: NDArray[np.bool_],
+    baseline: Baseline,
+    compute: Compute,
+) -> tuple[Evaluation, pd.DataFrame]:
+    """Run a network over a source, the pictures ``chosen`` (N,) of a scan; return metrics and predictions."""
+    estimates = estimate_batches(network.to(compute.device), source, compute)
+    frame = scan.records.frame[chosen].reset_index(drop=True)
+    evaluation = evaluate_estimates(estimates, frame, scan.records.group_columns, baseline)
+    return evaluation, make_predictions(estimates, frame, np.array(scan.sha256)[chosen])
 
 
 def make_predictions(estimates: Estimates, frame: pd.DataFrame, sha256: NDArray[np.str_]) -> pd.DataFrame:
@@ -28,12 +47,6 @@ def make_predictions(estimates: Estimates, frame: pd.DataFrame, sha256: NDArray[
         age_high=estimates.age_high,
         p_female=estimates.p_female,
     )
-
-
-def read_estimates(predictions: pd.DataFrame) -> Estimates:
-    """Return the estimates of a table of predictions."""
-    age, low, high, p_female = (predictions[name].to_numpy(dtype=float) for name in ESTIMATE_COLUMNS)
-    return Estimates(age, low, high, p_female)
 
 
 def write_predictions(path: Path, predictions: pd.DataFrame) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.checkpoints import CheckpointInfo, load_checkpoint
+from agegen.checkpoints import load_checkpoint
 from agegen.data.records import SPLITS, load_records
 from agegen.data.scan import ProgressHook, Scan, ignore_progress
 from agegen.data.splits import apply_split, read_split
 from agegen.devices import choose_compute
 from agegen.errors import AgegenError, CheckpointError, DataError
-from agegen.evaluation import Baseline, Evaluation, estimate_batches, evaluate_estimates
-from agegen.model import AgeGenderModel
-from agegen.predictions import make_predictions
+from agegen.evaluation import Baseline, Evaluation
+from agegen.predictions import evaluate_source
 from agegen.runs import RunFolder, find_newest_run, open_run
 from agegen.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
 
@@ -51,7 +49,6 @@ class EvalResult:
     split: str
     evaluation: Evaluation
     predictions: pd.DataFrame
-    images_per_second: float
     notices: tuple[str, ...]
 
 
@@ -89,8 +86,12 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
     options = SourceOptions(
         choose_compute(config.device, config.precision), 0, views=EVAL_VIEWS, cache_dir=config.cache_dir
     )
-    seen = np.isin(np.array(scan.sha256)[chosen], split["sha256"][split["split"] == "train"])
-    return _evaluate(run, info, model, scan, chosen, options, config, data, int(seen.sum()), on_progress)
+    network, source = make_eval_source(model, scan, chosen, options, on_progress)
+    baseline = Baseline(**record["baseline"])
+    evaluation, predictions = evaluate_source(network, source, scan, chosen, baseline, options.compute)
+    seen = predictions["sha256"].isin(split["sha256"][split["split"] == "train"])
+    notices = tuple(_describe(scan, int(seen.sum()), len(seen), config))
+    return EvalResult(run.path, info.model, data, config.split, evaluation, predictions, notices)
 
 
 def locate_splits(scan: Scan, split: pd.DataFrame, config: EvalConfig, data: str) -> tuple[Scan, NDArray[np.str_]]:
@@ -105,30 +106,6 @@ def locate_splits(scan: Scan, split: pd.DataFrame, config: EvalConfig, data: str
     if "split" in scan.records.frame.columns:
         return scan, scan.records.frame["split"].to_numpy(dtype=str)
     raise DataError(f"{data} is not the data of the run and has no column 'split'; evaluate all of it with --split all")
-
-
-def _evaluate(
-    run: RunFolder,
-    info: CheckpointInfo,
-    model: AgeGenderModel,
-    scan: Scan,
-    chosen: NDArray[np.bool_],
-    options: SourceOptions,
-    config: EvalConfig,
-    data: str,
-    seen: int,
-    on_progress: ProgressHook,
-) -> EvalResult:
-    network, source = make_eval_source(model, scan, chosen, options, on_progress)
-    started = time.monotonic()
-    estimates = estimate_batches(network.to(options.compute.device), source, options.compute)
-    rate = int(chosen.sum()) / (time.monotonic() - started)
-    frame = scan.records.frame[chosen].reset_index(drop=True)
-    baseline = Baseline(**run.read()["baseline"])
-    evaluation = evaluate_estimates(estimates, frame, scan.records.group_columns, baseline)
-    predictions = make_predictions(estimates, frame, np.array(scan.sha256)[chosen])
-    notices = _describe(scan, seen, int(chosen.sum()), config)
-    return EvalResult(run.path, info.model, data, config.split, evaluation, predictions, rate, tuple(notices))
 
 
 def _describe(scan: Scan, seen: int, count: int, config: EvalConfig) -> list[str]:
