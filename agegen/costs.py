@@ -73,8 +73,8 @@ def measure_cost(run: RunFolder, record: dict[str, Any], device: str, on_progres
         epochs=len(epochs),
         settled_epoch=settled,
         settled_minutes=round(float(epochs["seconds"].iloc[settled - 1]) / 60, 2),
-        minutes=round((float(seconds["total"]) - float(seconds["preparing"])) / 60, 2),
-        feature_minutes=round(float(seconds["features"]) / 60, 2),
+        minutes=round((float(seconds["total"]) - float(seconds.get("preparing", 0.0))) / 60, 2),
+        feature_minutes=round(float(seconds.get("features", 0.0)) / 60, 2),
         images_per_second=speed,
     )
 
