@@ -146,7 +146,7 @@ class FeatureCache:
             images = [draw_view(pixels[row], view, row, augmentation) for row in rows]
             _write_at(paths[0], rows.start * features.strides[0], self._extract(images))
             _write_at(paths[1], block * sums.itemsize, np.array([_sum_block(features, block)], dtype=np.uint32))
-            write_text(self._name_seconds(view), f"{self._read_seconds(view) + time.monotonic() - started:.2f}")
+            write_text(self._name_seconds(view), f"{self._read_seconds(view) + time.monotonic() - started:.6f}")
             done = total - (len(missing) - count) * BLOCK
             on_progress(f"extracting features, view {view + 1} of {views}", max(0, min(done, total)), total)
         return features
