@@ -27,6 +27,10 @@ class InputSpec:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that JSON gives back, to be stored and compared with what was stored."""
+        return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+
 
 @dataclass(frozen=True)
 class HeadConfig:

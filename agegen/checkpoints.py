@@ -48,7 +48,7 @@ def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, An
     base = None
     if backbone.frozen:
         base = {"identity": backbone.identity, "fingerprint": fingerprint_tensors(backbone)}
-    spec = _normalize_json(asdict(backbone.input_spec))
+    spec = backbone.input_spec.to_json()
     return CheckpointInfo(plugin.name, plugin.distribution, plugin.version, model.heads.config, spec, base, training)
 
 
@@ -82,7 +82,7 @@ def load_checkpoint(path: Path) -> tuple[CheckpointInfo, AgeGenderModel]:
         plugin, backbone_class = load_backbone(info.model)
     except PluginError as error:
         raise CheckpointError(f"{path} was made by {info.distribution} {info.version}: {error}") from error
-    if _normalize_json(asdict(backbone_class.input_spec)) != info.input_spec:
+    if backbone_class.input_spec.to_json() != info.input_spec:
         raise CheckpointError(
             f"{path} was made by {info.distribution} {info.version} for another input than backbone "
             f"'{info.model}' now takes; install that version"
@@ -155,7 +155,3 @@ def _list_stored(model: AgeGenderModel) -> dict[str, Tensor]:
     if model.backbone.frozen:
         return {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
     return state
-
-
-def _normalize_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))

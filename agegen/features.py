@@ -8,7 +8,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class FeatureCache:
             "code_version": CODE_VERSION,
             "identity": model.backbone.identity,
             "fingerprint": fingerprint_tensors(model.backbone),
-            "input_spec": json.loads(json.dumps(asdict(model.backbone.input_spec))),
+            "input_spec": model.backbone.input_spec.to_json(),
             "compute": str(compute),
             "faces": len(sha256),
             "feature_dim": model.backbone.feature_dim,
