@@ -61,6 +61,8 @@ class TrainingDefaults:
         weight_decay: decoupled, on weight matrices only (not on biases and norms).
         views: for frozen backbones, how many fixed views of each training image are extracted;
             the first is the plain image, the second its mirror, the rest shifted, turned and scaled.
+        age_balance: how strongly an epoch favours rare ages, 0–1: a face counts in proportion to the
+            frequency of its age to the power of minus this; 0 takes the data as it is.
     """
 
     epochs: int
@@ -68,6 +70,7 @@ class TrainingDefaults:
     batch_size: int
     weight_decay: float = 0.05
     views: int = 2
+    age_balance: float = 0.0
 
 
 class Backbone(nn.Module):

@@ -114,6 +114,10 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.", show_default="model's")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default="model's")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="model's")] = None,
+    age_balance: Annotated[
+        float | None,
+        typer.Option(help="How strongly an epoch favours rare ages, 0 to 1.", show_default="model's"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the split, the weights and the order.")] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -140,6 +144,7 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
+        age_balance=age_balance,
         seed=seed,
         device=device,
         precision=precision,

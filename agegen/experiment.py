@@ -52,6 +52,7 @@ class TrainConfig:
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    age_balance: float | None = None
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -173,10 +174,15 @@ def choose_settings(
     epochs = defaults.epochs if config.epochs is None else config.epochs
     batch_size = defaults.batch_size if config.batch_size is None else config.batch_size
     lr = defaults.lr if config.lr is None else config.lr
+    balance = defaults.age_balance if config.age_balance is None else config.age_balance
     if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
         raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
+    if not 0 <= balance <= 1:
+        raise AgegenError("--age-balance must be between 0 (the data as it is) and 1")
     settings = FitSettings(epochs, lr, defaults.weight_decay)
-    options = SourceOptions(compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir)
+    options = SourceOptions(
+        compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir, balance
+    )
     return settings, options
 
 
@@ -267,7 +273,13 @@ def describe_training(config: TrainConfig, training: _Training, started: float) 
     """Return the content of ``run.json`` at the start of a training."""
     options, settings = training.options, training.settings
     total, trainable = count_parameters(training.model)
-    chosen = replace(config, epochs=settings.epochs, batch_size=options.batch_size, lr=settings.lr)
+    chosen = replace(
+        config,
+        epochs=settings.epochs,
+        batch_size=options.batch_size,
+        lr=settings.lr,
+        age_balance=options.age_balance,
+    )
     return {
         "model": training.plugin.name,
         "plugin": {"distribution": training.plugin.distribution, "version": training.plugin.version},

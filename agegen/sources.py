@@ -43,6 +43,7 @@ class SourceOptions:
     workers: int | None = None
     views: int = EVAL_VIEWS
     cache_dir: Path | None = None
+    age_balance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def make_train_sources(
         features = {name: _pick_features(table, rows) for name, rows in parts.items()}
         return TrainSources(
             model.heads,
-            TrainFeatures(features["train"], options.batch_size, options.seed),
+            TrainFeatures(features["train"], options.batch_size, options.seed, options.age_balance),
             EvalFeatures(features["val"]),
             EvalFeatures(features["test"]),
             table.table.seconds,
@@ -92,6 +93,7 @@ def make_train_sources(
         options.batch_size,
         options.seed,
         choose_workers(options.workers),
+        options.age_balance,
     )
     return TrainSources(model, train, EvalBatches(pixels["val"]), EvalBatches(pixels["test"]))
 

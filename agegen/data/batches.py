@@ -18,9 +18,11 @@ from agegen.data.images import RGB, decode_image, resize_image
 from agegen.data.records import FaceRecords
 from agegen.data.scan import count_cores
 from agegen.errors import DataError
+from agegen.model import AGE_CLASSES
 from agegen.transforms import Augmentation, mirror_image
 
 EVAL_BATCH_SIZE = 128
+_SMOOTHING_YEARS = 2.0
 
 
 class Batch(NamedTuple):
@@ -115,8 +117,10 @@ class TrainBatches:
         batch_size: int,
         seed: int,
         workers: int,
+        age_balance: float = 0.0,
     ) -> None:
         self.labels = (data.ages, data.female)
+        self._weights = weigh_ages(data.ages, age_balance)
         self._dataset = _AugmentedFaces(data, augmentation, seed)
         self._batch_size = limit_batch_size(batch_size, len(data.pixels))
         self._seed = seed
@@ -127,7 +131,7 @@ class TrainBatches:
 
     def iterate(self, epoch: int) -> Iterator[Batch]:
         """Yield an epoch's batches; a last one that isn't full is left out."""
-        order = [(epoch, int(index)) for index in draw_order(len(self._dataset), self._seed, epoch)]
+        order = [(epoch, int(index)) for index in draw_order(self._weights, self._seed, epoch)]
         loader: DataLoader[_Sample] = DataLoader(
             self._dataset,
             self._batch_size,
@@ -189,8 +193,9 @@ class LabelledFeatures:
 class TrainFeatures:
     """Cached features in an order drawn anew for each epoch, of a drawn view of each face."""
 
-    def __init__(self, data: LabelledFeatures, batch_size: int, seed: int) -> None:
+    def __init__(self, data: LabelledFeatures, batch_size: int, seed: int, age_balance: float = 0.0) -> None:
         self.labels = (data.ages, data.female)
+        self._weights = weigh_ages(data.ages, age_balance)
         self._data = data
         self._seed = seed
         self._batch_size = limit_batch_size(batch_size, len(data.rows))
@@ -201,7 +206,7 @@ class TrainFeatures:
     def iterate(self, epoch: int) -> Iterator[Batch]:
         """Yield an epoch's batches; a last one that isn't full is left out."""
         count = len(self._data.rows)
-        order = draw_order(count, self._seed, epoch)
+        order = draw_order(self._weights, self._seed, epoch)
         drawn = np.random.default_rng((self._seed, epoch, 1)).integers(0, self._data.table.views, count)
         for start in range(0, len(self) * self._batch_size, self._batch_size):
             chosen = order[start : start + self._batch_size]
@@ -239,9 +244,33 @@ def stack_images(images: list[RGB]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def draw_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return a permutation of ``count`` indices, drawn from the seed and the epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(count)
+def weigh_ages(ages: NDArray[np.float32], balance: float) -> NDArray[np.float64]:
+    """Return how often each of N faces should come in an epoch, (N,), with mean 1.
+
+    The weight is the frequency of the face's age, smoothed over some years, to the power of ``-balance``.
+    Source: Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021 (label distribution smoothing).
+    """
+    years = np.arange(AGE_CLASSES)
+    counts = np.bincount(ages.round().astype(int), minlength=AGE_CLASSES)
+    kernel = np.exp(-((years[:, None] - years[None, :]) ** 2) / (2 * _SMOOTHING_YEARS**2))
+    density = kernel @ counts / kernel.sum(axis=1)
+    weights = density[ages.round().astype(int)] ** -balance
+    return np.asarray(weights / weights.mean(), dtype=np.float64)
+
+
+def draw_order(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return an epoch's N indices in random order, drawn from the seed and the epoch.
+
+    Each face comes as often as its weight says, rounded up or down by chance (systematic sampling);
+    equal weights give a permutation.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    shuffled = rng.permutation(len(weights))
+    # The tolerance keeps rounding errors from dropping a face where all weights are 1.
+    reached = np.cumsum(weights[shuffled]) + 1e-6
+    points = np.arange(len(weights)) + (0.5 if np.ptp(weights) == 0 else rng.random())
+    order: NDArray[np.int64] = shuffled[np.searchsorted(reached, points).clip(max=len(weights) - 1)]
+    return rng.permutation(order)
 
 
 def limit_batch_size(batch_size: int, count: int) -> int:

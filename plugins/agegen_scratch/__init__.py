@@ -22,7 +22,7 @@ class ScratchBackbone(Backbone):
 
     input_spec = InputSpec(size=96, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     feature_dim = CHANNELS[-1] * (96 // 2 ** len(CHANNELS)) ** 2
-    defaults = TrainingDefaults(epochs=20, lr=2e-3, batch_size=64)
+    defaults = TrainingDefaults(epochs=30, lr=2e-3, batch_size=64, age_balance=0.3)
     heads = HeadConfig(hidden=32, dropout=0.3)
 
     def __init__(self, *, pretrained: bool = True) -> None:
