@@ -31,6 +31,8 @@ class CheckpointInfo:
         input_spec: of the backbone when it was trained.
         base: ``identity`` and ``fingerprint`` of a frozen backbone, whose tensors are not stored.
         training: epoch, validation metrics and the like; for people.
+        crop: the form of the training crops; see :class:`agegen.faces.alignment.CropContract`.
+        calibration: see :class:`agegen.calibration.Calibration`; None for a model that was never calibrated.
     """
 
     model: str
@@ -40,6 +42,8 @@ class CheckpointInfo:
     input_spec: dict[str, Any]
     base: dict[str, str] | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    crop: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
 
 
 def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, Any]) -> CheckpointInfo:

@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,9 +14,6 @@ from typer.core import TyperGroup
 
 from agegen import __version__
 from agegen.errors import AgegenError
-
-if TYPE_CHECKING:
-    from agegen.prediction import FacePrediction
 
 INTERRUPTED = 130
 
@@ -202,44 +199,70 @@ def evaluate(
 
 @app.command()
 def predict(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT…", help="Files, folders (recursive) or globs.")],
-    run: Annotated[Path | None, typer.Option(help="A run folder. Default: the newest under ./runs.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="The weights that ship for this model.")] = None,
-    no_detect: Annotated[bool, typer.Option("--no-detect", help="Take each picture as one aligned face crop.")] = False,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT…", help="Files, folders (recursive) or globs; - reads paths from stdin."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The weights that ship for this model. Default: scratch.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="A run folder or checkpoint of your own instead.")] = None,
+    detector: Annotated[
+        str, typer.Option(metavar="mtcnn|yunet|none", help="What finds the faces; none takes aligned crops.")
+    ] = "mtcnn",
+    no_detect: Annotated[bool, typer.Option("--no-detect", help="The same as --detector none.")] = False,
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Gender below it is 'uncertain', 0.5 to 1.", show_default="model's")
+    ] = None,
     json_out: JsonOut = None,
-    csv_out: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write CSV; - is stdout.")] = None,
+    jsonl_out: Annotated[
+        str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write one JSON object a line, as they come.")
+    ] = None,
+    csv_out: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write CSV, as it comes.")] = None,
+    annotate: Annotated[Path | None, typer.Option(metavar="DIR", help="Write copies with boxes and labels.")] = None,
+    crops: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the aligned crops.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last finished file of --csv or --jsonl FILE.")
+    ] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Use the portrait that matplotlib brings.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Estimate age and gender, one row per face. Exit code 1 if a file was unreadable.
+    """Find the faces in photographs and estimate the age and gender of each.
 
-    Example: agegen predict --no-detect crops/ --json -
+    One row per face. Exit code 1 if a file was unreadable. What the shipped models are good for, and what
+    they must not be used for, stands in their cards: `agegen models --card NAME`.
+
+    Example: agegen predict photos/ --csv faces.csv --annotate annotated/
     """
-    from agegen.prediction import Predictor, find_inputs
-    from agegen.report import ProgressDisplay, make_predictions_table
-    from agegen.run_evaluation import choose_run
-
-    if json_out == "-" and csv_out == "-":
-        raise AgegenError("--json - and --csv - both want stdout; give one of them a file")
     notices = make_notice_console()
-    if not no_detect:
-        notices.print(
-            "note: agegen doesn't search pictures for faces yet; each is taken as one aligned face crop "
-            "(--no-detect says so)",
-            style="yellow",
-            soft_wrap=True,
-        )
-    paths = list(find_inputs(inputs))
-    predictor = Predictor.load(choose_run(run, model).checkpoint, device, precision)
-    faces = []
+    with notices.status("loading libraries") if notices.is_terminal else nullcontext():
+        from agegen.photographs import PredictConfig, find_demo_photo, predict_photos
+        from agegen.report import PredictDisplay, ProgressDisplay
+
+    config = PredictConfig(
+        inputs=(*(inputs or ()), *([find_demo_photo()] if demo else [])),
+        model=model,
+        run=run,
+        detector="none" if no_detect else detector,
+        min_confidence=min_confidence,
+        json=json_out,
+        jsonl=jsonl_out,
+        csv=csv_out,
+        annotate=annotate,
+        crops=crops,
+        resume=resume,
+        device=device,
+        precision=precision,
+    )
     with ProgressDisplay(notices) as progress:
-        for face in predictor.predict_paths(paths):
-            faces.append(face)
-            progress("predicting", len(faces), len(paths))
-    _write_faces(faces, json_out, csv_out)
-    if "-" not in (json_out, csv_out):
-        make_output_console().print(make_predictions_table(faces))
-    if any(face.status == "unreadable" for face in faces):
+        display = PredictDisplay(notices, progress)
+        for event in predict_photos(config, sys.stdin.buffer, sys.stdout.buffer):
+            display.show(event)
+    if "-" not in config.outputs.values():
+        make_output_console().print(display.make_table())
+    display.show_summary()
+    if display.unreadable:
         raise typer.Exit(1)
 
 
@@ -326,26 +349,3 @@ def cache(
 def main() -> None:
     """Run the command line."""
     app(prog_name="agegen")
-
-
-def _write_faces(faces: list[FacePrediction], json_out: str | None, csv_out: str | None) -> None:
-    from agegen.files import format_json
-
-    if json_out:
-        write_output(json_out, format_json([face.to_json() for face in faces]))
-    if csv_out:
-        write_output(csv_out, _format_csv(faces))
-
-
-def _format_csv(faces: list[FacePrediction]) -> str:
-    import csv
-    import io
-    from dataclasses import asdict, fields
-
-    from agegen.prediction import FacePrediction
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(FacePrediction)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(face) for face in faces)
-    return text.getvalue()

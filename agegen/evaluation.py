@@ -11,30 +11,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agegen.calibration import Calibration, bound_ages
 from agegen.data.batches import BatchSource
 from agegen.devices import Compute
 from agegen.losses import compute_loss, make_age_distribution
-from agegen.metrics import AgeMetrics, GenderMetrics, Metric, measure_age, measure_gender
+from agegen.metrics import (
+    AgeMetrics,
+    AnyMetrics,
+    ConfidentMetrics,
+    GenderMetrics,
+    IntervalMetrics,
+    Metric,
+    measure_age,
+    measure_confident,
+    measure_gender,
+    measure_intervals,
+)
 from agegen.model import AGE_CLASSES, Outputs, expect_age
 
 if TYPE_CHECKING:
     import pandas as pd
 
-INTERVAL = 0.90
 SMALL_GROUP = 30
 _AGE_BANDS = (0, 3, 10, 20, 30, 40, 50, 60, 70, 80, AGE_CLASSES)
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """Estimates for N faces: ages and the bounds of their 90 % interval in years, P(female) 0–1.
+    """Estimates for N faces: ages and the spread (standard deviation) of each age distribution in years,
+    P(female) 0–1.
 
     ``loss`` is the mean loss over the faces where labels were at hand, NaN elsewhere.
     """
 
     age: NDArray[np.float64]
-    age_low: NDArray[np.float64]
-    age_high: NDArray[np.float64]
+    spread: NDArray[np.float64]
     p_female: NDArray[np.float64]
     loss: float = float("nan")
 
@@ -57,15 +68,22 @@ class GroupMetrics:
     small: bool
     age: AgeMetrics
     gender: GenderMetrics
+    interval: IntervalMetrics
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that ``agegen eval`` reports of N faces."""
+    """All that ``agegen eval`` reports of N faces.
+
+    ``min_confidence`` is the threshold, 0.5–1, of ``confident``.
+    """
 
     n: int
     age: AgeMetrics
     gender: GenderMetrics
+    interval: IntervalMetrics
+    confident: ConfidentMetrics
+    min_confidence: float
     groups: list[GroupMetrics]
     baseline: tuple[AgeMetrics, GenderMetrics]
 
@@ -75,6 +93,8 @@ class Evaluation:
             "n": self.n,
             "age": flatten_metrics(self.age),
             "gender": flatten_metrics(self.gender),
+            "interval": flatten_metrics(self.interval),
+            "confident": {"min_confidence": self.min_confidence, **flatten_metrics(self.confident)},
             "groups": [
                 {
                     "column": group.column,
@@ -83,6 +103,7 @@ class Evaluation:
                     "small": group.small,
                     "age": flatten_metrics(group.age),
                     "gender": flatten_metrics(group.gender),
+                    "interval": flatten_metrics(group.interval),
                 }
                 for group in self.groups
             ],
@@ -100,13 +121,11 @@ def average_outputs(views: list[Outputs]) -> tuple[Tensor, Tensor]:
     return ages.mean(dim=0), genders.mean(dim=0)
 
 
-def find_interval(age_probabilities: Tensor, share: float = INTERVAL) -> tuple[Tensor, Tensor]:
-    """Return the bounds (N,), (N,) in years of the central interval with ``share`` of the distribution."""
-    cumulative = age_probabilities.cumsum(dim=1)
-    tail = (1 - share) / 2
-    low = (cumulative < tail).sum(dim=1).float()
-    high = (cumulative < 1 - tail).sum(dim=1).clamp(max=AGE_CLASSES - 1).float()
-    return low, high
+def measure_spread(age_probabilities: Tensor) -> Tensor:
+    """Return the standard deviation in years (N,) of age distributions (N, 117)."""
+    years = torch.arange(age_probabilities.shape[1], device=age_probabilities.device, dtype=age_probabilities.dtype)
+    variance = (age_probabilities * years**2).sum(dim=1) - expect_age(age_probabilities) ** 2
+    return variance.clamp(min=0).sqrt()
 
 
 def run_views(network: nn.Module, views: list[Tensor], compute: Compute) -> list[Outputs]:
@@ -118,7 +137,7 @@ def run_views(network: nn.Module, views: list[Tensor], compute: Compute) -> list
 def estimate_batches(network: nn.Module, source: BatchSource, compute: Compute) -> Estimates:
     """Run a network (whole model on pictures, or heads on features) over labelled batches."""
     network.eval()
-    columns: list[list[Tensor]] = [[], [], [], []]
+    columns: list[list[Tensor]] = [[], [], []]
     loss, count = 0.0, 0
     with torch.inference_mode():
         for batch in source.iterate(0):
@@ -127,10 +146,10 @@ def estimate_batches(network: nn.Module, source: BatchSource, compute: Compute) 
             loss += float(compute_loss(outputs[0], targets, batch.female.to(compute.device))) * len(batch.ages)
             count += len(batch.ages)
             ages, p_female = average_outputs(outputs)
-            for column, values in zip(columns, (expect_age(ages), *find_interval(ages), p_female), strict=True):
+            for column, values in zip(columns, (expect_age(ages), measure_spread(ages), p_female), strict=True):
                 column.append(values.cpu())
-    age, low, high, female = (torch.cat(column).double().numpy() for column in columns)
-    return Estimates(age, low, high, female, loss / max(count, 1))
+    age, spread, p_female_all = (torch.cat(column).double().numpy() for column in columns)
+    return Estimates(age, spread, p_female_all, loss / max(count, 1))
 
 
 def find_baseline(train: pd.DataFrame) -> Baseline:
@@ -138,7 +157,9 @@ def find_baseline(train: pd.DataFrame) -> Baseline:
     return Baseline(float(train["age"].median()), bool(train["female"].mean() >= 0.5))
 
 
-def evaluate_estimates(estimates: Estimates, frame: pd.DataFrame, groups: list[str], baseline: Baseline) -> Evaluation:
+def evaluate_estimates(
+    estimates: Estimates, frame: pd.DataFrame, groups: list[str], baseline: Baseline, calibration: Calibration
+) -> Evaluation:
     """Compare estimates with the labels of ``frame`` (columns age, female and the group columns)."""
     ages = frame["age"].to_numpy(dtype=float)
     female = frame["female"].to_numpy(dtype=bool)
@@ -148,7 +169,10 @@ def evaluate_estimates(estimates: Estimates, frame: pd.DataFrame, groups: list[s
         n=len(ages),
         age=measure_age(estimates.age, ages),
         gender=measure_gender(estimates.p_female, female),
-        groups=_measure_groups(estimates, frame, groups),
+        interval=measure_intervals(*bound_ages(estimates.age, estimates.spread, calibration), ages),
+        confident=measure_confident(estimates.p_female, female, calibration.min_confidence),
+        min_confidence=calibration.min_confidence,
+        groups=_measure_groups(estimates, frame, groups, calibration),
         baseline=(measure_age(constant_age, ages), measure_gender(constant_gender, female)),
     )
 
@@ -164,7 +188,7 @@ def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]
     return {"age_band": bands, "gender": gender, **own}
 
 
-def flatten_metrics(metrics: AgeMetrics | GenderMetrics) -> dict[str, Any]:
+def flatten_metrics(metrics: AnyMetrics) -> dict[str, Any]:
     """Return {name: value, name_ci95: [low, high]} of metrics, rounded to 4 digits, NaN as null."""
     flat: dict[str, Any] = {}
     for name, metric in list_metrics(metrics):
@@ -174,7 +198,7 @@ def flatten_metrics(metrics: AgeMetrics | GenderMetrics) -> dict[str, Any]:
     return flat
 
 
-def list_metrics(metrics: AgeMetrics | GenderMetrics) -> list[tuple[str, Metric]]:
+def list_metrics(metrics: AnyMetrics) -> list[tuple[str, Metric]]:
     """Return (name, metric) pairs in their order."""
     return [(name, Metric(**value)) for name, value in asdict(metrics).items()]
 
@@ -184,25 +208,28 @@ def round_number(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
-def _measure_groups(estimates: Estimates, frame: pd.DataFrame, groups: list[str]) -> list[GroupMetrics]:
+def _measure_groups(
+    estimates: Estimates, frame: pd.DataFrame, groups: list[str], calibration: Calibration
+) -> list[GroupMetrics]:
+    low, high = bound_ages(estimates.age, estimates.spread, calibration)
+    ages, female = frame["age"].to_numpy(dtype=float), frame["female"].to_numpy(dtype=bool)
+
+    def measure(column: str, value: str, inside: NDArray[np.bool_]) -> GroupMetrics:
+        n = int(inside.sum())
+        return GroupMetrics(
+            column=column,
+            value=value,
+            n=n,
+            small=n < SMALL_GROUP,
+            age=measure_age(estimates.age[inside], ages[inside]),
+            gender=measure_gender(estimates.p_female[inside], female[inside]),
+            interval=measure_intervals(low[inside], high[inside], ages[inside]),
+        )
+
     rows = []
     for column, labels in label_groups(frame, groups).items():
         for value in labels.cat.categories:
             inside = (labels == value).to_numpy(dtype=bool)
             if inside.any():
-                rows.append(_measure_group(column, str(value), inside, estimates, frame[inside]))
+                rows.append(measure(column, str(value), inside))
     return rows
-
-
-def _measure_group(
-    column: str, value: str, inside: NDArray[np.bool_], estimates: Estimates, frame: pd.DataFrame
-) -> GroupMetrics:
-    n = int(inside.sum())
-    return GroupMetrics(
-        column=column,
-        value=value,
-        n=n,
-        small=n < SMALL_GROUP,
-        age=measure_age(estimates.age[inside], frame["age"].to_numpy(dtype=float)),
-        gender=measure_gender(estimates.p_female[inside], frame["female"].to_numpy(dtype=bool)),
-    )

@@ -10,12 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from agegen import runs
 from agegen.backbone import Backbone
+from agegen.calibration import Calibration, calibrate
 from agegen.checkpoints import describe_model, load_checkpoint, save_checkpoint
 from agegen.data.batches import choose_workers
+from agegen.data.images import decode_image
 from agegen.data.records import load_records
 from agegen.data.scan import ProgressHook, Scan, count_cores, ignore_progress
 from agegen.data.splits import (
@@ -28,7 +31,9 @@ from agegen.data.splits import (
 )
 from agegen.devices import Compute, choose_compute
 from agegen.errors import AgegenError, DataError
-from agegen.evaluation import Baseline, Evaluation, find_baseline
+from agegen.evaluation import Baseline, Evaluation, estimate_batches, find_baseline
+from agegen.faces.alignment import CropContract, measure_contract
+from agegen.faces.detectors import DEFAULT_DETECTOR, create_detector
 from agegen.features import choose_cache_dir
 from agegen.files import write_json
 from agegen.model import AgeGenderModel, count_parameters
@@ -40,6 +45,9 @@ from agegen.training import BatchResult, EpochResult, FitSettings, average_netwo
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# How many of the pictures are searched for landmarks to learn how they are cropped.
+_CROPS_MEASURED = 200
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class _Training:
     split: pd.DataFrame
     run: runs.RunFolder
     baseline: Baseline
+    crop: CropContract | None
 
 
 def train_run(config: TrainConfig, on_progress: ProgressHook = ignore_progress) -> Iterator[TrainEvent]:
@@ -134,7 +143,7 @@ def train_run(config: TrainConfig, on_progress: ProgressHook = ignore_progress) 
         yield event
     if best is None:
         raise AgegenError("no epoch gave metrics that are numbers; try a lower --lr")
-    result = evaluate_best(training, sources)
+    result = evaluate_best(training, sources, calibrate_best(training, sources))
     record |= {"finished": format_time(time.time()), "best": asdict(best)}
     record["seconds"] = {
         "total": round(time.time() - started, 1),
@@ -159,7 +168,7 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> _Trainin
     run = runs.create_run(config.out, plugin.name)
     write_split(run.split, split)
     train = scan.records.frame[(split["split"] == "train").to_numpy()]
-    return _Training(plugin, settings, options, model, scan, split, run, find_baseline(train))
+    return _Training(plugin, settings, options, model, scan, split, run, find_baseline(train), measure_crops(scan))
 
 
 def choose_settings(
@@ -180,9 +189,7 @@ def choose_settings(
     if not 0 <= balance <= 1:
         raise AgegenError("--age-balance must be between 0 (the data as it is) and 1")
     settings = FitSettings(epochs, lr, defaults.weight_decay)
-    options = SourceOptions(
-        compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir, balance
-    )
+    options = SourceOptions(compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir, balance)
     return settings, options
 
 
@@ -215,17 +222,37 @@ def fit_and_keep(training: _Training, sources: TrainSources) -> Iterator[BatchRe
         yield event
 
 
-def evaluate_best(training: _Training, sources: TrainSources) -> Evaluation:
+def calibrate_best(training: _Training, sources: TrainSources) -> Calibration:
+    """Calibrate the best checkpoint on the validation split, and save it with that and its crop contract."""
+    info, model = load_checkpoint(training.run.checkpoint)
+    network = model.heads if model.backbone.frozen else model
+    compute = training.options.compute
+    estimates = estimate_batches(network.to(compute.device), sources.val, compute)
+    ages, female = sources.val.labels
+    calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, ages.astype(float), female > 0.5)
+    crop = None if training.crop is None else training.crop.to_json()
+    save_checkpoint(training.run.checkpoint, model, replace(info, calibration=calibration.to_json(), crop=crop))
+    return calibration
+
+
+def evaluate_best(training: _Training, sources: TrainSources, calibration: Calibration) -> Evaluation:
     """Evaluate the best checkpoint, as it lies on disk, on the test split; write what comes of it."""
     _, model = load_checkpoint(training.run.checkpoint)
     network = model.heads if model.backbone.frozen else model
     inside = (training.split["split"] == "test").to_numpy()
     result, predictions = evaluate_source(
-        network, sources.test, training.scan, inside, training.baseline, training.options.compute
+        network, sources.test, training.scan, inside, training.baseline, calibration, training.options.compute
     )
     write_json(training.run.evaluation, result.to_json())
     write_predictions(training.run.predictions, predictions)
     return result
+
+
+def measure_crops(scan: Scan) -> CropContract | None:
+    """Return where the landmarks lie in a sample of the pictures; None where they show no faces to detect."""
+    rows = np.random.default_rng(0).permutation(len(scan.records))[:_CROPS_MEASURED]
+    crops = (decode_image(scan.records.read(int(row))) for row in rows)
+    return measure_contract(crops, create_detector(DEFAULT_DETECTOR))
 
 
 def announce_training(training: _Training) -> TrainStart:

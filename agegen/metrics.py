@@ -47,6 +47,25 @@ class GenderMetrics:
     ece: Metric
 
 
+@dataclass(frozen=True)
+class IntervalMetrics:
+    """The share of faces, 0–1, whose age their interval contains, and the intervals' mean width in years."""
+
+    coverage: Metric
+    width: Metric
+
+
+@dataclass(frozen=True)
+class ConfidentMetrics:
+    """The share of faces, 0–1, confident enough to have their gender named, and the accuracy among them."""
+
+    named: Metric
+    named_accuracy: Metric
+
+
+AnyMetrics = AgeMetrics | GenderMetrics | IntervalMetrics | ConfidentMetrics
+
+
 def draw_bootstrap_weights(n: int, samples: int, seed: int = 0) -> Weights:
     """Return (samples, n) counts of how often each of n faces is drawn; each row sums to n."""
     rng = np.random.default_rng(seed)
@@ -95,6 +114,32 @@ def measure_gender(p_female: Floats, female: Bools, samples: int = BOOTSTRAP_SAM
     return GenderMetrics(
         **_measure(len(p_female), samples, lambda weights: compute_gender_values(p_female, female, weights))
     )
+
+
+def measure_intervals(low: Floats, high: Floats, ages: Floats, samples: int = BOOTSTRAP_SAMPLES) -> IntervalMetrics:
+    """Return coverage and width of intervals (n,), (n,) in years against true ages (n,)."""
+    inside = ((low <= ages) & (ages <= high)).astype(float)
+
+    def compute(weights: Weights) -> dict[str, Floats]:
+        total = weights.sum(axis=1)
+        return {"coverage": weights @ inside / total, "width": weights @ (high - low) / total}
+
+    return IntervalMetrics(**_measure(len(ages), samples, compute))
+
+
+def measure_confident(
+    p_female: Floats, female: Bools, min_confidence: float, samples: int = BOOTSTRAP_SAMPLES
+) -> ConfidentMetrics:
+    """Return how many of n faces have their gender named at a threshold, 0.5–1, and how many rightly so."""
+    named = (np.maximum(p_female, 1 - p_female) >= min_confidence).astype(float)
+    right = named * ((p_female >= 0.5) == female)
+
+    def compute(weights: Weights) -> dict[str, Floats]:
+        count = weights @ named
+        accuracy = np.divide(weights @ right, count, out=np.full(len(weights), np.nan), where=count > 0)
+        return {"named": count / weights.sum(axis=1), "named_accuracy": accuracy}
+
+    return ConfidentMetrics(**_measure(len(p_female), samples, compute))
 
 
 def bin_calibration(p_female: Floats, female: Bools, bins: int = 10) -> list[tuple[float, float, int]]:

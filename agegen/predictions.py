@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from agegen.calibration import Calibration, bound_ages
 from agegen.data.batches import BatchSource
 from agegen.data.scan import Scan
 from agegen.devices import Compute
@@ -28,23 +29,27 @@ def evaluate_source(
     scan: Scan,
     chosen: NDArray[np.bool_],
     baseline: Baseline,
+    calibration: Calibration,
     compute: Compute,
 ) -> tuple[Evaluation, pd.DataFrame]:
     """Run a network over a source, the pictures ``chosen`` (N,) of a scan; return metrics and predictions."""
     estimates = estimate_batches(network.to(compute.device), source, compute)
     frame = scan.records.frame[chosen].reset_index(drop=True)
-    evaluation = evaluate_estimates(estimates, frame, scan.records.group_columns, baseline)
-    return evaluation, make_predictions(estimates, frame, np.array(scan.sha256)[chosen])
+    evaluation = evaluate_estimates(estimates, frame, scan.records.group_columns, baseline, calibration)
+    return evaluation, make_predictions(estimates, frame, np.array(scan.sha256)[chosen], calibration)
 
 
-def make_predictions(estimates: Estimates, frame: pd.DataFrame, sha256: NDArray[np.str_]) -> pd.DataFrame:
+def make_predictions(
+    estimates: Estimates, frame: pd.DataFrame, sha256: NDArray[np.str_], calibration: Calibration
+) -> pd.DataFrame:
     """Return one row per face: path, sha256, labels, group columns, and the four estimate columns."""
     kept = [name for name in frame.columns if name not in ("row", "split")]
+    low, high = bound_ages(estimates.age, estimates.spread, calibration)
     return frame[kept].assign(
         sha256=sha256,
         estimated_age=estimates.age,
-        age_low=estimates.age_low,
-        age_high=estimates.age_high,
+        age_low=low,
+        age_high=high,
         p_female=estimates.p_female,
     )
 

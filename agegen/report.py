@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from agegen.evaluation import Evaluation
     from agegen.experiment import TrainEvent, TrainResult, TrainStart
     from agegen.features import CacheEntry
-    from agegen.metrics import Metric
-    from agegen.prediction import FacePrediction
+    from agegen.metrics import AnyMetrics, Metric
+    from agegen.photographs import PredictStart
+    from agegen.prediction import FacePrediction, PhotoPrediction
     from agegen.training import BatchResult, EpochResult
 
 METRIC_TITLES = {
@@ -36,8 +39,13 @@ METRIC_TITLES = {
     "accuracy": "accuracy",
     "roc_auc": "ROC-AUC",
     "ece": "calibration error",
+    "coverage": "90 % interval covers",
+    "width": "its mean width (years)",
+    "named": "gender named",
+    "named_accuracy": "accuracy where named",
 }
-_SHARES = ("cs3", "cs5", "cs10", "accuracy", "ece")
+_SHARES = ("cs3", "cs5", "cs10", "accuracy", "ece", "coverage", "named", "named_accuracy")
+_ROWS_SHOWN = 1000
 
 
 class ProgressDisplay:
@@ -70,12 +78,12 @@ class ProgressDisplay:
         """Show how far a stage is."""
         self.update(stage, done, total)
 
-    def update(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Show how far a stage is; a finished one goes."""
+    def update(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+        """Show how far a stage is; a finished one goes, one without a known total stays."""
         task = self._tasks.get(stage)
         if task is None:
             task = self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
-        self._progress.update(task, completed=done, total=total, note=note, visible=done < total)
+        self._progress.update(task, completed=done, total=total, note=note, visible=total is None or done < total)
 
 
 class TrainDisplay:
@@ -134,6 +142,77 @@ class TrainDisplay:
         self._console.print(str(result.run), soft_wrap=True, highlight=False)
 
 
+class PredictDisplay:
+    """Shows how far a prediction is, and keeps what its table shows: the first rows, and counts of the rest."""
+
+    def __init__(self, notices: Console, progress: ProgressDisplay) -> None:
+        self._notices = notices
+        self._progress = progress
+        self._start: PredictStart | None = None
+        self._started = time.monotonic()
+        self._rows: list[FacePrediction] = []
+        self._counts: Counter[str] = Counter()
+        self._faces = 0
+
+    @property
+    def unreadable(self) -> int:
+        """How many files were unreadable."""
+        return self._counts["unreadable"]
+
+    def show(self, event: PredictStart | PhotoPrediction) -> None:
+        """Render one event."""
+        from agegen.photographs import PredictStart
+
+        if isinstance(event, PredictStart):
+            self._show_start(event)
+            return
+        self._counts[event.status] += 1
+        self._faces += len(event.faces)
+        self._rows.extend(event.list_rows()[: max(0, _ROWS_SHOWN - len(self._rows))])
+        done = self._counts.total()
+        rate = done / max(time.monotonic() - self._started, 1e-6)
+        total = self._start.photos if self._start else None
+        self._progress.update("predicting", done, total, f"{rate:,.1f} photos/s")
+
+    def _show_start(self, start: PredictStart) -> None:
+        self._start, self._started = start, time.monotonic()
+        notices = []
+        if start.skipped:
+            notices.append(f"{start.skipped:,} files were finished before")
+        if not start.calibrated:
+            notices.append("this checkpoint was never calibrated: take its intervals and probabilities with care")
+        show_notices(self._notices, tuple(notices))
+
+    def make_table(self) -> Table:
+        """Return one row per face, of the first thousand."""
+        start = self._start
+        assert start is not None
+        found = "each picture taken as an aligned crop" if start.detector == "none" else f"faces: {start.detector}"
+        more = self._faces + self._counts["no_face"] + self._counts["unreadable"] - len(self._rows)
+        caption = f"model: {start.model}; {found}; gender named from a probability of {start.min_confidence:.2f} on"
+        if more:
+            caption += f"; {more:,} more rows (write them with --csv FILE)"
+        table = Table(caption=caption, caption_justify="left")
+        table.add_column("file", overflow="fold")
+        for name in ("face", "age", "90 % interval", "gender", "probability"):
+            table.add_column(name, justify="left" if name == "gender" else "right", no_wrap=True)
+        for row in self._rows:
+            table.add_row(*_format_prediction(row))
+        return table
+
+    def show_summary(self) -> None:
+        """Say in one line what was done, where it was more than one photograph."""
+        done = self._counts.total()
+        if done > 1:
+            seconds = time.monotonic() - self._started
+            self._notices.print(
+                f"{self._faces:,} faces in {done:,} photographs, {self._counts['no_face']:,} without a face, "
+                f"{self.unreadable:,} unreadable; {format_duration(seconds)}, {done / seconds:,.1f} photos/s",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
 def show_notices(console: Console, notices: tuple[str, ...]) -> None:
     """Print notices, one a line."""
     for notice in notices:
@@ -147,24 +226,26 @@ def make_metrics_table(evaluation: Evaluation, title: str) -> Table:
     table = Table(title=Text(title), title_justify="left")
     for name in ("", "metric", "value", "95 % interval", "baseline"):
         table.add_column(name, justify="right" if name in ("value", "baseline") else "left", no_wrap=True)
-    for label, metrics, baseline in (
-        ("age", evaluation.age, evaluation.baseline[0]),
-        ("gender", evaluation.gender, evaluation.baseline[1]),
-    ):
-        for (name, metric), (_, trivial) in zip(list_metrics(metrics), list_metrics(baseline), strict=True):
+    parts: list[tuple[str, list[AnyMetrics], AnyMetrics]] = [
+        ("age", [evaluation.age, evaluation.interval], evaluation.baseline[0]),
+        ("gender", [evaluation.gender, evaluation.confident], evaluation.baseline[1]),
+    ]
+    for label, measured, baseline in parts:
+        trivial = dict(list_metrics(baseline))
+        for name, metric in (pair for metrics in measured for pair in list_metrics(metrics)):
             row = (METRIC_TITLES[name], format_metric(name, metric.value), format_interval(name, metric))
-            table.add_row(label, *row, format_metric(name, trivial.value))
+            table.add_row(label, *row, format_metric(name, trivial[name].value) if name in trivial else "")
             label = ""
         table.add_section()
     return table
 
 
 def make_groups_table(evaluation: Evaluation) -> Table:
-    """Return MAE and accuracy by group; groups of fewer than 30 faces are marked."""
+    """Return MAE, the age intervals and accuracy by group; groups of fewer than 30 faces are marked."""
     table = Table(title="by group (* fewer than 30 faces)", title_justify="left")
     for name, justify in (("group", "left"), ("value", "left"), ("faces", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for name in ("MAE", "95 % interval", "accuracy", "95 % interval"):
+    for name in ("MAE", "95 % interval", "90 % covers", "width", "accuracy", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     column = ""
     for group in evaluation.groups:
@@ -176,6 +257,8 @@ def make_groups_table(evaluation: Evaluation) -> Table:
             f"{group.n:,}{'*' if group.small else ' '}",
             format_metric("mae", group.age.mae.value),
             format_interval("mae", group.age.mae),
+            format_metric("coverage", group.interval.coverage.value),
+            format_metric("width", group.interval.width.value),
             format_metric("accuracy", group.gender.accuracy.value),
             format_interval("accuracy", group.gender.accuracy),
         )
@@ -183,19 +266,15 @@ def make_groups_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def make_predictions_table(predictions: list[FacePrediction]) -> Table:
-    """Return one row per face."""
-    table = Table()
-    table.add_column("file", overflow="fold")
-    for name in ("age", "90 % interval", "gender", "P(female)"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for face in predictions:
-        if face.status != "ok":
-            table.add_row(Text(face.file), Text(f"{face.status}: {face.reason}", style="red"), "", "", "")
-            continue
-        interval = f"{face.age_low:.0f}–{face.age_high:.0f}"
-        table.add_row(Text(face.file), f"{face.age:.1f}", interval, face.gender, f"{face.p_female:.2f}")
-    return table
+def _format_prediction(row: FacePrediction) -> tuple[Text, ...]:
+    # A name that isn't UTF-8 can't be printed as it is.
+    file = Text(row.file.encode("utf-8", errors="replace").decode())
+    if row.age is None or row.p_female is None:
+        said = row.status if row.reason is None else f"{row.status}: {row.reason}"
+        return (file, Text(""), Text(""), Text(""), Text(said, style="red" if row.reason else "yellow"), Text(""))
+    probability = max(row.p_female, 1 - row.p_female)
+    cells = (str(row.face), f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}", str(row.gender))
+    return (file, *(Text(cell) for cell in cells), Text(f"{probability:.2f}"))
 
 
 def make_models_table(models: list[ModelDescription]) -> Table:

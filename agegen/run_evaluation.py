@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from agegen.calibration import UNCALIBRATED, Calibration
 from agegen.checkpoints import load_checkpoint
 from agegen.data.records import SPLITS, load_records
 from agegen.data.scan import ProgressHook, Scan, ignore_progress
@@ -88,7 +89,8 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
     )
     network, source = make_eval_source(model, scan, chosen, options, on_progress)
     baseline = Baseline(**record["baseline"])
-    evaluation, predictions = evaluate_source(network, source, scan, chosen, baseline, options.compute)
+    calibration = Calibration.from_json(info.calibration) if info.calibration else UNCALIBRATED
+    evaluation, predictions = evaluate_source(network, source, scan, chosen, baseline, calibration, options.compute)
     seen = predictions["sha256"].isin(split["sha256"][split["split"] == "train"])
     notices = tuple(_describe(scan, int(seen.sum()), len(seen), config))
     return EvalResult(run.path, info.model, data, config.split, evaluation, predictions, notices)

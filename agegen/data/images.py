@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,19 +43,42 @@ def decode_image(content: bytes) -> RGB:
     Raises:
         DataError: no picture, a damaged one, or one of more than 110 megapixels.
     """
+    return decode_photo(content, None).image
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photograph (height, width, 3), upright; ``scale`` is its size over that of the file."""
+
+    image: RGB
+    scale: float
+
+
+def decode_photo(content: bytes, limit: int | None) -> Photo:
+    """Decode as :func:`decode_image` does, to a longer side of at most ``limit`` pixels.
+
+    A large JPEG is decoded at a half, a quarter or an eighth of its size at once, which saves time and memory.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as picture:
+                longest = max(picture.size)
                 if picture.width * picture.height > MAX_PIXELS:
                     raise DataError(f"{picture.width}×{picture.height} pixels are too many to decode")
-                return np.asarray(_convert_to_rgb(ImageOps.exif_transpose(picture)))
+                if limit is not None:
+                    share = min(1.0, limit / longest)
+                    picture.draft("RGB", (int(picture.width * share), int(picture.height * share)))
+                image = np.asarray(_convert_to_rgb(_turn_upright(picture)))
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise DataError("too many pixels to decode") from error
     except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
         raise DataError(f"not a readable picture ({str(error) or type(error).__name__})") from error
+    if limit is not None and max(image.shape[:2]) > limit:
+        image = _shrink(image, limit)
+    return Photo(image, max(image.shape[:2]) / longest)
 
 
 def resize_image(image: RGB, size: int) -> RGB:
@@ -66,6 +90,22 @@ def resize_image(image: RGB, size: int) -> RGB:
     shrinking = min(image.shape[:2]) >= size
     resized: RGB = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
     return resized
+
+
+def _turn_upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # damaged metadata is no reason to refuse a good picture
+        return picture
+
+
+def _shrink(image: RGB, limit: int) -> RGB:
+    import cv2
+
+    scale = limit / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    shrunk: RGB = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return shrunk
 
 
 def _convert_to_rgb(picture: Image.Image) -> Image.Image:

