@@ -193,9 +193,10 @@ class PredictDisplay:
         if more:
             caption += f"; {more:,} more rows (write them with --csv FILE)"
         table = Table(caption=caption, caption_justify="left")
-        table.add_column("file", overflow="fold")
+        table.add_column("file", overflow="fold", min_width=20)
         for name in ("face", "age", "90 % interval", "gender", "probability"):
-            table.add_column(name, justify="left" if name == "gender" else "right", no_wrap=True)
+            # A reason stands in the column of the gender, and may take several lines.
+            table.add_column(name, justify="left" if name == "gender" else "right", no_wrap=name != "gender")
         for row in self._rows:
             table.add_row(*_format_prediction(row))
         return table

@@ -39,6 +39,19 @@ def real_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def real_yunet(real_vgg16: None) -> None:
+    """Let the detector yunet find its weights, which lie in the same cache."""
+
+
+@pytest.fixture(scope="session")
+def portrait() -> Path:
+    """A real photograph, 512×600, of one face: Grace Hopper at the age of 77, public domain."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+
+
+@pytest.fixture
 def random_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give VGG16 the same random weights each time it is built, so that tests need no file."""
     import agegen_vgg16

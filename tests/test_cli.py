@@ -1,7 +1,5 @@
 """Every command as a user runs it, and one way through all of them."""
 
-import csv
-import io
 import json
 
 import pandas as pd
@@ -59,7 +57,12 @@ def test_train_eval_predict_compare(agegen, draw_folder, faces_folder, tmp_path)
 
 def test_eval_json_has_the_documented_form(trained_run, agegen):
     report = json.loads(agegen("eval", trained_run, "--json", "-").stdout)
-    assert set(report) == {"n", "age", "gender", "groups", "baseline"}
+    assert set(report) == {"n", "age", "gender", "interval", "confident", "groups", "baseline"}
+    assert 0 <= report["interval"]["coverage"] <= 1
+    assert report["interval"]["width"] > 0
+    assert 0.5 <= report["confident"]["min_confidence"] <= 1
+    assert {"named", "named_ci95", "named_accuracy"} <= set(report["confident"])
+    assert all("coverage" in group["interval"] for group in report["groups"])
     assert {"mae", "mae_ci95", "rmse", "cs3", "cs5", "cs10"} <= set(report["age"])
     assert {"accuracy", "accuracy_ci95", "roc_auc", "ece"} <= set(report["gender"])
     low, high = report["age"]["mae_ci95"]
@@ -87,46 +90,20 @@ def test_eval_takes_the_newest_run(trained_run, agegen, tmp_path):
     assert "MAE (years)" in agegen("eval").stdout
 
 
-def test_predict_rows(trained_run, faces_folder, agegen, tmp_path):
-    good = sorted(faces_folder.iterdir())[0]
-    (tmp_path / "bad.jpg").write_bytes(b"broken")
-    done = agegen("predict", good, tmp_path / "bad.jpg", "--run", trained_run, "--no-detect", "--json", "-")
-    assert done.exit_code == 1
-    first, second = json.loads(done.stdout)
-    assert set(first) == {"file", "status", "box", "age", "age_low", "age_high", "gender", "p_female"}
-    assert first["status"] == "ok"
-    assert 0 <= first["age_low"] <= first["age"] <= first["age_high"] <= 116
-    assert first["gender"] == ("female" if first["p_female"] >= 0.5 else "male")
-    assert (second["status"], second["age"]) == ("unreadable", None)
-    assert "not a readable picture" in second["reason"]
-
-
-def test_predict_csv_and_globs(trained_run, faces_folder, agegen, tmp_path):
-    done = agegen("predict", f"{faces_folder}/1*", "--run", trained_run, "--no-detect", "--csv", "-")
-    rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert [row["file"] for row in rows] == sorted(str(path) for path in faces_folder.glob("1*"))
-    done = agegen("predict", faces_folder, "--run", trained_run, "--csv", tmp_path / "rows.csv")
-    assert "doesn't search pictures for faces yet" in done.stderr
-    assert "90 % interval" in done.stdout
-    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 61
-
-
-def test_predictions_do_not_depend_on_company(trained_run, faces_folder, agegen):
-    together = json.loads(agegen("predict", faces_folder, "--run", trained_run, "--json", "-").stdout)
-    for face in together[::20]:
-        (alone,) = json.loads(agegen("predict", face["file"], "--run", trained_run, "--json", "-").stdout)
-        assert alone["age"] == pytest.approx(face["age"], abs=0.3)
-        assert alone["p_female"] == pytest.approx(face["p_female"], abs=0.02)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["eval", "no-run"], "no run at no-run"),
         (["eval"], "no finished run under runs/"),
-        (["eval", "--model", "scratch"], "no weights ship with agegen for 'scratch' yet"),
+        (["eval", "--model", "vgg17"], "no backbone is called 'vgg17'"),
         (["predict", "nothing-*.jpg"], "no picture in nothing-"),
-        (["predict", "face.jpg", "--json", "-", "--csv", "-"], "both want stdout"),
+        (["predict", "face.jpg", "--json", "-", "--csv", "-"], "can go to stdout"),
+        (["predict"], "or --demo"),
+        (["predict", "-", "face.jpg"], "- reads all paths from stdin"),
+        (["predict", "face.jpg", "--resume"], "--resume goes on with one output"),
+        (["predict", "face.jpg", "--resume", "--json", "x.json"], "--resume goes on with one output"),
+        (["predict", "face.jpg", "--detector", "dlib"], "no detector is called 'dlib'"),
+        (["predict", "face.jpg", "--min-confidence", "0.3"], "--min-confidence must be between 0.5 and 1"),
         (["compare"], "at least two different finished runs, not 0"),
         (["train", "--model", "scratch"], "--data demo"),
         (["train", "--model", "resnet", "--data", "demo"], "no backbone is called 'resnet'"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from agegen.errors import DataError
 
@@ -74,6 +74,8 @@ def decode_photo(content: bytes, limit: int | None) -> Photo:
         raise
     except Image.DecompressionBombError as error:
         raise DataError("too many pixels to decode") from error
+    except UnidentifiedImageError as error:
+        raise DataError("not a readable picture (of no format that is known)") from error
     except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
         raise DataError(f"not a readable picture ({str(error) or type(error).__name__})") from error
     if limit is not None and max(image.shape[:2]) > limit:
