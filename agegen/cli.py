@@ -192,7 +192,7 @@ def evaluate(
         write_output(json_out, format_json(result.evaluation.to_json()))
     if json_out != "-":
         output = make_output_console()
-        title = f"{result.run} on the split '{result.split}' of {result.source}: {result.evaluation.n:,} faces"
+        title = f"{result.path} on the split '{result.split}' of {result.source}: {result.evaluation.n:,} faces"
         output.print(make_metrics_table(result.evaluation, title))
         output.print(make_groups_table(result.evaluation))
 
@@ -305,13 +305,23 @@ def compare(
 
 
 @app.command()
-def models(json_out: JsonOut = None) -> None:
-    """List the installed backbones, or why one can't load.
+def models(
+    json_out: JsonOut = None,
+    card: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Show the card of the weights that ship for this model.")
+    ] = None,
+) -> None:
+    """List the installed backbones, the weights that ship for them and their licence, or why one can't load.
 
-    Example: agegen models --json -
+    Example: agegen models --card scratch
     """
     from dataclasses import asdict
 
+    if card is not None:
+        from agegen.weights import read_card
+
+        write_output("-", read_card(card))
+        return
     from agegen.catalog import describe_models
     from agegen.files import format_json
     from agegen.report import make_models_table
@@ -321,6 +331,27 @@ def models(json_out: JsonOut = None) -> None:
         write_output(json_out, format_json([asdict(model) for model in described]))
     if json_out != "-":
         make_output_console().print(make_models_table(described))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    weights: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="Where the float16 weights go.")],
+    repeat: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN", help="Another run of the same command, for the card.")
+    ] = None,
+) -> None:
+    """Write a run's weights in half precision, with their model card beside them.
+
+    Example: agegen export runs/scratch-20260101-120000 --weights weights/weights.safetensors
+    """
+    from agegen.export import ExportConfig, export_run
+    from agegen.report import format_size
+
+    result = export_run(ExportConfig(run, weights, tuple(repeat or ())))
+    output = make_output_console()
+    output.print(f"{result.weights} ({format_size(result.size)})", highlight=False, soft_wrap=True)
+    output.print(str(result.card), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from agegen.report import METRIC_TITLES, format_interval, format_metric, format_size
+from agegen.metric_names import METRIC_TITLES, format_value
+from agegen.report import format_interval, format_size
 
 if TYPE_CHECKING:
     from agegen.comparison import Comparison, MetricRow
@@ -62,7 +63,7 @@ def _make_metric_table(title: str, names: tuple[str, ...], rows: list[MetricRow]
     for row in rows:
         line = [METRIC_TITLES[row.name]]
         for value in row.values:
-            line += [format_metric(row.name, value.value), format_interval(row.name, value)]
+            line += [format_value(row.name, value.value), format_interval(row.name, value)]
         for difference, better in zip(row.differences, row.better, strict=True):
             line += [format_difference(row.name, difference), better or NO_DIFFERENCE]
         cells.append(line)
@@ -94,8 +95,8 @@ def _make_group_table(comparison: Comparison) -> PlainTable:
             group.value,
             METRIC_TITLES[group.metric],
             f"{group.n:,}",
-            format_metric(group.metric, group.first),
-            format_metric(group.metric, group.second),
+            format_value(group.metric, group.first),
+            format_value(group.metric, group.second),
             format_difference(group.metric, group.difference),
             group.better or NO_DIFFERENCE,
         ]

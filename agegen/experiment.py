@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from agegen.calibration import Calibration, calibrate
 from agegen.checkpoints import describe_model, load_checkpoint, save_checkpoint
 from agegen.data.batches import choose_workers
 from agegen.data.images import decode_image
-from agegen.data.records import load_records
+from agegen.data.records import SPLITS, load_records
 from agegen.data.scan import ProgressHook, Scan, count_cores, ignore_progress
 from agegen.data.splits import (
     apply_split,
@@ -29,7 +30,7 @@ from agegen.data.splits import (
     split_scan,
     write_split,
 )
-from agegen.devices import Compute, choose_compute
+from agegen.devices import Compute, choose_compute, keep_freed_memory
 from agegen.errors import AgegenError, DataError
 from agegen.evaluation import Baseline, Evaluation, estimate_batches, find_baseline
 from agegen.faces.alignment import CropContract, measure_contract
@@ -37,6 +38,7 @@ from agegen.faces.detectors import DEFAULT_DETECTOR, create_detector
 from agegen.features import choose_cache_dir
 from agegen.files import write_json
 from agegen.model import AgeGenderModel, count_parameters
+from agegen.model_card import write_card
 from agegen.plots import plot_curves
 from agegen.predictions import evaluate_source, write_predictions
 from agegen.registry import Plugin, build_backbone, load_backbone
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 
 # How many of the pictures are searched for landmarks to learn how they are cropped.
 _CROPS_MEASURED = 200
+# Where a run lies and what is kept for it changes nothing of the result.
+_NOT_IN_COMMAND = ("out", "cache_dir", "workers")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def train_run(config: TrainConfig, on_progress: ProgressHook = ignore_progress) 
         AgegenError: whatever the user can put right, from the plugin's name to a full disk.
     """
     started = time.time()
+    keep_freed_memory()
     training = prepare_training(config, on_progress)
     record = describe_training(config, training, started)
     training.run.write(record)
@@ -152,6 +157,7 @@ def train_run(config: TrainConfig, on_progress: ProgressHook = ignore_progress) 
         "features": round(sources.feature_seconds, 1),
     }
     training.run.write(record)
+    write_card(training.run.card, training.run, training.run.checkpoint)
     plot_curves(training.run.curves, {config.model: training.run.read_epochs()})
     yield TrainResult(training.run.path, config.model, best, result, time.time() - started)
 
@@ -217,7 +223,7 @@ def fit_and_keep(training: _Training, sources: TrainSources) -> Iterator[BatchRe
     for event in fit(sources.network, averaged, sources.train, sources.val, training.settings, compute):
         if isinstance(event, EpochResult) and event.best:
             best = share_backbone(training.model, averaged.module)
-            note = {**asdict(event), "baseline": asdict(training.baseline)}
+            note = {**asdict(event), **describe_origin(training)}
             save_checkpoint(training.run.checkpoint, best, describe_model(training.plugin, best, note))
         yield event
 
@@ -233,6 +239,16 @@ def calibrate_best(training: _Training, sources: TrainSources) -> Calibration:
     crop = None if training.crop is None else training.crop.to_json()
     save_checkpoint(training.run.checkpoint, model, replace(info, calibration=calibration.to_json(), crop=crop))
     return calibration
+
+
+def describe_origin(training: _Training) -> dict[str, Any]:
+    """Return what a checkpoint says of its data: all that an evaluation without the run folder needs."""
+    return {
+        "baseline": asdict(training.baseline),
+        "terms": training.scan.records.terms,
+        "split": fingerprint_split(training.split),
+        "seed": training.options.seed,
+    }
 
 
 def evaluate_best(training: _Training, sources: TrainSources, calibration: Calibration) -> Evaluation:
@@ -270,7 +286,7 @@ def announce_training(training: _Training) -> TrainStart:
     return TrainStart(
         run=training.run.path,
         model=training.plugin.name,
-        counts={str(name): int(count) for name, count in training.split["split"].value_counts().items()},
+        counts=count_splits(training.split),
         parameters=count_parameters(training.model),
         epochs=training.settings.epochs,
         setting=setting,
@@ -317,9 +333,12 @@ def describe_training(config: TrainConfig, training: _Training, started: float) 
             "source": str(Path(config.data).resolve()) if not training.scan.records.drawn else config.data,
             "faces": len(training.split),
             "fingerprint": fingerprint_split(training.split),
+            "terms": training.scan.records.terms,
+            "counts": count_splits(training.split),
             "excluded": [asdict(item) for item in training.scan.records.excluded],
         },
         "baseline": asdict(training.baseline),
+        "command": format_command(config),
         "seed": config.seed,
         "libraries": {name: version(name) for name in ("agegen", "torch", "timm", "albumentations", "numpy")},
         "machine": {
@@ -331,6 +350,22 @@ def describe_training(config: TrainConfig, training: _Training, started: float) 
         "started": format_time(started),
         "finished": None,
     }
+
+
+def count_splits(split: pd.DataFrame) -> dict[str, int]:
+    """Return the number of faces in each split."""
+    return {name: int((split["split"] == name).sum()) for name in SPLITS}
+
+
+def format_command(config: TrainConfig) -> str:
+    """Return the command that a training amounts to: the options that are not left to their defaults."""
+    plain = TrainConfig(config.model, config.data)
+    words = ["agegen", "train", "--model", config.model, "--data", config.data]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != getattr(plain, field.name) and field.name not in _NOT_IN_COMMAND:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 def format_time(seconds: float) -> str:

@@ -20,6 +20,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from agegen.metric_names import METRIC_TITLES, format_value
+
 if TYPE_CHECKING:
     from agegen.catalog import ModelDescription
     from agegen.evaluation import Evaluation
@@ -30,21 +32,6 @@ if TYPE_CHECKING:
     from agegen.prediction import FacePrediction, PhotoPrediction
     from agegen.training import BatchResult, EpochResult
 
-METRIC_TITLES = {
-    "mae": "MAE (years)",
-    "rmse": "RMSE (years)",
-    "cs3": "CS@3",
-    "cs5": "CS@5",
-    "cs10": "CS@10",
-    "accuracy": "accuracy",
-    "roc_auc": "ROC-AUC",
-    "ece": "calibration error",
-    "coverage": "90 % interval covers",
-    "width": "its mean width (years)",
-    "named": "gender named",
-    "named_accuracy": "accuracy where named",
-}
-_SHARES = ("cs3", "cs5", "cs10", "accuracy", "ece", "coverage", "named", "named_accuracy")
 _ROWS_SHOWN = 1000
 
 
@@ -234,8 +221,8 @@ def make_metrics_table(evaluation: Evaluation, title: str) -> Table:
     for label, measured, baseline in parts:
         trivial = dict(list_metrics(baseline))
         for name, metric in (pair for metrics in measured for pair in list_metrics(metrics)):
-            row = (METRIC_TITLES[name], format_metric(name, metric.value), format_interval(name, metric))
-            table.add_row(label, *row, format_metric(name, trivial[name].value) if name in trivial else "")
+            row = (METRIC_TITLES[name], format_value(name, metric.value), format_interval(name, metric))
+            table.add_row(label, *row, format_value(name, trivial[name].value) if name in trivial else "")
             label = ""
         table.add_section()
     return table
@@ -256,11 +243,11 @@ def make_groups_table(evaluation: Evaluation) -> Table:
             group.column if column != group.column else "",
             group.value,
             f"{group.n:,}{'*' if group.small else ' '}",
-            format_metric("mae", group.age.mae.value),
+            format_value("mae", group.age.mae.value),
             format_interval("mae", group.age.mae),
-            format_metric("coverage", group.interval.coverage.value),
-            format_metric("width", group.interval.width.value),
-            format_metric("accuracy", group.gender.accuracy.value),
+            format_value("coverage", group.interval.coverage.value),
+            format_value("width", group.interval.width.value),
+            format_value("accuracy", group.gender.accuracy.value),
             format_interval("accuracy", group.gender.accuracy),
         )
         column = group.column
@@ -279,11 +266,11 @@ def _format_prediction(row: FacePrediction) -> tuple[Text, ...]:
 
 
 def make_models_table(models: list[ModelDescription]) -> Table:
-    """Return one row per registered backbone."""
-    table = Table()
+    """Return one row per registered backbone, with the weights that ship for it and their licence."""
+    table = Table(caption="agegen models --card NAME shows the card of shipped weights", caption_justify="left")
     for name in ("model", "distribution", "parameters", "trained", "input", "frozen"):
         table.add_column(name, justify="right" if name in ("parameters", "trained") else "left", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table.add_column("weights that ship, their licence", overflow="fold")
     for model in models:
         source = f"{model.distribution} {model.version}"
         if model.problem:
@@ -291,7 +278,8 @@ def make_models_table(models: list[ModelDescription]) -> Table:
             continue
         size = f"{model.input_size}×{model.input_size}"
         counts = f"{model.parameters or 0:,}", f"{model.trainable or 0:,}"
-        table.add_row(model.name, source, *counts, size, "yes" if model.frozen else "no", "")
+        weights = "none" if model.weights is None else f"{format_size(model.weights_bytes or 0)}; {model.weights_terms}"
+        table.add_row(model.name, source, *counts, size, "yes" if model.frozen else "no", Text(weights))
     return table
 
 
@@ -305,18 +293,11 @@ def make_cache_table(entries: list[CacheEntry]) -> Table:
     return table
 
 
-def format_metric(name: str, value: float | None) -> str:
-    """Return a metric as people write it: shares as per cent, years with two digits."""
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{value * 100:.1f} %" if name in _SHARES else f"{value:.2f}" if name != "roc_auc" else f"{value:.4f}"
-
-
 def format_interval(name: str, metric: Metric) -> str:
     """Return a metric's interval, low–high."""
     if math.isnan(metric.low):
         return "–"
-    return f"{format_metric(name, metric.low).removesuffix(' %')}–{format_metric(name, metric.high)}"
+    return f"{format_value(name, metric.low).removesuffix(' %')}–{format_value(name, metric.high)}"
 
 
 def format_duration(seconds: float) -> str:

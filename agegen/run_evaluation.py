@@ -10,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.calibration import UNCALIBRATED, Calibration
-from agegen.checkpoints import load_checkpoint
-from agegen.data.records import SPLITS, load_records
+from agegen.checkpoints import CheckpointInfo, load_checkpoint
+from agegen.data.records import SPLITS, load_records, resolve_data
 from agegen.data.scan import ProgressHook, Scan, ignore_progress
-from agegen.data.splits import apply_split, read_split
+from agegen.data.splits import apply_split, fingerprint_split, read_split, split_scan
 from agegen.devices import choose_compute
-from agegen.errors import AgegenError, CheckpointError, DataError
+from agegen.errors import AgegenError, DataError
 from agegen.evaluation import Baseline, Evaluation
 from agegen.predictions import evaluate_source
 from agegen.runs import RunFolder, find_newest_run, open_run
 from agegen.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
+from agegen.weights import find_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,10 @@ SPLIT_CHOICES = (*SPLITS, "all")
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Options of ``agegen eval``; ``data`` None means the data that the run was trained on."""
+    """Options of ``agegen eval``; ``data`` None means the data that the run was trained on.
+
+    ``model`` stands for the weights that ship for it, in place of a run.
+    """
 
     run: Path | None = None
     model: str | None = None
@@ -42,9 +46,9 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Metrics of a run, the table of predictions behind them, and what the user should know."""
+    """Metrics of a run or of shipped weights (``path``), the predictions behind them, what the user should know."""
 
-    run: Path
+    path: Path
     model: str
     source: str
     split: str
@@ -53,70 +57,99 @@ class EvalResult:
     notices: tuple[str, ...]
 
 
-def choose_run(run: Path | None, model: str | None) -> RunFolder:
-    """Return the run that is meant: the one named, else the newest finished one.
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated: a run, or weights without their run's folder (``run`` None)."""
 
-    Raises:
-        CheckpointError: there is none, or weights are asked for that don't ship.
-    """
-    if run is not None and model is not None:
-        raise AgegenError("give either a run or --model, not both")
-    if model is not None:
-        raise CheckpointError(f"no weights ship with agegen for '{model}' yet; give a run instead")
-    return open_run(run) if run is not None else find_newest_run()
+    run: RunFolder | None
+    checkpoint: Path
+    data: str
 
 
 def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress) -> EvalResult:
-    """Evaluate a run's best checkpoint.
+    """Evaluate a run's best checkpoint, or the weights that ship for a model.
 
     Raises:
         AgegenError: the run, its plugin or the data can't be used, or no face is in the split.
     """
     if config.split not in SPLIT_CHOICES:
         raise AgegenError(f"--split is one of {', '.join(SPLIT_CHOICES)}")
-    run = choose_run(config.run, config.model)
-    record = run.read()
-    info, model = load_checkpoint(run.checkpoint)
-    data = config.data or str(record["data"]["source"])
-    scan = scan_for(type(model.backbone), load_records(data), on_progress)
-    split = read_split(run.split)
-    scan, names = locate_splits(scan, split, config, data)
+    subject = find_subject(config)
+    info, model = load_checkpoint(subject.checkpoint)
+    scan = scan_for(type(model.backbone), load_records(subject.data), on_progress)
+    scan, names = locate_splits(scan, subject, info, config)
     chosen = np.ones(len(names), dtype=bool) if config.split == "all" else names == config.split
     if not chosen.any():
-        raise DataError(f"no face of {data} is in the split '{config.split}'")
+        raise DataError(f"no face of {subject.data} is in the split '{config.split}'")
     options = SourceOptions(
         choose_compute(config.device, config.precision), 0, views=EVAL_VIEWS, cache_dir=config.cache_dir
     )
     network, source = make_eval_source(model, scan, chosen, options, on_progress)
-    baseline = Baseline(**record["baseline"])
     calibration = Calibration.from_json(info.calibration) if info.calibration else UNCALIBRATED
+    baseline = Baseline(**info.training["baseline"])
     evaluation, predictions = evaluate_source(network, source, scan, chosen, baseline, calibration, options.compute)
-    seen = predictions["sha256"].isin(split["sha256"][split["split"] == "train"])
-    notices = tuple(_describe(scan, int(seen.sum()), len(seen), config))
-    return EvalResult(run.path, info.model, data, config.split, evaluation, predictions, notices)
+    notices = tuple(_describe(scan, names[chosen], subject, config))
+    path = subject.checkpoint if subject.run is None else subject.run.path
+    return EvalResult(path, info.model, subject.data, config.split, evaluation, predictions, notices)
 
 
-def locate_splits(scan: Scan, split: pd.DataFrame, config: EvalConfig, data: str) -> tuple[Scan, NDArray[np.str_]]:
-    """Return the pictures and the split of each: the run's where they are its data, else their own."""
-    if config.data is None:
-        scan, rows = apply_split(scan, split, "the run's split.csv")
+def find_subject(config: EvalConfig) -> _Subject:
+    """Return what is to be evaluated, and on which data.
+
+    Raises:
+        AgegenError: it isn't there, or shipped weights are given no data.
+    """
+    if config.model is not None:
+        checkpoint = find_checkpoint(config.model, config.run)
+        return _Subject(None, checkpoint, resolve_data(config.data))
+    run = open_run(config.run) if config.run is not None else find_newest_run()
+    return _Subject(run, run.checkpoint, config.data or str(run.read()["data"]["source"]))
+
+
+def locate_splits(
+    scan: Scan, subject: _Subject, info: CheckpointInfo, config: EvalConfig
+) -> tuple[Scan, NDArray[np.str_]]:
+    """Return the pictures and the split of each, "" where it isn't known: the run's, else the data's own.
+
+    Weights without their run's folder know their split by its fingerprint: the same data and seed give it again.
+
+    Raises:
+        DataError: one split is asked for, and the data has none.
+    """
+    if subject.run is not None and config.data is None:
+        scan, rows = apply_split(scan, read_split(subject.run.split), "the run's split.csv")
         return scan, rows["split"].to_numpy(dtype=str)
+    if subject.run is not None:
+        split = read_split(subject.run.split)
+    else:
+        split = split_scan(scan, int(info.training.get("seed", 0)))
+        if fingerprint_split(split) != info.training.get("split"):
+            split = split[:0]
     own = dict(zip(split["sha256"], split["split"], strict=True))
-    names = np.array([own.get(digest, "") for digest in scan.sha256])
+    names = np.array([own.get(digest, "") for digest in scan.sha256], dtype=str)
     if config.split == "all" or (names != "").all():
         return scan, names
     if "split" in scan.records.frame.columns:
         return scan, scan.records.frame["split"].to_numpy(dtype=str)
-    raise DataError(f"{data} is not the data of the run and has no column 'split'; evaluate all of it with --split all")
+    raise DataError(
+        f"{subject.data} is not the data that the model was trained on and has no column 'split'; "
+        "evaluate all of it with --split all"
+    )
 
 
-def _describe(scan: Scan, seen: int, count: int, config: EvalConfig) -> list[str]:
+def _describe(scan: Scan, names: NDArray[np.str_], subject: _Subject, config: EvalConfig) -> list[str]:
     notices = []
     if scan.records.excluded:
         first = scan.records.excluded[0]
         notices.append(
             f"{len(scan.records.excluded)} files or rows were left out, the first: {first.path} ({first.reason})"
         )
+    seen = int((names == "train").sum())
     if seen and config.split != "train":
-        notices.append(f"{seen} of the {count} pictures were in the run's training split")
+        notices.append(f"{seen} of the {len(names)} pictures were in the model's training split")
+    if subject.run is None and (names == "").any():
+        notices.append(
+            "this is not the data that the model was trained on as a whole; whether it has pictures in common with "
+            "it can't be told"
+        )
     return notices

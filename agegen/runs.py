@@ -20,7 +20,7 @@ DEFAULT_ROOT = Path("runs")
 @dataclass(frozen=True)
 class RunFolder:
     """``run.json``, ``split.csv``, ``epochs.csv``, ``best.safetensors``, ``eval.json``,
-    ``predictions.parquet`` and ``curves.png`` of one training.
+    ``predictions.parquet``, ``curves.png`` and ``MODEL_CARD.md`` of one training.
     """
 
     path: Path
@@ -49,6 +49,11 @@ class RunFolder:
     def predictions(self) -> Path:
         """Estimates and labels of the test split, one row per face."""
         return self.path / "predictions.parquet"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.path / "MODEL_CARD.md"
 
     def read(self) -> dict[str, Any]:
         """Return ``run.json``.

@@ -54,3 +54,16 @@ def locate_file(plugin: Plugin, name: str) -> Path | None:
         if (path := Path(folder, name)).is_file():
             return path
     return None
+
+
+def read_card(model: str) -> str:
+    """Return the card of the weights that ship for a model.
+
+    Raises:
+        CheckpointError: no weights ship for it, or they have no card.
+    """
+    path = find_weights(model).with_name(CARD_FILE)
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"can't read {path}: {error.strerror}") from error

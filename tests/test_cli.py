@@ -38,7 +38,7 @@ def test_train_eval_predict_compare(agegen, draw_folder, faces_folder, tmp_path)
     assert report == stored
     assert len(pd.read_csv(tmp_path / "rows.csv")) == report["n"]
 
-    done = agegen("predict", "--no-detect", faces_folder, "--run", run, "--json", "-")
+    done = agegen("predict", "--detector", "none", faces_folder, "--run", run, "--json", "-")
     assert done.exit_code == 0
     assert len(json.loads(done.stdout)) == 60
 
@@ -118,7 +118,7 @@ def test_mistakes_are_one_line_on_stderr(agegen, arguments, message):
 
 
 def test_every_command_has_help_with_an_example(agegen):
-    for command in ("train", "eval", "predict", "compare", "models"):
+    for command in ("train", "eval", "predict", "compare", "models", "cache", "export"):
         done = agegen(command, "--help")
         assert done.exit_code == 0
         assert "Example: agegen" in done.stdout

@@ -48,7 +48,7 @@ def draw_records(count: int = DEMO_COUNT) -> FaceRecords:
             "row": range(count),
         }
     )
-    return FaceRecords(frame, DrawnStore(people), "demo", drawn=True)
+    return FaceRecords(frame, DrawnStore(people), "demo", drawn=True, terms="none: the faces are drawn")
 
 
 def draw_face(age: float, female: bool, rng: np.random.Generator) -> RGB:

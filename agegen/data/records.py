@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UTKFACE_RACES = ("White", "Black", "Asian", "Indian", "Other")
+UTKFACE_TERMS = "UTKFace, for non-commercial research purposes only (https://susanqq.github.io/UTKFace/)"
 SPLITS = ("train", "val", "test")
 _UTKFACE_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_\d+\.")
 _GENDERS = {"male": False, "m": False, "0": False, "female": True, "f": True, "1": True}
@@ -76,6 +77,7 @@ class FaceRecords:
 
     ``frame`` has the columns ``path`` (relative to ``source``), ``age`` (years, float), ``female``
     (bool), ``row`` (in ``images``), ``split`` where the data brings one, and the group columns.
+    ``terms`` are those of the data, where they are known.
     """
 
     frame: pd.DataFrame
@@ -83,6 +85,7 @@ class FaceRecords:
     source: str
     excluded: tuple[Exclusion, ...] = ()
     drawn: bool = False
+    terms: str = ""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -164,7 +167,7 @@ def _load_folder(folder: Path) -> FaceRecords:
         else:
             rows.append((relative, float(parsed[0]), parsed[1], parsed[2], index))
     frame = pd.DataFrame(rows, columns=["path", "age", "female", "race", "row"])
-    return FaceRecords(frame, FileStore(tuple(paths)), str(folder), tuple(excluded))
+    return FaceRecords(frame, FileStore(tuple(paths)), str(folder), tuple(excluded), terms=UTKFACE_TERMS)
 
 
 def _load_manifest(path: Path) -> FaceRecords:

@@ -180,7 +180,7 @@ def find_yunet_weights() -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
-        logging.set_verbosity_error()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         return Path(hf_hub_download(YUNET_REPO, YUNET_FILE))
     except Exception as error:  # the Hub client raises its own, requests' and OS errors
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

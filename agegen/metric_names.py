@@ -1,0 +1,30 @@
+"""How metrics are called and written, wherever people read them."""
+
+from __future__ import annotations
+
+import math
+
+METRIC_TITLES = {
+    "mae": "MAE (years)",
+    "rmse": "RMSE (years)",
+    "cs3": "CS@3",
+    "cs5": "CS@5",
+    "cs10": "CS@10",
+    "coverage": "90 % interval covers",
+    "width": "its mean width (years)",
+    "accuracy": "accuracy",
+    "roc_auc": "ROC-AUC",
+    "ece": "calibration error",
+    "named": "gender named",
+    "named_accuracy": "accuracy where named",
+}
+_SHARES = ("cs3", "cs5", "cs10", "accuracy", "ece", "coverage", "named", "named_accuracy")
+
+
+def format_value(name: str, value: float | None) -> str:
+    """Return a metric as people write it: shares as per cent, years with two digits."""
+    if value is None or math.isnan(value):
+        return "–"
+    if name in _SHARES:
+        return f"{value * 100:.1f} %"
+    return f"{value:.4f}" if name == "roc_auc" else f"{value:.2f}"
