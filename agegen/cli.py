@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,14 +21,14 @@ INTERRUPTED = 130
 
 
 class _Group(TyperGroup):
-    """Shows an AgegenError as one line and exits with 1; Ctrl-C exits with 130."""
+    """Shows an AgegenError as one line and exits with its code; Ctrl-C exits with 130."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except AgegenError as error:
             make_notice_console().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             make_notice_console().print("interrupted", style="yellow")
             raise typer.Exit(INTERRUPTED) from None
@@ -103,7 +105,9 @@ def _set_up(
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Option(metavar="NAME", help="The backbone to train; see `agegen models`.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The backbone to train; see `agegen models`.")
+    ] = None,
     data: Data = None,
     out: Annotated[
         Path | None, typer.Option(metavar="RUN", help="The run folder. Default: runs/<model>-<time>.")
@@ -115,16 +119,26 @@ def train(
         float | None,
         typer.Option(help="How strongly an epoch favours rare ages, 0 to 1.", show_default="model's"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the split, the weights and the order.")] = 0,
-    device: Device = "auto",
-    precision: Precision = "auto",
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides the split, the weights and the order.", show_default="0")
+    ] = None,
+    device: Device | None = None,
+    precision: Precision | None = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that augment images.", show_default="by cores")
     ] = None,
     split_file: Annotated[Path | None, typer.Option(help="Use the split.csv of another run.")] = None,
     cache_dir: CacheDir = None,
+    save_every: Annotated[
+        float | None, typer.Option(min=0, help="Seconds between saves within an epoch.", show_default="60")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, with the options that it has.")
+    ] = None,
 ) -> None:
     """Train a model; ends with its metrics on the test split and the run folder.
+
+    Ctrl-C finishes the batch, saves, and says how to go on.
 
     Example: agegen train --model scratch --data data/utkface
     """
@@ -133,27 +147,63 @@ def train(
         from agegen.data.records import resolve_data
         from agegen.experiment import TrainConfig, train_run
         from agegen.report import ProgressDisplay, TrainDisplay
+        from agegen.resume import read_config
+        from agegen.training import BatchResult
 
-    config = TrainConfig(
-        model=model,
-        data=resolve_data(data),
-        out=out,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        age_balance=age_balance,
-        seed=seed,
-        device=device,
-        precision=precision,
-        workers=workers,
-        split_file=split_file,
-        cache_dir=cache_dir,
-    )
+    given: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "out": out,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "age_balance": age_balance,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "workers": workers,
+        "split_file": split_file,
+        "cache_dir": cache_dir,
+        "save_every": save_every,
+    }
+    if resume is not None:
+        config = read_config(resume, given)
+    elif model is None:
+        raise AgegenError("give --model NAME (see `agegen models`), or --resume RUN")
+    else:
+        chosen = {name: value for name, value in given.items() if value is not None}
+        config = TrainConfig(**(chosen | {"data": resolve_data(data)}))
     output = make_output_console()
+    interrupts = _Interrupts(notices)
     with ProgressDisplay(output if output.is_terminal else notices) as progress:
         display = TrainDisplay(output, notices, progress)
-        for event in train_run(config, progress):
+        for event in train_run(config, progress, interrupts.pending):
+            if isinstance(event, BatchResult):
+                interrupts.catch()
             display.show(event)
+
+
+class _Interrupts:
+    """From the first batch on: the first Ctrl-C is noted, for the training to finish its batch; a second one kills."""
+
+    def __init__(self, notices: Console) -> None:
+        self._notices = notices
+        self._noted = False
+        self._catching = False
+
+    def pending(self) -> bool:
+        return self._noted
+
+    def catch(self) -> None:
+        # Signals reach the main thread alone; elsewhere they are somebody else's.
+        if not self._catching and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._note)
+            self._catching = True
+
+    def _note(self, *_: Any) -> None:
+        self._noted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._notices.print("finishing the batch, then saving; Ctrl-C again stops at once", style="yellow")
 
 
 @app.command(name="eval")

@@ -2,7 +2,9 @@
 
 
 class AgegenError(Exception):
-    """Something the user can put right; shown as one line, exit code 1, no traceback."""
+    """Something the user can put right; shown as one line, no traceback."""
+
+    exit_code = 1
 
 
 class DataError(AgegenError):
@@ -15,3 +17,9 @@ class CheckpointError(AgegenError):
 
 class PluginError(AgegenError):
     """A backbone plugin that is missing, can't be loaded or breaks its contract."""
+
+
+class TrainingInterrupted(AgegenError):
+    """A training that was asked to stop and has saved where it stands."""
+
+    exit_code = 130

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,19 +31,20 @@ from agegen.data.splits import (
     write_split,
 )
 from agegen.devices import Compute, choose_compute, keep_freed_memory
-from agegen.errors import AgegenError, DataError
+from agegen.errors import AgegenError, DataError, TrainingInterrupted
 from agegen.evaluation import Baseline, Evaluation, estimate_batches, find_baseline
 from agegen.faces.alignment import CropContract, measure_contract
 from agegen.faces.detectors import DEFAULT_DETECTOR, create_detector
 from agegen.features import choose_cache_dir
 from agegen.files import write_json
+from agegen.fit_state import StateFiles
 from agegen.model import AgeGenderModel, count_parameters
 from agegen.model_card import write_card
 from agegen.plots import plot_curves
 from agegen.predictions import evaluate_source, write_predictions
 from agegen.registry import Plugin, build_backbone, load_backbone
 from agegen.sources import SourceOptions, TrainSources, make_train_sources, scan_for, share_backbone
-from agegen.training import BatchResult, EpochResult, FitSettings, average_network, fit
+from agegen.training import BatchResult, EpochResult, FitSettings, Trainer, fit, make_trainer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,12 +52,16 @@ if TYPE_CHECKING:
 # How many of the pictures are searched for landmarks to learn how they are cropped.
 _CROPS_MEASURED = 200
 # Where a run lies and what is kept for it changes nothing of the result.
-_NOT_IN_COMMAND = ("out", "cache_dir", "workers")
+_NOT_IN_COMMAND = ("out", "cache_dir", "workers", "save_every", "resume")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of ``agegen train``; None stands for the backbone's own default."""
+    """Options of ``agegen train``; None stands for the backbone's own default.
+
+    ``save_every``: seconds after which the state is saved within an epoch. ``resume``: the folder of an
+    unfinished run, to which the other options belong; see :func:`agegen.resume.read_config`.
+    """
 
     model: str
     data: str
@@ -71,6 +76,15 @@ class TrainConfig:
     workers: int | None = None
     split_file: Path | None = None
     cache_dir: Path | None = None
+    save_every: float = 60.0
+    resume: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainNotice:
+    """What the user should know in the course of a training."""
+
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ class TrainResult:
     seconds: float
 
 
-TrainEvent = TrainStart | BatchResult | EpochResult | TrainResult
+TrainEvent = TrainStart | TrainNotice | BatchResult | EpochResult | TrainResult
 
 
 @dataclass(frozen=True)
@@ -122,59 +136,78 @@ class _Training:
     crop: CropContract | None
 
 
-def train_run(config: TrainConfig, on_progress: ProgressHook = ignore_progress) -> Iterator[TrainEvent]:
+def train_run(
+    config: TrainConfig,
+    on_progress: ProgressHook = ignore_progress,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[TrainEvent]:
     """Train a model and yield what happens: the start, batches, epochs, and the result.
 
+    After each batch and epoch ``should_stop`` is asked; where it says yes, the state is saved.
+
     Raises:
+        TrainingInterrupted: ``should_stop`` said yes.
         AgegenError: whatever the user can put right, from the plugin's name to a full disk.
     """
     started = time.time()
     keep_freed_memory()
     training = prepare_training(config, on_progress)
-    record = describe_training(config, training, started)
-    training.run.write(record)
-    yield announce_training(training)
-    sources_started = time.time()
-    sources = make_train_sources(
-        training.model, training.scan, training.split["split"].to_numpy(), training.options, on_progress
-    )
-    preparing = time.time() - sources_started
-    best, rows = None, []
-    for event in fit_and_keep(training, sources):
-        if isinstance(event, EpochResult):
-            rows.append(asdict(event))
-            training.run.write_epochs(rows)
-            best = event if event.best else best
-        yield event
-    if best is None:
-        raise AgegenError("no epoch gave metrics that are numbers; try a lower --lr")
-    result = evaluate_best(training, sources, calibrate_best(training, sources))
-    record |= {"finished": format_time(time.time()), "best": asdict(best)}
-    record["seconds"] = {
-        "total": round(time.time() - started, 1),
-        "preparing": round(preparing, 1),
-        "epochs": round(rows[-1]["seconds"], 1),
-        "features": round(sources.feature_seconds, 1),
-    }
-    training.run.write(record)
-    write_card(training.run.card, training.run, training.run.checkpoint)
-    plot_curves(training.run.curves, {config.model: training.run.read_epochs()})
+    with training.run.lock():
+        record = begin_record(config, training, started)
+        training.run.write(record)
+        yield announce_training(training)
+        sources_started = time.time()
+        sources = make_train_sources(
+            training.model, training.scan, training.split["split"].to_numpy(), training.options, on_progress
+        )
+        fit_started = time.time()
+        yield from fit_and_keep(training, sources, config.save_every, should_stop)
+        fitting = time.time() - fit_started
+        rows = training.run.read_epochs()
+        best = find_best(rows)
+        result = evaluate_best(training, sources, calibrate_best(training, sources))
+        epochs = float(rows["seconds"].iloc[-1])
+        record |= {"finished": format_time(time.time()), "best": asdict(best)}
+        record["seconds"] = {
+            # With what processes before this one spent on epochs, where the run was resumed.
+            "total": round(time.time() - started + max(0.0, epochs - fitting), 1),
+            "preparing": round(fit_started - sources_started, 1),
+            "epochs": round(epochs, 1),
+            "features": round(sources.feature_seconds, 1),
+        }
+        training.run.write(record)
+        write_card(training.run.card, training.run, training.run.checkpoint)
+        plot_curves(training.run.curves, {config.model: rows})
+        StateFiles(training.run.path).clear()
     yield TrainResult(training.run.path, config.model, best, result, time.time() - started)
 
 
 def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> _Training:
-    """Load the plugin and the data, build the model, split, and make the run folder."""
+    """Load the plugin and the data, build the model, split, and make the run folder or open that to resume."""
     compute = choose_compute(config.device, config.precision)
     plugin, backbone_class = load_backbone(config.model)
     settings, options = choose_settings(config, backbone_class, compute)
     torch.manual_seed(config.seed)
     model = AgeGenderModel(build_backbone(plugin, backbone_class)).to(compute.device)
     scan = scan_for(backbone_class, load_records(config.data), on_progress)
-    scan, split = split_data(scan, config)
-    run = runs.create_run(config.out, plugin.name)
-    write_split(run.split, split)
+    if config.resume is not None:
+        run = runs.open_run(config.resume)
+        scan, split = apply_split(scan, read_split(run.split), "the run's split.csv")
+    else:
+        scan, split = split_data(scan, config)
+        run = runs.create_run(config.out, plugin.name)
+        write_split(run.split, split)
     train = scan.records.frame[(split["split"] == "train").to_numpy()]
     return _Training(plugin, settings, options, model, scan, split, run, find_baseline(train), measure_crops(scan))
+
+
+def begin_record(config: TrainConfig, training: _Training, started: float) -> dict[str, Any]:
+    """Return ``run.json`` at the start: a new one, or that of the resumed run with a note of when it went on."""
+    if config.resume is None:
+        return describe_training(config, training, started)
+    record = training.run.read()
+    record["resumed"] = [*record.get("resumed", []), format_time(started)]
+    return record
 
 
 def choose_settings(
@@ -216,16 +249,59 @@ def split_data(scan: Scan, config: TrainConfig) -> tuple[Scan, pd.DataFrame]:
     return scan, split
 
 
-def fit_and_keep(training: _Training, sources: TrainSources) -> Iterator[BatchResult | EpochResult]:
-    """Run the training loop; keep each best epoch's averaged weights in the run folder."""
-    averaged = average_network(sources.network)
-    compute = training.options.compute
-    for event in fit(sources.network, averaged, sources.train, sources.val, training.settings, compute):
-        if isinstance(event, EpochResult) and event.best:
-            best = share_backbone(training.model, averaged.module)
-            note = {**asdict(event), **describe_origin(training)}
-            save_checkpoint(training.run.checkpoint, best, describe_model(training.plugin, best, note))
+def fit_and_keep(
+    training: _Training, sources: TrainSources, save_every: float, should_stop: Callable[[], bool]
+) -> Iterator[TrainNotice | BatchResult | EpochResult]:
+    """Run the training loop from where the run folder's state stands; keep each best epoch, and the state.
+
+    The state is saved after each epoch, and within one where ``save_every`` seconds have passed.
+
+    Raises:
+        TrainingInterrupted: ``should_stop`` said yes; the state is saved.
+    """
+    trainer = make_trainer(sources.network, training.settings, training.options.compute)
+    states = StateFiles(training.run.path)
+    restored = states.restore(trainer)
+    if restored.notices:
+        yield TrainNotice(restored.notices)
+    rows: list[dict[Any, Any]] = []
+    if trainer.progress.epoch:
+        rows = list(training.run.read_epochs().to_dict("records")[: trainer.progress.epoch])
+    saved = time.monotonic()
+    for event in fit(trainer, sources.train, sources.val):
+        if isinstance(event, EpochResult):
+            rows.append(asdict(event))
+            keep_epoch(training, trainer, event, rows)
+        stop = should_stop()
+        if stop or isinstance(event, EpochResult) or time.monotonic() - saved >= save_every:
+            states.save(trainer)
+            saved = time.monotonic()
         yield event
+        if stop:
+            raise TrainingInterrupted(
+                f"interrupted in epoch {event.epoch}; go on with `agegen train --resume {training.run.path}`"
+            )
+
+
+def keep_epoch(training: _Training, trainer: Trainer, event: EpochResult, rows: list[dict[Any, Any]]) -> None:
+    """Write an epoch's row, and its averaged weights where it is the best so far."""
+    if event.best:
+        best = share_backbone(training.model, trainer.averaged.module)
+        note = {**asdict(event), **describe_origin(training)}
+        save_checkpoint(training.run.checkpoint, best, describe_model(training.plugin, best, note))
+    training.run.write_epochs(rows)
+
+
+def find_best(rows: pd.DataFrame) -> EpochResult:
+    """Return the best of the epochs of ``epochs.csv``: the last that was the best so far.
+
+    Raises:
+        AgegenError: no epoch gave metrics that are numbers.
+    """
+    best = rows[rows["best"].astype(bool)]
+    if best.empty:
+        raise AgegenError("no epoch gave metrics that are numbers; try a lower --lr")
+    return EpochResult(**{str(name): value for name, value in best.to_dict("records")[-1].items()})
 
 
 def calibrate_best(training: _Training, sources: TrainSources) -> Calibration:

@@ -84,13 +84,15 @@ class TrainDisplay:
 
     def show(self, event: TrainEvent) -> None:
         """Render one event."""
-        from agegen.experiment import TrainResult, TrainStart
+        from agegen.experiment import TrainNotice, TrainResult, TrainStart
         from agegen.training import BatchResult
 
         if isinstance(event, BatchResult):
             self._show_batch(event)
         elif isinstance(event, TrainStart):
             self._show_start(event)
+        elif isinstance(event, TrainNotice):
+            show_notices(self._notices, event.notices)
         elif isinstance(event, TrainResult):
             self._show_result(event)
         else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +56,23 @@ class RunFolder:
     def card(self) -> Path:
         """The model card."""
         return self.path / "MODEL_CARD.md"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one process.
+
+        Raises:
+            AgegenError: another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        path = self.path / ".lock"
+        try:
+            with FileLock(path, timeout=0):
+                yield
+        except Timeout as error:
+            raise AgegenError(f"{self.path} is in use by another process; wait for it to end") from error
+        path.unlink(missing_ok=True)
 
     def read(self) -> dict[str, Any]:
         """Return ``run.json``.

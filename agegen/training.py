@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from agegen.data.batches import BatchSource
+from agegen.data.batches import Batch, BatchSource
 from agegen.devices import Compute
 from agegen.errors import AgegenError
 from agegen.evaluation import Estimates, estimate_batches
@@ -68,6 +68,42 @@ class EpochResult:
     best: bool
 
 
+@dataclass
+class Progress:
+    """How far a training is; with the tensors of a :class:`Trainer`, all that going on needs.
+
+    Attributes:
+        epoch: epochs that are over, and ``batch`` batches that are over in the one after them.
+        seen: faces in this epoch so far, and ``loss_sum`` the sum of their losses.
+        best: the lowest :func:`score_epoch` so far.
+        seconds: of training so far, over all processes.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    seen: int = 0
+    loss_sum: float = 0.0
+    best: float = math.inf
+    seconds: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """What a training changes: the network, its average (the weights to keep), the optimiser, the progress."""
+
+    network: nn.Module
+    averaged: AveragedModel
+    optimizer: torch.optim.Optimizer
+    settings: FitSettings
+    compute: Compute
+    progress: Progress = field(default_factory=Progress)
+
+
+def make_trainer(network: nn.Module, settings: FitSettings, compute: Compute) -> Trainer:
+    """Return a trainer at the start: AdamW, and the EMA of the weights."""
+    return Trainer(network, average_network(network), make_optimizer(network, settings), settings, compute)
+
+
 def average_network(network: nn.Module) -> AveragedModel:
     """Return the exponential moving average of a network's weights and buffers, with a warm-up."""
 
@@ -83,64 +119,79 @@ def average_network(network: nn.Module) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
 
 
-def fit(
-    network: nn.Module,
-    averaged: AveragedModel,
-    train: BatchSource,
-    val: BatchSource,
-    settings: FitSettings,
-    compute: Compute,
-) -> Iterator[BatchResult | EpochResult]:
-    """Train a network, yielding each batch and epoch; ``averaged`` holds the weights to keep.
+def fit(trainer: Trainer, train: BatchSource, val: BatchSource) -> Iterator[BatchResult | EpochResult]:
+    """Train from where the trainer stands, yielding each batch and epoch.
 
-    AdamW, a linear warm-up and a cosine decay to zero, EMA of the weights. While the generator
-    waits after an :class:`EpochResult`, the caller may read and save ``averaged``.
+    AdamW, a linear warm-up and a cosine decay to zero, EMA of the weights. While the generator waits
+    after a result, the trainer is whole: the caller may read and save it.
 
     Raises:
         AgegenError: the loss is no number any more.
     """
-    optimizer = make_optimizer(network, settings)
-    total = settings.epochs * len(train)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: scale_lr(step, total))
-    best = math.inf
+    progress = trainer.progress
+    while progress.epoch < trainer.settings.epochs:
+        seen_before, seconds_before, rate = progress.seen, progress.seconds, 0.0
+        trainer.network.train()
+        mark = time.monotonic()
+        for batch in train.iterate(progress.epoch, progress.batch):
+            loss = take_step(trainer, batch, len(train))
+            progress.batch += 1
+            progress.seen += len(batch.ages)
+            progress.loss_sum += loss * len(batch.ages)
+            progress.seconds += time.monotonic() - mark
+            rate = (progress.seen - seen_before) / max(progress.seconds - seconds_before, 1e-9)
+            yield BatchResult(progress.epoch + 1, progress.batch, len(train), loss, rate)
+            mark = time.monotonic()
+        yield end_epoch(trainer, val, len(train), rate)
+
+
+def take_step(trainer: Trainer, batch: Batch, batches: int) -> float:
+    """Take one step on a batch of an epoch of ``batches``; return its loss.
+
+    Raises:
+        AgegenError: the loss is no number any more.
+    """
+    settings, compute, progress = trainer.settings, trainer.compute, trainer.progress
+    factor = scale_lr(progress.epoch * batches + progress.batch, settings.epochs * batches)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = settings.lr * factor
+    inputs = batch.views[0].to(compute.device, non_blocking=True)
+    targets = make_age_distribution(batch.ages.to(compute.device))
+    with compute.autocast():
+        outputs = trainer.network(inputs)
+    loss = compute_loss(outputs, targets, batch.female.to(compute.device))
+    trainer.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    trainer.optimizer.step()
+    trainer.averaged.update_parameters(trainer.network)
+    value = float(loss.item())
+    if not math.isfinite(value):
+        raise AgegenError(_explain_divergence(progress.epoch, progress.batch + 1))
+    return value
+
+
+def end_epoch(trainer: Trainer, val: BatchSource, batches: int, rate: float) -> EpochResult:
+    """Validate the averaged weights and move on to the next epoch."""
+    progress, settings = trainer.progress, trainer.settings
     started = time.monotonic()
-    for epoch in range(settings.epochs):
-        network.train()
-        epoch_started, seen, loss_sum = time.monotonic(), 0, 0.0
-        for index, batch in enumerate(train.iterate(epoch), start=1):
-            inputs = batch.views[0].to(compute.device, non_blocking=True)
-            targets = make_age_distribution(batch.ages.to(compute.device))
-            female = batch.female.to(compute.device)
-            with compute.autocast():
-                outputs = network(inputs)
-            loss = compute_loss(outputs, targets, female)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            averaged.update_parameters(network)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise AgegenError(_explain_divergence(epoch, index))
-            seen += len(inputs)
-            loss_sum += value * len(inputs)
-            rate = seen / (time.monotonic() - epoch_started)
-            yield BatchResult(epoch + 1, index, len(train), value, rate)
-        estimates = estimate_batches(averaged, val, compute)
-        mae, accuracy = measure_quickly(estimates, val)
-        score = score_epoch(mae, accuracy)
-        yield EpochResult(
-            epoch=epoch + 1,
-            train_loss=loss_sum / seen,
-            val_loss=estimates.loss,
-            val_mae=mae,
-            val_accuracy=accuracy,
-            lr=float(schedule.get_last_lr()[0]),
-            seconds=time.monotonic() - started,
-            images_per_second=rate,
-            best=score < best,
-        )
-        best = min(best, score)
+    estimates = estimate_batches(trainer.averaged, val, trainer.compute)
+    mae, accuracy = measure_quickly(estimates, val)
+    score = score_epoch(mae, accuracy)
+    progress.seconds += time.monotonic() - started
+    result = EpochResult(
+        epoch=progress.epoch + 1,
+        train_loss=progress.loss_sum / progress.seen,
+        val_loss=estimates.loss,
+        val_mae=mae,
+        val_accuracy=accuracy,
+        lr=settings.lr * scale_lr((progress.epoch + 1) * batches, settings.epochs * batches),
+        seconds=progress.seconds,
+        images_per_second=rate,
+        best=score < progress.best,
+    )
+    progress.best = min(progress.best, score)
+    progress.epoch, progress.batch, progress.seen, progress.loss_sum = progress.epoch + 1, 0, 0, 0.0
+    return result
 
 
 def score_epoch(mae: float, accuracy: float) -> float:

@@ -20,6 +20,7 @@ from agegen.training import (
     average_network,
     fit,
     make_optimizer,
+    make_trainer,
     scale_lr,
 )
 from agegen.transforms import build_train_augmentation
@@ -47,9 +48,8 @@ class Linear(nn.Module):
 
 def run_fit(data, network, settings=SETTINGS, workers=0):
     train = TrainBatches(data, build_train_augmentation(InputSpec(32)), 8, 5, workers)
-    averaged = average_network(network)
-    events = list(fit(network, averaged, train, EvalBatches(data), settings, choose_compute("cpu", "fp32")))
-    return events, averaged
+    trainer = make_trainer(network, settings, choose_compute("cpu", "fp32"))
+    return list(fit(trainer, train, EvalBatches(data))), trainer.averaged
 
 
 def test_events_come_in_order(data):

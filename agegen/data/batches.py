@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,8 +49,11 @@ class BatchSource(Protocol):
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
 
-    def iterate(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0; the same epoch gives the same batches."""
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0, from batch ``start`` on.
+
+        The same epoch gives the same batches.
+        """
 
 
 class Pixels:
@@ -129,9 +133,10 @@ class TrainBatches:
     def __len__(self) -> int:
         return len(self._dataset) // self._batch_size
 
-    def iterate(self, epoch: int) -> Iterator[Batch]:
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches; a last one that isn't full is left out."""
-        order = [(epoch, int(index)) for index in draw_order(self._weights, self._seed, epoch)]
+        drawn = draw_order(self._weights, self._seed, epoch)[start * self._batch_size :]
+        order = [(epoch, int(index)) for index in drawn]
         loader: DataLoader[_Sample] = DataLoader(
             self._dataset,
             self._batch_size,
@@ -140,6 +145,7 @@ class TrainBatches:
             num_workers=self._workers,
             collate_fn=_collate_samples,
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_ignore_interrupts,
         )
         yield from loader
 
@@ -155,15 +161,15 @@ class EvalBatches:
     def __len__(self) -> int:
         return -(-len(self._data.pixels) // self._batch_size)
 
-    def iterate(self, epoch: int = 0) -> Iterator[Batch]:  # noqa: ARG002 - every epoch is the same
+    def iterate(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: ARG002 - every epoch is the same
         """Yield all faces in order."""
-        for start in range(0, len(self._data.pixels), self._batch_size):
-            stop = min(start + self._batch_size, len(self._data.pixels))
-            images = [self._data.pixels[index] for index in range(start, stop)]
+        for first in range(start * self._batch_size, len(self._data.pixels), self._batch_size):
+            stop = min(first + self._batch_size, len(self._data.pixels))
+            images = [self._data.pixels[index] for index in range(first, stop)]
             yield Batch(
                 make_views(images),
-                torch.from_numpy(self._data.ages[start:stop]),
-                torch.from_numpy(self._data.female[start:stop]),
+                torch.from_numpy(self._data.ages[first:stop]),
+                torch.from_numpy(self._data.female[first:stop]),
             )
 
 
@@ -203,13 +209,13 @@ class TrainFeatures:
     def __len__(self) -> int:
         return len(self._data.rows) // self._batch_size
 
-    def iterate(self, epoch: int) -> Iterator[Batch]:
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches; a last one that isn't full is left out."""
         count = len(self._data.rows)
         order = draw_order(self._weights, self._seed, epoch)
         drawn = np.random.default_rng((self._seed, epoch, 1)).integers(0, self._data.table.views, count)
-        for start in range(0, len(self) * self._batch_size, self._batch_size):
-            chosen = order[start : start + self._batch_size]
+        for first in range(start * self._batch_size, len(self) * self._batch_size, self._batch_size):
+            chosen = order[first : first + self._batch_size]
             # Sorted by view, so that each view is read at once; the order within a batch is free.
             chosen = chosen[np.argsort(drawn[chosen], kind="stable")]
             yield _take_features(self._data, chosen, [drawn[chosen]])
@@ -226,10 +232,10 @@ class EvalFeatures:
     def __len__(self) -> int:
         return -(-len(self._data.rows) // self._batch_size)
 
-    def iterate(self, epoch: int = 0) -> Iterator[Batch]:  # noqa: ARG002 - every epoch is the same
+    def iterate(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: ARG002 - every epoch is the same
         """Yield all faces in order."""
-        for start in range(0, len(self._data.rows), self._batch_size):
-            chosen = np.arange(start, min(start + self._batch_size, len(self._data.rows)))
+        for first in range(start * self._batch_size, len(self._data.rows), self._batch_size):
+            chosen = np.arange(first, min(first + self._batch_size, len(self._data.rows)))
             plain, mirrored = np.zeros_like(chosen), np.ones_like(chosen)
             yield _take_features(self._data, chosen, [plain, mirrored])
 
@@ -302,6 +308,11 @@ class _AugmentedFaces(Dataset[_Sample]):
         epoch, index = address
         image = self._augmentation(self._data.pixels[index], (self._seed, epoch, index))
         return image, float(self._data.ages[index]), float(self._data.female[index])
+
+
+def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 - DataLoader gives the worker's number
+    """Leave Ctrl-C, which a terminal sends to every process, to the main one: it finishes the batch first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate_samples(samples: list[_Sample]) -> Batch:

@@ -25,7 +25,7 @@ from agegen.devices import choose_compute
 from agegen.model import AgeGenderModel
 from agegen.registry import load_backbone
 from agegen.sources import SourceOptions, make_train_sources
-from agegen.training import FitSettings, average_network, fit
+from agegen.training import FitSettings, fit, make_trainer
 from agegen.transforms import build_view_augmentation
 
 EPOCHS = 10
@@ -34,7 +34,7 @@ EPOCHS = 10
 def time_fit(network, train, val, defaults, epochs, compute) -> float:
     settings = FitSettings(epochs, defaults.lr, defaults.weight_decay)
     started = time.monotonic()
-    for _ in fit(network, average_network(network), train, val, settings, compute):
+    for _ in fit(make_trainer(network, settings, compute), train, val):
         pass
     return time.monotonic() - started
 
