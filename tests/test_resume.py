@@ -73,30 +73,21 @@ def test_a_resumed_run_ends_bit_identical(whole, data, tmp_path, stop_after):
     assert not list((tmp_path / "run").glob("state-*"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("delay", [0.0, 0.4, 1.0])
-def test_sigkill_at_any_moment_loses_nothing(whole, data, tmp_path, delay):
-    """Killed in the first epoch, during the writing of a state or later: the delay counts from the first state."""
-    run = tmp_path / "run"
-    options = ["--epochs", "2", "--batch-size", "64", "--device", "cpu", "--workers", "1", "--save-every", "0"]
-    command = [
-        sys.executable,
-        "-m",
-        "agegen",
-        "train",
-        "--model",
-        "scratch",
-        "--data",
-        "demo",
-        "--out",
-        str(run),
-        *options,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def wait_for(run, pattern, process):
     deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and process.poll() is None and not list(run.glob("*state-*")):
-        time.sleep(0.005)
-    time.sleep(delay)
+    while not list(run.glob(pattern)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("moment", [".state-*", "state-2*", "epochs.csv"])
+def test_sigkill_at_any_moment_loses_nothing(whole, data, tmp_path, moment):
+    """Killed while a state is written, in the first epoch, and between epochs."""
+    run = tmp_path / "run"
+    process = subprocess.Popen(make_command(data, run, 0), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(run, moment, process)
     process.kill()
     process.wait()
     assert json.loads((run / "run.json").read_text())["finished"] is None
@@ -107,24 +98,10 @@ def test_sigkill_at_any_moment_loses_nothing(whole, data, tmp_path, delay):
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(whole, data, tmp_path):
     run = tmp_path / "run"
-    options = ["--epochs", "2", "--batch-size", "64", "--device", "cpu", "--workers", "1", "--save-every", "1000"]
-    command = [
-        sys.executable,
-        "-m",
-        "agegen",
-        "train",
-        "--model",
-        "scratch",
-        "--data",
-        "demo",
-        "--out",
-        str(run),
-        *options,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    assert process.stdout is not None
-    while b"epoch   1/2" not in process.stdout.readline():
-        assert process.poll() is None
+    process = subprocess.Popen(
+        make_command(data, run, 0), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    wait_for(run, "state-2*", process)
     # To the whole group, loader processes included, as a terminal does.
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
