@@ -14,6 +14,7 @@ import numpy as np
 from agegen.data.images import RGB
 from agegen.errors import AgegenError
 from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similarity, invert_matrix, measure_turn
+from agegen.hub import explain_failure, quiet_hub
 
 YUNET_REPO = "opencv/face_detection_yunet"
 YUNET_FILE = "face_detection_yunet_2026may.onnx"
@@ -174,19 +175,17 @@ def find_yunet_weights() -> Path:
         AgegenError: they are not in the cache and can't be downloaded.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.utils import logging
 
     cached = try_to_load_from_cache(YUNET_REPO, YUNET_FILE)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        return Path(hf_hub_download(YUNET_REPO, YUNET_FILE))
+        with quiet_hub():
+            return Path(hf_hub_download(YUNET_REPO, YUNET_FILE))
     except Exception as error:  # the Hub client raises its own, requests' and OS errors
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AgegenError(
             f"the weights of the detector yunet ({YUNET_REPO}) are not in the Hugging Face cache and can't be "
-            f"downloaded ({cause}); go online once, or use --detector mtcnn, which needs no download"
+            f"downloaded ({explain_failure(error)}); go online once, or use --detector mtcnn, which needs no download"
         ) from error
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from agegen.backbone import Backbone, HeadConfig, InputSpec, TrainingDefaults
 from agegen.errors import AgegenError
+from agegen.hub import explain_failure, quiet_hub
 
 TIMM_NAME = "vgg16.tv_in1k"
 # (index of the block in timm's feature list, its channels, side of the grid that it is averaged to)
@@ -51,11 +52,11 @@ def create_base(pretrained: bool) -> nn.Module:
     indices = tuple(index for index, _, _ in GRIDS)
     options: dict[str, Any] = {"features_only": True, "out_indices": indices}
     try:
-        base: nn.Module = timm.create_model(TIMM_NAME, pretrained=pretrained, **options)
+        with quiet_hub():
+            base: nn.Module = timm.create_model(TIMM_NAME, pretrained=pretrained, **options)
     except Exception as error:  # the Hub client raises its own, requests' and OS errors
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AgegenError(
             f"the weights timm/{TIMM_NAME} are not in the Hugging Face cache and can't be downloaded "
-            f"({cause}); go online once, or set HF_HOME to a cache that has them"
+            f"({explain_failure(error)}); go online once, or set HF_HOME to a cache that has them"
         ) from error
     return base
