@@ -404,6 +404,47 @@ def export(
     output.print(str(result.card), highlight=False, soft_wrap=True)
 
 
+data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command(name="check")
+def check(
+    path: Annotated[str, typer.Argument(help="A folder in UTKFace naming, a CSV or Parquet manifest, or 'demo'.")],
+    run: Annotated[
+        Path | None, typer.Option(help="A run or checkpoint; its model points out labels that are likely wrong.")
+    ] = None,
+    json_out: JsonOut = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained page.")] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv", help="Write a clean manifest, and the reasons for what it leaves out."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Tell what a data set hides: duplicates, conflicting labels, heaped ages, leaks, likely wrong labels.
+
+    Example: agegen data check data/utkface --html check.html --fix clean.csv
+    """
+    from agegen.check_report import render_check, write_check_page
+    from agegen.data.check import CheckConfig, check_data, write_clean_manifest
+    from agegen.files import format_json
+    from agegen.report import ProgressDisplay
+
+    notices = make_notice_console()
+    with ProgressDisplay(notices) as progress:
+        report = check_data(CheckConfig(path, run, device), progress)
+    if html:
+        write_check_page(html, report)
+    if fix:
+        kept, left_out = write_clean_manifest(fix, report)
+        notices.print(f"{fix}: {kept:,} rows kept, {left_out:,} left out", highlight=False, soft_wrap=True)
+    if json_out:
+        write_output(json_out, format_json(report.to_json()))
+    if json_out != "-":
+        make_output_console().print(render_check(report))
+
+
 @app.command()
 def cache(
     cache_dir: CacheDir = None,

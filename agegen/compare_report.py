@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from agegen.metric_names import METRIC_TITLES, format_value
+from agegen.plain_table import PlainTable, render_table
 from agegen.report import format_interval, format_size
 
 if TYPE_CHECKING:
@@ -19,16 +18,6 @@ if TYPE_CHECKING:
 NO_DIFFERENCE = "no clear difference"
 _GROUPS_SHOWN = 10
 _POINTS = ("cs3", "cs5", "cs10", "accuracy", "ece")
-
-
-@dataclass(frozen=True)
-class PlainTable:
-    """A table as text: title, column names, rows; ``left`` columns from the left are text, the rest numbers."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    left: int = 1
 
 
 def make_tables(comparison: Comparison) -> list[PlainTable]:
@@ -43,7 +32,7 @@ def make_tables(comparison: Comparison) -> list[PlainTable]:
 
 def render_comparison(comparison: Comparison) -> Group:
     """Return all tables and the verdict for the terminal."""
-    tables = [_render_table(table) for table in make_tables(comparison)]
+    tables = [render_table(table) for table in make_tables(comparison)]
     heading = Text(f"{comparison.n:,} faces ({comparison.source})", style="bold")
     return Group(heading, *tables, Text(comparison.verdict))
 
@@ -103,12 +92,3 @@ def _make_group_table(comparison: Comparison) -> PlainTable:
         for group in comparison.groups[:_GROUPS_SHOWN]
     ]
     return PlainTable("By group: where the two differ most clearly", columns, rows, left=3)
-
-
-def _render_table(plain: PlainTable) -> Table:
-    table = Table(title=plain.title, title_justify="left")
-    for index, name in enumerate(plain.columns):
-        table.add_column(name, justify="left" if index < plain.left or name == "better" else "right")
-    for row in plain.rows:
-        table.add_row(*row)
-    return table

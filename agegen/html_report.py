@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agegen import __version__
 from agegen.compare_report import make_tables
 from agegen.comparison import Comparison
-from agegen.data.images import decode_image, resize_image
 from agegen.data.records import FaceRecords, load_records
 from agegen.errors import AgegenError
 from agegen.files import write_text
+from agegen.html_parts import Face, Figure, Gallery, encode_face, encode_figure, render_page
 from agegen.plots import draw_calibration, draw_curves, draw_errors, draw_scatter
 
-if TYPE_CHECKING:
-    pass
-
 FACES_SHOWN = 12
-_FACE_SIZE = 160
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture as a data URI, with its title and caption; ``width`` in CSS rem at the most."""
-
-    title: str
-    caption: str
-    uri: str
-    width: int = 68
-
-
-@dataclass(frozen=True)
-class Face:
-    """A face as a data URI, with its label in years and a caption."""
-
-    uri: str
-    age: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """The faces that a model got most wrong."""
-
-    name: str
-    faces: list[Face]
 
 
 def write_html_report(path: Path, comparison: Comparison) -> None:
@@ -58,10 +24,8 @@ def write_html_report(path: Path, comparison: Comparison) -> None:
 
 def render_html(comparison: Comparison) -> str:
     """Return the report as one HTML document; the faces are shown where the data is still at hand."""
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(loader=PackageLoader("agegen"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("compare.html.j2").render(
+    return render_page(
+        "compare.html.j2",
         version=__version__,
         names=comparison.names,
         comparison=comparison,
@@ -116,34 +80,10 @@ def show_worst_faces(comparison: Comparison) -> list[Gallery]:
     return galleries
 
 
-def encode_figure(figure: Any) -> str:
-    """Return a matplotlib figure as a PNG data URI."""
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=130, format="png")
-    return _encode_uri("image/png", stream.getvalue())
-
-
 def _show_face(records: FaceRecords, positions: dict[str, int], row: dict[Any, Any]) -> Face | None:
-    position = positions.get(str(row["path"]))
-    if position is None:
-        return None
-    try:
-        image = resize_image(decode_image(records.read(position)), _FACE_SIZE)
-    except AgegenError:
+    uri = encode_face(records, positions.get(str(row["path"])))
+    if uri is None:
         return None
     label = "female" if row["female"] else "male"
     estimate = f"estimated {row['estimated_age']:.0f}, P(female) {row['p_female']:.2f}"
-    caption = f"labelled {row['age']:.0f}, {label}; {estimate}"
-    return Face(_encode_face(image), f"{row['age']:.0f}", caption)
-
-
-def _encode_face(image: Any) -> str:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "JPEG", quality=85)
-    return _encode_uri("image/jpeg", stream.getvalue())
-
-
-def _encode_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return Face(uri, f"{row['age']:.0f}", f"labelled {row['age']:.0f}, {label}; {estimate}")

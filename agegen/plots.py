@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agegen.files import replace_atomically
+from agegen.model import AGE_CLASSES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,4 +108,36 @@ def draw_calibration(tables: dict[str, pd.DataFrame]) -> Any:
     axis.set_xlabel("P(female)")
     axis.set_ylabel("share labelled female")
     axis.legend()
+    return figure
+
+
+def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
+    """Draw how many faces each year of age has, by gender (columns age, female); heaped ages are marked."""
+    figure, axes = make_figure(1, 1, 11, 3.6)
+    axis = axes[0][0]
+    years = range(AGE_CLASSES)
+    below = [0] * AGE_CLASSES
+    for color, (female, label) in zip(COLORS, ((False, "male"), (True, "female")), strict=False):
+        found = frame.loc[frame["female"] == female, "age"].astype(int).value_counts()
+        counts = [int(found.get(year, 0)) for year in years]
+        axis.bar(years, counts, bottom=below, width=1.0, color=color, label=label)
+        below = [low + count for low, count in zip(below, counts, strict=True)]
+    for age in heaped:
+        axis.annotate(str(age), (age, below[age]), ha="center", va="bottom", fontsize=8)
+    axis.set_xlabel("age (years); numbered: heaped")
+    axis.set_ylabel("faces")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def draw_groups(counts: list[tuple[str, int]]) -> Any:
+    """Draw how many faces each group has, as bars from above: (name, faces)."""
+    figure, axes = make_figure(1, 1, 7, 0.8 + 0.26 * len(counts))
+    axis = axes[0][0]
+    names, values = zip(*reversed(counts), strict=True)
+    axis.barh(names, values, color=COLORS[0])
+    for row, value in enumerate(values):
+        axis.annotate(f" {value:,}", (value, row), va="center", fontsize=8)
+    axis.set_xlabel("faces")
+    axis.margins(x=0.12, y=0.01)
     return figure

@@ -5,27 +5,54 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from agegen.data.scan import ProgressHook, ignore_progress
+
 # Out of 256 bits. Chosen by looking at pairs of UTKFace: up to 40 nearly all show one photograph,
 # from 44 to 48 about half do, above 50 they are look-alikes.
 MAX_DISTANCE = 46
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 4096
 
 
-def find_pairs(hashes: NDArray[np.bool_], max_distance: int = MAX_DISTANCE) -> NDArray[np.int64]:
+def find_pairs(
+    hashes: NDArray[np.bool_], max_distance: int = MAX_DISTANCE, on_progress: ProgressHook = ignore_progress
+) -> NDArray[np.int64]:
     """Return the pairs (P, 2), first < second, of hashes (N, bits) at most ``max_distance`` bits apart.
 
-    Compares all with all through one matrix product per block: exact, quadratic in N, and quick
-    up to some 100,000 pictures (20,000 take about 3 s on 2 cores).
+    Compares all with all through one matrix product per pair of blocks: exact, in bounded memory, and
+    quadratic in N (see README for what that takes).
     """
-    signs = np.where(hashes, np.float32(1), np.float32(-1))
     bits = hashes.shape[1]
+    starts = range(0, len(hashes), _ROWS_AT_ONCE)
     pairs = [np.empty((0, 2), dtype=np.int64)]
-    for start in range(0, len(signs), _ROWS_AT_ONCE):
-        agreement = signs[start : start + _ROWS_AT_ONCE] @ signs[start:].T
-        first, second = np.nonzero(agreement >= bits - 2 * max_distance)
-        upper = second > first
-        pairs.append(np.stack([first[upper], second[upper]], axis=1) + start)
-    return np.concatenate(pairs)
+    for left in starts:
+        signs = _make_signs(hashes[left : left + _ROWS_AT_ONCE])
+        for right in range(left, len(hashes), _ROWS_AT_ONCE):
+            others = signs if right == left else _make_signs(hashes[right : right + _ROWS_AT_ONCE])
+            first, second = np.nonzero(signs @ others.T >= bits - 2 * max_distance)
+            found = np.stack([first + left, second + right], axis=1)
+            pairs.append(found[found[:, 1] > found[:, 0]])
+        on_progress("comparing pictures", min(left + _ROWS_AT_ONCE, len(hashes)), len(hashes))
+    every = np.concatenate(pairs)
+    return every[np.lexsort((every[:, 1], every[:, 0]))]
+
+
+def _make_signs(hashes: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return np.where(hashes, np.float32(1), np.float32(-1))
+
+
+def find_duplicates(
+    hashes: NDArray[np.bool_], sha256: list[str], on_progress: ProgressHook = ignore_progress
+) -> NDArray[np.int64]:
+    """Return the pairs (P, 2) of near-duplicates, and of each identical file with the first of its kind.
+
+    Identical files are compared once, so that a thousand copies of one make no million pairs.
+    """
+    first_seen: dict[str, int] = {}
+    firsts = np.array([first_seen.setdefault(digest, row) for row, digest in enumerate(sha256)], dtype=np.int64)
+    rows = np.flatnonzero(firsts == np.arange(len(firsts)))
+    copies = np.flatnonzero(firsts != np.arange(len(firsts)))
+    pairs = rows[find_pairs(hashes[rows], on_progress=on_progress)]
+    return np.concatenate([pairs.reshape(-1, 2), np.stack([firsts[copies], copies], axis=1)])
 
 
 def group_duplicates(hashes: NDArray[np.bool_], sha256: list[str]) -> NDArray[np.int64]:
@@ -33,7 +60,12 @@ def group_duplicates(hashes: NDArray[np.bool_], sha256: list[str]) -> NDArray[np
 
     Identical files always share a group; chains of pairs are joined.
     """
-    parents = np.arange(len(hashes))
+    return join_pairs(len(hashes), find_duplicates(hashes, sha256))
+
+
+def join_pairs(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the group number (count,) per picture that pairs (P, 2) amount to, chains of them joined."""
+    parents = np.arange(count)
 
     def find_root(index: int) -> int:
         while parents[index] != index:
@@ -41,9 +73,7 @@ def group_duplicates(hashes: NDArray[np.bool_], sha256: list[str]) -> NDArray[np
             index = int(parents[index])
         return index
 
-    first_seen: dict[str, int] = {}
-    same_file = [(first_seen.setdefault(digest, index), index) for index, digest in enumerate(sha256)]
-    for first, second in [*same_file, *find_pairs(hashes).tolist()]:
+    for first, second in pairs.tolist():
         low, high = sorted((find_root(first), find_root(second)))
         parents[high] = low
-    return np.array([find_root(index) for index in range(len(hashes))], dtype=np.int64)
+    return np.array([find_root(index) for index in range(count)], dtype=np.int64)

@@ -30,18 +30,20 @@ class Scan:
         sha256: of each encoded picture, hexadecimal.
         hashes: perceptual hashes (N, 256), bool.
         pixels: (N, size, size, 3) uint8, where they were asked for.
+        sides: the shorter side of each picture in pixels, (N,).
     """
 
     records: FaceRecords
     sha256: list[str]
     hashes: NDArray[np.bool_]
     pixels: NDArray[np.uint8] | None
+    sides: NDArray[np.int32]
 
     def select(self, mask: NDArray[np.bool_]) -> Scan:
         """Return the part where ``mask`` (N,) is true."""
         digests = [digest for digest, kept in zip(self.sha256, mask, strict=True) if kept]
         pixels = None if self.pixels is None else self.pixels[mask]
-        return Scan(self.records.select(mask), digests, self.hashes[mask], pixels)
+        return Scan(self.records.select(mask), digests, self.hashes[mask], pixels, self.sides[mask])
 
 
 def ignore_progress(stage: str, done: int, total: int) -> None:
@@ -62,6 +64,7 @@ def scan_images(records: FaceRecords, size: int | None = None, on_progress: Prog
     total = len(records)
     pixels = None if size is None else np.zeros((total, size, size, 3), dtype=np.uint8)
     hashes = np.zeros((total, HASH_BITS), dtype=bool)
+    sides = np.zeros(total, dtype=np.int32)
     digests, reasons = [""] * total, [""] * total
 
     def scan_one(index: int) -> None:
@@ -73,6 +76,7 @@ def scan_images(records: FaceRecords, size: int | None = None, on_progress: Prog
             return
         digests[index] = hashlib.sha256(content).hexdigest()
         hashes[index] = hash_image(image)
+        sides[index] = min(image.shape[:2])
         if pixels is not None and size is not None:
             pixels[index] = resize_image(image, size)
 
@@ -80,7 +84,7 @@ def scan_images(records: FaceRecords, size: int | None = None, on_progress: Prog
         for done, _ in enumerate(pool.map(scan_one, range(total)), start=1):
             if done % 64 == 0 or done == total:
                 on_progress("reading images", done, total)
-    return _drop_unreadable(Scan(records, digests, hashes, pixels), reasons)
+    return _drop_unreadable(Scan(records, digests, hashes, pixels, sides), reasons)
 
 
 def hash_image(image: RGB) -> NDArray[np.bool_]:
