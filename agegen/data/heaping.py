@@ -25,12 +25,13 @@ class HeapedAge:
 
 
 def find_heaped_ages(ages: NDArray[Any]) -> list[HeapedAge]:
-    """Return the ages (of n faces, years) that stand out from the median of three neighbours on each side."""
+    """Return the ages (of n faces, years) that stand out from the medians of three neighbours on each side."""
     counts = np.bincount(ages.astype(int), minlength=AGE_CLASSES)
     found = []
     for age in range(AGE_CLASSES):
-        around = np.r_[counts[max(0, age - _NEIGHBOURS) : age], counts[age + 1 : age + 1 + _NEIGHBOURS]]
-        expected = float(np.median(around))
+        sides = counts[max(0, age - _NEIGHBOURS) : age], counts[age + 1 : age + 1 + _NEIGHBOURS]
+        # The larger of both sides: at the edge of a distribution one of them is empty.
+        expected = float(max(np.median(side) for side in sides if len(side)))
         excess = counts[age] - expected
         if excess > _LEAST_SIGMAS * np.sqrt(expected + 1) and counts[age] >= _LEAST_RATIO * expected:
             found.append(HeapedAge(age, int(counts[age]), expected))

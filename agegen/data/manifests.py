@@ -59,8 +59,6 @@ def load_manifest(path: Path) -> FaceRecords:
     missing = [name for name in _NEEDED if name not in frame.columns]
     if missing:
         raise DataError(f"{path} has no column {', '.join(missing)}; it has {_shorten(', '.join(frame.columns))}")
-    if frame.columns.duplicated().any():
-        raise DataError(f"{path} has the column {frame.columns[frame.columns.duplicated()][0]} twice")
     frame["row"] = range(len(frame))
     if images is None:
         images = FileStore(tuple(path.parent / _clean_name(name) for name in frame["path"]))
@@ -111,7 +109,14 @@ def _sniff(path: Path) -> tuple[str, str]:
     if b"\x00" in header or len(header) >= _LONGEST_HEADER:
         raise DataError(f"can't read {path} as CSV: its first line is no header")
     text = header.decode(encoding, errors="replace")
-    return encoding, max(_SEPARATORS, key=text.count)
+    separator = max(_SEPARATORS, key=text.count)
+    try:
+        names = [name.strip() for name in next(csv.reader(text.splitlines()[:1], delimiter=separator), [])]
+    except csv.Error as error:
+        raise DataError(f"can't read {path} as CSV: {error}") from error
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{path} has the column '{_shorten(twice[0])}' twice")
+    return encoding, separator
 
 
 def _is_utf8(file: Any, header: bytes) -> bool:
@@ -190,4 +195,5 @@ def _clean_name(name: Any) -> str:
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= 200 else text[:197] + "…"
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+    return printable if len(text) <= 200 else printable[:197] + "…"
