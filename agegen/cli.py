@@ -33,8 +33,12 @@ class _Group(TyperGroup):
             make_notice_console().print("interrupted", style="yellow")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader has gone (`| head`); what Python would flush at exit must not raise again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_stdout()
+            raise typer.Exit(1) from None
+        except OSError as error:
+            # Files of the user's raise AgegenErrors; what is left is the terminal's or the pipe's side.
+            drop_stdout()
+            make_notice_console().print(f"error: can't write the output: {error.strerror}", style="red", markup=False)
             raise typer.Exit(1) from None
 
 
@@ -84,6 +88,11 @@ def write_output(target: str, text: str) -> None:
         sys.stdout.flush()
     else:
         write_text(Path(target), text)
+
+
+def drop_stdout() -> None:
+    """Lead stdout nowhere, where its reader has gone: what Python flushes at exit must not raise again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_version(wanted: bool) -> None:

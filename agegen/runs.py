@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_ROOT = Path("runs")
+# What run.json holds from its first writing on.
+_PARTS = {"model": str, "options": dict, "settings": dict, "parameters": dict, "data": dict, "baseline": dict}
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class RunFolder:
             raise CheckpointError(f"{path} is damaged: {error}") from error
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} is damaged: it holds no object")
+        for name, kind in _PARTS.items():
+            if not isinstance(content.get(name), kind):
+                raise CheckpointError(f"{path} is damaged: '{name}' is missing or of another kind")
         return content
 
     def write(self, content: dict[str, Any]) -> None:
