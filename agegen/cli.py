@@ -154,9 +154,10 @@ def train(
     notices = make_notice_console()
     with notices.status("loading libraries") if notices.is_terminal else nullcontext():
         from agegen.data.records import resolve_data
-        from agegen.experiment import TrainConfig, train_run
-        from agegen.report import ProgressDisplay, TrainDisplay
+        from agegen.displays import ProgressDisplay, TrainDisplay
+        from agegen.experiment import train_run
         from agegen.resume import read_config
+        from agegen.train_setup import TrainConfig
         from agegen.training import BatchResult
 
     given: dict[str, Any] = {
@@ -235,9 +236,10 @@ def evaluate(
 
     Example: agegen eval runs/scratch-20260101-120000 --data other-faces --split all
     """
+    from agegen.displays import ProgressDisplay, show_notices
     from agegen.files import format_json
     from agegen.predictions import write_predictions
-    from agegen.report import ProgressDisplay, make_groups_table, make_metrics_table, show_notices
+    from agegen.report import make_groups_table, make_metrics_table
     from agegen.run_evaluation import EvalConfig, evaluate_run
 
     config = EvalConfig(run, model, data, split, device, precision, cache_dir)
@@ -296,8 +298,8 @@ def predict(
     """
     notices = make_notice_console()
     with notices.status("loading libraries") if notices.is_terminal else nullcontext():
+        from agegen.displays import PredictDisplay, ProgressDisplay
         from agegen.photographs import PredictConfig, find_demo_photo, predict_photos
-        from agegen.report import PredictDisplay, ProgressDisplay
 
     config = PredictConfig(
         inputs=(*(inputs or ()), *([find_demo_photo()] if demo else [])),
@@ -346,9 +348,9 @@ def compare(
     """
     from agegen.compare_report import render_comparison
     from agegen.comparison import CompareConfig, compare_runs
+    from agegen.displays import ProgressDisplay, show_notices
     from agegen.files import format_json
     from agegen.html_report import write_html_report
-    from agegen.report import ProgressDisplay, show_notices
 
     config = CompareConfig(tuple(runs or ()), data, split, device, cache_dir)
     notices = make_notice_console()
@@ -437,8 +439,8 @@ def check(
     """
     from agegen.check_report import render_check, write_check_page
     from agegen.data.check import CheckConfig, check_data, write_clean_manifest
+    from agegen.displays import ProgressDisplay
     from agegen.files import format_json
-    from agegen.report import ProgressDisplay
 
     notices = make_notice_console()
     with ProgressDisplay(notices) as progress:

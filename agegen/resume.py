@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from agegen.errors import AgegenError, CheckpointError
-from agegen.experiment import TrainConfig
 from agegen.runs import open_run
+from agegen.train_setup import TrainConfig
 
 # These change nothing of the result, or only where it comes about.
 _FREE = ("workers", "cache_dir", "save_every", "resume", "out")

@@ -1,0 +1,78 @@
+"""Time ``agegen data check`` on growing data sets, and its memory.
+
+    python tests/benchmarks/data_check.py --data ../shared/data/utkface [--sizes 10000,20000,100000]
+
+Beyond the data's own pictures, turned and flipped ones are written beside them; none of these is a
+near-duplicate of another. Reading (decoding, checksum, hash) and comparing are timed apart. Not a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from agegen.data.check import CheckConfig, check_data
+from agegen.data.records import load_records
+
+TURNS = (None, cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
+
+
+def write_variants(data: str, folder: Path, count: int) -> None:
+    """Write ``count`` pictures: each of the data's in up to eight turns and flips."""
+    records = load_records(data)
+
+    def write(number: int) -> None:
+        row, variant = number % len(records), number // len(records)
+        name = f"{int(records.frame['age'].iloc[row])}_{int(records.frame['female'].iloc[row])}_0_{number:017d}.jpg"
+        content = records.read(row)
+        if variant:
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+            turn = TURNS[variant % 4]
+            image = image if turn is None else cv2.rotate(image, turn)
+            content = cv2.imencode(".jpg", image[:, ::-1] if variant >= 4 else image)[1].tobytes()
+        (folder / name).write_bytes(content)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(count)))
+
+
+class Watch:
+    """Notes when the comparing starts."""
+
+    def __init__(self) -> None:
+        self.read = 0.0
+        self.started = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage == "reading images" and done == total:
+            self.read = time.monotonic() - self.started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--sizes", default="10000,20000,100000")
+    options = parser.parse_args()
+    for size in map(int, options.sizes.split(",")):
+        with tempfile.TemporaryDirectory() as name:
+            write_variants(options.data, Path(name), size)
+            watch = Watch()
+            report = check_data(CheckConfig(name), watch)
+            total = time.monotonic() - watch.started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(
+            f"{size:,} pictures: {total:.1f} s, of these reading {watch.read:.1f} s and the rest "
+            f"{total - watch.read:.1f} s; {len(report.duplicates.pairs):,} pairs; peak memory {peak:.2f} GB",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
