@@ -139,7 +139,7 @@ def train(
     split_file: Annotated[Path | None, typer.Option(help="Use the split.csv of another run.")] = None,
     cache_dir: CacheDir = None,
     save_every: Annotated[
-        float | None, typer.Option(min=0, help="Seconds between saves within an epoch.", show_default="60")
+        float | None, typer.Option(min=0, help="Seconds between saves of the state.", show_default="60")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, with the options that it has.")

@@ -100,7 +100,7 @@ def fit_and_keep(
 ) -> Iterator[TrainNotice | BatchResult | EpochResult]:
     """Run the training loop from where the run folder's state stands; keep each best epoch, and the state.
 
-    The state is saved after each epoch, and within one where ``save_every`` seconds have passed.
+    The state is saved where ``save_every`` seconds have passed since it was saved last.
 
     Raises:
         TrainingInterrupted: ``should_stop`` said yes; the state is saved.
@@ -119,7 +119,7 @@ def fit_and_keep(
             rows.append(asdict(event))
             keep_epoch(training, trainer, event, rows)
         stop = should_stop()
-        if stop or isinstance(event, EpochResult) or time.monotonic() - saved >= save_every:
+        if stop or time.monotonic() - saved >= save_every:
             states.save(trainer)
             saved = time.monotonic()
         yield event

@@ -36,7 +36,7 @@ _CROPS_MEASURED = 200
 class TrainConfig:
     """Options of ``agegen train``; None stands for the backbone's own default.
 
-    ``save_every``: seconds after which the state is saved within an epoch. ``resume``: the folder of an
+    ``save_every``: seconds after which the state is saved again. ``resume``: the folder of an
     unfinished run, to which the other options belong; see :func:`agegen.resume.read_config`.
     """
 

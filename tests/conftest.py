@@ -53,7 +53,9 @@ def portrait() -> Path:
 
 @pytest.fixture
 def random_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give VGG16 the same random weights each time it is built, so that tests need no file."""
+    """Give VGG16 the same random weights each time it is built, and two views, so that tests are quick."""
+    from dataclasses import replace
+
     import agegen_vgg16
     import torch
 
@@ -64,6 +66,8 @@ def random_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
         return create(False)
 
     monkeypatch.setattr(agegen_vgg16, "create_base", create_random)
+    backbone = agegen_vgg16.VGG16Backbone
+    monkeypatch.setattr(backbone, "defaults", replace(backbone.defaults, views=2))
 
 
 @pytest.fixture(autouse=True)

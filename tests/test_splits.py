@@ -41,6 +41,7 @@ def test_same_seed_same_split_whatever_the_order(scan):
         [scan.sha256[index] for index in order],
         scan.hashes[order],
         None,
+        scan.sides[order],
     )
     first, second = split_scan(scan, 3), split_scan(shuffled, 3)
     assert fingerprint_split(first) == fingerprint_split(second)

@@ -71,11 +71,11 @@ def test_same_seed_same_weights_whatever_the_workers(data):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_two_runs_with_one_seed_give_the_same_epochs(tmp_path):
+def test_two_runs_with_one_seed_give_the_same_epochs(faces_folder, tmp_path):
     epochs = []
     for name in ("first", "second"):
         config = TrainConfig(
-            "scratch", "demo", tmp_path / name, epochs=1, batch_size=64, seed=3, device="cpu", workers=1
+            "scratch", str(faces_folder), tmp_path / name, epochs=1, batch_size=16, seed=3, device="cpu", workers=1
         )
         events = [event for event in train_run(config) if isinstance(event, EpochResult)]
         epochs.append([(event.train_loss, event.val_loss, event.val_mae, event.val_accuracy) for event in events])
@@ -140,6 +140,7 @@ def test_run_folder_holds_all_that_is_promised(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     assert names == {
         "run.json", "split.csv", "epochs.csv", "best.safetensors", "eval.json", "predictions.parquet", "curves.png",
+        "MODEL_CARD.md",
     }  # fmt: skip
 
 
