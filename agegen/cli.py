@@ -425,6 +425,9 @@ def check(
     run: Annotated[
         Path | None, typer.Option(help="A run or checkpoint; its model points out labels that are likely wrong.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The same with the weights that ship for this model.")
+    ] = None,
     json_out: JsonOut = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained page.")] = None,
     fix: Annotated[
@@ -444,7 +447,7 @@ def check(
 
     notices = make_notice_console()
     with ProgressDisplay(notices) as progress:
-        report = check_data(CheckConfig(path, run, device), progress)
+        report = check_data(CheckConfig(path, run, model, device), progress)
     if html:
         write_check_page(html, report)
     if fix:

@@ -17,6 +17,7 @@ from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.suspects import Suspect, find_suspects
 from agegen.errors import DataError
 from agegen.evaluation import SMALL_GROUP, label_groups
+from agegen.weights import find_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +30,11 @@ CONFLICT_YEARS = 1.0
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Options of ``agegen data check``; with ``run``, a trained model looks for wrong labels."""
+    """Options of ``agegen data check``; with ``run`` or ``model``, a trained model looks for wrong labels."""
 
     data: str
     run: Path | None = None
+    model: str | None = None
     device: str = "auto"
 
 
@@ -151,8 +153,9 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
     groups = join_pairs(len(scan.hashes), pairs)
     clusters = list_clusters(frame, groups)
     suspects = None
-    if config.run is not None:
-        suspects = find_suspects(config.run, scan, config.device, on_progress)
+    if config.run is not None or config.model is not None:
+        checkpoint = find_checkpoint(config.model, config.run)
+        suspects = find_suspects(checkpoint, scan, config.device, on_progress)
     return DataReport(
         source=config.data,
         faces=len(frame),

@@ -13,7 +13,6 @@ from agegen.data.scan import ProgressHook, Scan
 from agegen.devices import choose_compute
 from agegen.evaluation import estimate_batches
 from agegen.sources import EVAL_VIEWS, SourceOptions, make_eval_source
-from agegen.weights import find_checkpoint
 
 # An age is doubted beyond so many half-widths of its 90 % interval, a gender below that probability.
 _DOUBTED_WIDTHS, _DOUBTED_PROBABILITY = 2.0, 0.02
@@ -33,15 +32,15 @@ class Suspect:
     reason: str
 
 
-def find_suspects(run: Path, scan: Scan, device: str, on_progress: ProgressHook) -> list[Suspect]:
+def find_suspects(checkpoint: Path, scan: Scan, device: str, on_progress: ProgressHook) -> list[Suspect]:
     """Return the faces whose labels a trained model doubts, the likeliest wrong first.
 
     A model doubts less of what it was trained on: cross-check with one that never saw these faces.
 
     Raises:
-        AgegenError: the run can't be used.
+        AgegenError: the checkpoint can't be used.
     """
-    info, model = load_checkpoint(find_checkpoint(None, run))
+    info, model = load_checkpoint(checkpoint)
     options = SourceOptions(choose_compute(device), 0, views=EVAL_VIEWS)
     network, source = make_eval_source(model, scan, np.ones(len(scan.sha256), dtype=bool), options, on_progress)
     estimates = estimate_batches(network.to(options.compute.device), source, options.compute)
