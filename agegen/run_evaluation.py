@@ -18,7 +18,7 @@ from agegen.devices import choose_compute
 from agegen.errors import AgegenError, DataError
 from agegen.evaluation import Baseline, Evaluation
 from agegen.predictions import evaluate_source
-from agegen.runs import RunFolder, find_newest_run, open_run
+from agegen.runs import DEFAULT_ROOT, RunFolder, find_newest_run, list_finished_runs, open_run
 from agegen.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
 from agegen.weights import find_checkpoint
 
@@ -94,12 +94,13 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
 
 
 def find_subject(config: EvalConfig) -> _Subject:
-    """Return what is to be evaluated, and on which data.
+    """Return what is to be evaluated, and on which data; where data is given and no run is there, shipped weights.
 
     Raises:
         AgegenError: it isn't there, or shipped weights are given no data.
     """
-    if config.model is not None:
+    ships = config.run is None and config.data is not None and not list_finished_runs()
+    if config.model is not None or ships:
         checkpoint = find_checkpoint(config.model, config.run)
         return _Subject(None, checkpoint, resolve_data(config.data))
     run = open_run(config.run) if config.run is not None else find_newest_run()
@@ -139,6 +140,8 @@ def locate_splits(
 
 def _describe(scan: Scan, names: NDArray[np.str_], subject: _Subject, config: EvalConfig) -> list[str]:
     notices = []
+    if subject.run is None and config.model is None:
+        notices.append(f"there is no run under {DEFAULT_ROOT}/: these are the weights that ship ({subject.checkpoint})")
     if scan.records.excluded:
         first = scan.records.excluded[0]
         notices.append(

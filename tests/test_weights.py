@@ -83,6 +83,14 @@ def test_shipped_weights_know_their_own_split(agegen, trained_run, faces_folder)
 
 
 @pytest.mark.usefixtures("shipped")
+def test_without_a_run_the_shipped_weights_are_evaluated_on_the_data_given(agegen, faces_folder):
+    done = agegen("eval", "--data", faces_folder, "--split", "all", "--json", "-")
+    assert json.loads(done.stdout)["n"] == 60
+    assert "there is no run under runs/: these are the weights that ship" in done.stderr
+    assert "no finished run under runs/" in agegen("eval").stderr
+
+
+@pytest.mark.usefixtures("shipped")
 def test_models_show_the_licence_and_the_card(agegen):
     listed = json.loads(agegen("models", "--json", "-").stdout)
     scratch = next(model for model in listed if model["name"] == "scratch")
