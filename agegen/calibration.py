@@ -62,6 +62,15 @@ class Calibration:
 UNCALIBRATED = Calibration(interval_scale=1.645, coverage=COVERAGE, min_confidence=0.5, faces=0)
 
 
+def read_calibration(content: Any) -> Calibration:
+    """Return the calibration that a checkpoint holds; :data:`UNCALIBRATED` where it holds None.
+
+    Raises:
+        CheckpointError: it has another form.
+    """
+    return UNCALIBRATED if content is None else Calibration.from_json(content)
+
+
 def calibrate(age: Floats, spread: Floats, p_female: Floats, true_age: Floats, female: Bools) -> Calibration:
     """Calibrate on n validation faces.
 

@@ -19,7 +19,7 @@ from agegen.fit_state import StateFiles
 from agegen.model_card import write_card
 from agegen.plots import plot_curves
 from agegen.predictions import evaluate_source, write_predictions
-from agegen.sources import TrainSources, make_train_sources, share_backbone
+from agegen.sources import TrainSources, choose_network, make_train_sources, share_backbone
 from agegen.train_record import TrainStart, announce_training, begin_record, describe_origin, format_time
 from agegen.train_setup import TrainConfig, Training, prepare_training
 from agegen.training import BatchResult, EpochResult, Trainer, fit, make_trainer
@@ -153,9 +153,8 @@ def find_best(rows: pd.DataFrame) -> EpochResult:
 def calibrate_best(training: Training, sources: TrainSources) -> Calibration:
     """Calibrate the best checkpoint on the validation split, and save it with that and its crop contract."""
     info, model = load_checkpoint(training.run.checkpoint)
-    network = model.heads if model.backbone.frozen else model
     compute = training.options.compute
-    estimates = estimate_batches(network.to(compute.device), sources.val, compute)
+    estimates = estimate_batches(choose_network(model).to(compute.device), sources.val, compute)
     ages, female = sources.val.labels
     calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, ages.astype(float), female > 0.5)
     crop = None if training.crop is None else training.crop.to_json()
@@ -166,10 +165,15 @@ def calibrate_best(training: Training, sources: TrainSources) -> Calibration:
 def evaluate_best(training: Training, sources: TrainSources, calibration: Calibration) -> Evaluation:
     """Evaluate the best checkpoint, as it lies on disk, on the test split; write what comes of it."""
     _, model = load_checkpoint(training.run.checkpoint)
-    network = model.heads if model.backbone.frozen else model
     inside = (training.split["split"] == "test").to_numpy()
     result, predictions = evaluate_source(
-        network, sources.test, training.scan, inside, training.baseline, calibration, training.options.compute
+        choose_network(model),
+        sources.test,
+        training.scan,
+        inside,
+        training.baseline,
+        calibration,
+        training.options.compute,
     )
     write_json(training.run.evaluation, result.to_json())
     write_predictions(training.run.predictions, predictions)

@@ -21,6 +21,11 @@ METRIC_TITLES = {
 _SHARES = ("cs3", "cs5", "cs10", "accuracy", "ece", "coverage", "named", "named_accuracy")
 
 
+def format_bounds(name: str, low: float, high: float) -> str:
+    """Return the bounds of a metric's interval, low–high, the unit once."""
+    return f"{format_value(name, low).removesuffix(' %')}–{format_value(name, high)}"
+
+
 def format_value(name: str, value: float | None) -> str:
     """Return a metric as people write it: shares as per cent, years with two digits."""
     if value is None or math.isnan(value):

@@ -11,7 +11,7 @@ from agegen import __version__
 from agegen.checkpoints import CheckpointInfo, read_info
 from agegen.errors import CheckpointError
 from agegen.files import write_text
-from agegen.metric_names import METRIC_TITLES, format_value
+from agegen.metric_names import METRIC_TITLES, format_bounds, format_value
 from agegen.model import MAX_AGE
 from agegen.runs import RunFolder
 
@@ -173,6 +173,4 @@ def _describe_repeat(run: RunFolder) -> list[str]:
 
 def _format_bounds(name: str, flat: dict[str, Any]) -> str:
     bounds = flat.get(f"{name}_ci95")
-    if bounds is None:
-        return "–"
-    return f"{format_value(name, bounds[0]).removesuffix(' %')}–{format_value(name, bounds[1])}"
+    return "–" if bounds is None else format_bounds(name, *bounds)

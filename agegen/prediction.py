@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agegen.calibration import UNCALIBRATED, Calibration, bound_ages
+from agegen.calibration import bound_ages, read_calibration
 from agegen.checkpoints import CheckpointInfo
 from agegen.data.batches import make_views
 from agegen.data.images import RGB, resize_image
@@ -98,7 +98,7 @@ class CropModel:
 
     def __init__(self, info: CheckpointInfo, model: AgeGenderModel, compute: Compute) -> None:
         self.info = info
-        self.calibration = Calibration.from_json(info.calibration) if info.calibration else UNCALIBRATED
+        self.calibration = read_calibration(info.calibration)
         self.contract = CropContract.from_json(info.crop) if info.crop else CropContract()
         self.input_size = model.backbone.input_spec.size
         self._model = model.to(compute.device).eval()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from agegen.metric_names import METRIC_TITLES, format_value
+from agegen.metric_names import METRIC_TITLES, format_bounds, format_value
 
 if TYPE_CHECKING:
     from agegen.catalog import ModelDescription
@@ -96,7 +96,7 @@ def format_interval(name: str, metric: Metric) -> str:
     """Return a metric's interval, low–high."""
     if math.isnan(metric.low):
         return "–"
-    return f"{format_value(name, metric.low).removesuffix(' %')}–{format_value(name, metric.high)}"
+    return format_bounds(name, metric.low, metric.high)
 
 
 def format_duration(seconds: float) -> str:

@@ -99,7 +99,7 @@ class CsvWriter(_Writer):
 def format_row(row: FacePrediction) -> str:
     """Return a row as JSON on one line; names that aren't UTF-8 are escaped."""
     text = json.dumps(row.to_json(), ensure_ascii=False, allow_nan=False)
-    return text if text.isprintable() or _is_utf8(text) else json.dumps(row.to_json(), allow_nan=False)
+    return text if _is_utf8(text) else json.dumps(row.to_json(), allow_nan=False)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.calibration import UNCALIBRATED, Calibration
+from agegen.calibration import read_calibration
 from agegen.checkpoints import CheckpointInfo, load_checkpoint
 from agegen.data.records import SPLITS, load_records, resolve_data
 from agegen.data.scan import ProgressHook, Scan, ignore_progress
@@ -85,7 +85,7 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
         choose_compute(config.device, config.precision), 0, views=EVAL_VIEWS, cache_dir=config.cache_dir
     )
     network, source = make_eval_source(model, scan, chosen, options, on_progress)
-    calibration = Calibration.from_json(info.calibration) if info.calibration else UNCALIBRATED
+    calibration = read_calibration(info.calibration)
     baseline = Baseline(**info.training["baseline"])
     evaluation, predictions = evaluate_source(network, source, scan, chosen, baseline, calibration, options.compute)
     notices = tuple(_describe(scan, names[chosen], subject, config))
@@ -99,8 +99,7 @@ def find_subject(config: EvalConfig) -> _Subject:
     Raises:
         AgegenError: it isn't there, or shipped weights are given no data.
     """
-    ships = config.run is None and config.data is not None and not list_finished_runs()
-    if config.model is not None or ships:
+    if config.model is not None or (config.run is None and config.data is not None and not list_finished_runs()):
         checkpoint = find_checkpoint(config.model, config.run)
         return _Subject(None, checkpoint, resolve_data(config.data))
     run = open_run(config.run) if config.run is not None else find_newest_run()

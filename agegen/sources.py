@@ -112,6 +112,11 @@ def make_eval_source(
     return model, EvalBatches(_pick_pixels(model, scan, np.flatnonzero(chosen)))
 
 
+def choose_network(model: AgeGenderModel) -> nn.Module:
+    """Return what runs on a model's batches: its heads where these are cached features, else all of it."""
+    return model.heads if model.backbone.frozen else model
+
+
 def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
     """Return a whole model around trained heads; a network that is a whole model comes back as it is."""
     if isinstance(network, AgeGenderModel):

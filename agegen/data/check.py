@@ -14,6 +14,7 @@ from agegen.data.duplicates import find_duplicates, join_pairs
 from agegen.data.heaping import HeapedAge, find_heaped_ages, measure_whipple
 from agegen.data.records import Exclusion, FaceRecords, load_records
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
+from agegen.data.splits import count_leaking_groups
 from agegen.data.suspects import Suspect, find_suspects
 from agegen.errors import DataError
 from agegen.evaluation import SMALL_GROUP, label_groups
@@ -166,7 +167,7 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
         heaped=find_heaped_ages(frame["age"].to_numpy()),
         whipple=measure_whipple(frame["age"].to_numpy()),
         straddles=[measure_straddle(kind, labels) for kind, labels in clusters.items()],
-        leaks=count_leaks(frame, groups) if "split" in frame.columns else None,
+        leaks=count_leaking_groups(frame.assign(group=groups)) if "split" in frame.columns else None,
         suspects=suspects,
         frame=frame,
         records=scan.records,
@@ -218,11 +219,6 @@ def describe_duplicates(scan: Scan, pairs: NDArray[np.int64], groups: NDArray[np
         age_gap=float(np.mean(gaps)) if gaps else float("nan"),
         gender_gap=float(np.mean([pair.female[0] != pair.female[1] for pair in found])) if found else float("nan"),
     )
-
-
-def count_leaks(frame: pd.DataFrame, groups: NDArray[np.int64]) -> int:
-    """Return how many groups of near-duplicates lie in more than one of the data's own splits."""
-    return int((frame["split"].groupby(groups).nunique() > 1).sum())
 
 
 def list_removals(report: DataReport) -> list[Exclusion]:

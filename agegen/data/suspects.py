@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agegen.calibration import UNCALIBRATED, Calibration
+from agegen.calibration import read_calibration
 from agegen.checkpoints import load_checkpoint
 from agegen.data.scan import ProgressHook, Scan
 from agegen.devices import choose_compute
@@ -44,7 +44,7 @@ def find_suspects(checkpoint: Path, scan: Scan, device: str, on_progress: Progre
     options = SourceOptions(choose_compute(device), 0, views=EVAL_VIEWS)
     network, source = make_eval_source(model, scan, np.ones(len(scan.sha256), dtype=bool), options, on_progress)
     estimates = estimate_batches(network.to(options.compute.device), source, options.compute)
-    calibration = Calibration.from_json(info.calibration) if info.calibration else UNCALIBRATED
+    calibration = read_calibration(info.calibration)
     ages, female = source.labels
     half = np.maximum(calibration.interval_scale * estimates.spread, _LEAST_YEARS / _DOUBTED_WIDTHS)
     widths = np.abs(estimates.age - ages) / half
