@@ -86,14 +86,20 @@ class CsvWriter(_Writer):
 
     def write(self, photo: PhotoPrediction) -> None:
         """Write a photograph's rows."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+        lines = []
         for row in photo.list_rows():
             left, top, right, bottom = row.box or (None,) * 4
             cells = asdict(row) | {"left": left, "top": top, "right": right, "bottom": bottom}
-            cells.pop("box")
-            writer.writerow(cells)
-        self._emit(text.getvalue())
+            lines.append(format_cells([cells[name] for name in CSV_COLUMNS]))
+        self._emit("".join(lines))
+
+
+def format_cells(cells: list[Any]) -> str:
+    """Return a line of CSV, ended by a newline."""
+    text = io.StringIO()
+    # With this line end the csv module quotes carriage returns in names too; Python 3.11 does not otherwise.
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def format_row(row: FacePrediction) -> str:
@@ -153,9 +159,10 @@ def take_up(kind: str, path: Path) -> set[str]:
 
 def _read_lines(text: str, path: Path) -> list[tuple[str, str]]:
     records = []
-    for line in text.splitlines(keepends=True):
+    # Not splitlines: names may hold what Unicode counts as line ends, and JSON leaves it as it is.
+    for line in text.removesuffix("\n").split("\n"):
         try:
-            records.append((str(json.loads(line)["file"]), line))
+            records.append((str(json.loads(line)["file"]), line + "\n"))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is no output of `agegen predict --jsonl`; --resume can't go on with it") from error
     return records
@@ -165,12 +172,7 @@ def _read_csv(text: str, path: Path) -> list[tuple[str, str]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     if next(reader, None) != CSV_COLUMNS:
         raise DataError(f"{path} is no output of `agegen predict --csv`; --resume can't go on with it")
-    records = []
-    for cells in reader:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
-        records.append((cells[0] if cells else "", line.getvalue()))
-    return records
+    return [(cells[0] if cells else "", format_cells(cells)) for cells in reader]
 
 
 _READERS: dict[str, Callable[[str, Path], list[tuple[str, str]]]] = {"jsonl": _read_lines, "csv": _read_csv}

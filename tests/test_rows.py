@@ -87,6 +87,17 @@ def test_an_interrupted_output_goes_on(tmp_path, kind, torn):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_names_with_other_line_ends_are_taken_up(tmp_path, kind):
+    photos = [make_photo(name) for name in ("a\u2028b.jpg", "a\x85b.jpg", "a\rb.jpg", "last.jpg")]
+    path = tmp_path / "rows"
+    write(kind, path, photos)
+    whole = path.read_bytes()
+    assert take_up(kind, path) == {photo.file for photo in photos[:-1]}
+    write(kind, path, photos[-1:], resume=True)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_resuming_nothing_starts_anew(tmp_path, kind):
     path = tmp_path / "rows"
     assert take_up(kind, path) == set()
