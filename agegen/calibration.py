@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from agegen.errors import CheckpointError
 from agegen.metrics import Bools, Floats
-from agegen.model import MAX_AGE
+from agegen.specs import MAX_AGE
 
 COVERAGE = 0.90
 # Gender is named where, on validation, at least this share of those named was right.

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import platform
+import sysconfig
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from agegen.errors import CheckpointError, PluginError
+from agegen.errors import AgegenError, CheckpointError, PluginError
+from agegen.files import write_json
 from agegen.registry import Plugin, build_backbone, list_plugins, load_plugin
 from agegen.weights import WEIGHTS_FILE, locate_file
 
@@ -30,20 +37,33 @@ class ModelDescription:
     problem: str | None = None
 
 
-def describe_models() -> list[ModelDescription]:
-    """Describe every registered backbone; one that can't be used is described by its problem."""
-    return [describe_plugin(plugin) for plugin in list_plugins()]
+def describe_models(memory: Path | None = None) -> list[ModelDescription]:
+    """Describe every registered backbone; one that can't be used is described by its problem.
+
+    Args:
+        memory: a JSON file of descriptions: one that stands there, of a backbone whose files have not
+            changed since, spares importing torch and the plugin; new ones are added. None remembers nothing.
+    """
+    known = _read_memory(memory)
+    described = {_identify(plugin): plugin for plugin in list_plugins()}
+    fresh = {key: _recall(known.get(key)) or describe_plugin(plugin) for key, plugin in described.items()}
+    sound = {key: asdict(model) for key, model in fresh.items() if model.problem is None}
+    if memory is not None and sound != known:
+        # A cache folder that can't be written costs time only.
+        with suppress(AgegenError):
+            write_json(memory, sound)
+    return list(fresh.values())
 
 
 def describe_plugin(plugin: Plugin) -> ModelDescription:
     """Describe one backbone, counting its parameters on the meta device: nothing is loaded or computed."""
+    identity = (plugin.name, plugin.distribution, plugin.version)
+    if plugin.taken_by:
+        return ModelDescription(*identity, problem=f"the name is taken by {plugin.taken_by}")
     import torch
 
     from agegen.model import AgeGenderModel, count_parameters
 
-    identity = (plugin.name, plugin.distribution, plugin.version)
-    if plugin.taken_by:
-        return ModelDescription(*identity, problem=f"the name is taken by {plugin.taken_by}")
     try:
         backbone_class = load_plugin(plugin)
         with torch.device("meta"):
@@ -58,7 +78,7 @@ def describe_plugin(plugin: Plugin) -> ModelDescription:
 
 def describe_weights(plugin: Plugin) -> dict[str, Any]:
     """Return the fields of a description that tell of the weights that ship; none where none do."""
-    from agegen.checkpoints import read_info
+    from agegen.checkpoint_info import read_info
 
     path = locate_file(plugin, WEIGHTS_FILE)
     if path is None:
@@ -68,3 +88,38 @@ def describe_weights(plugin: Plugin) -> dict[str, Any]:
     except CheckpointError as error:
         terms = str(error)
     return {"weights": str(path), "weights_bytes": path.stat().st_size, "weights_terms": terms}
+
+
+def _identify(plugin: Plugin) -> str:
+    """Return what a description depends on: the plugin, its files, and whatever else is installed."""
+    try:
+        spec = find_spec(plugin.entry_point.module)
+    except (ImportError, ValueError, AttributeError):
+        spec = None
+    files = [
+        locate_file(plugin, WEIGHTS_FILE),
+        Path(spec.origin) if spec and spec.origin else None,
+        # Installing or removing any package touches these folders.
+        Path(sysconfig.get_path("purelib")),
+        Path(sysconfig.get_path("platlib")),
+    ]
+    marks = [f"{file}:{file.stat().st_mtime_ns}" for file in files if file is not None and file.exists()]
+    claim = (plugin.name, plugin.source, plugin.entry_point.value, str(plugin.taken_by), platform.python_version())
+    return "|".join([*claim, *marks])
+
+
+def _read_memory(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _recall(content: Any) -> ModelDescription | None:
+    try:
+        return ModelDescription(**content)
+    except TypeError:
+        return None

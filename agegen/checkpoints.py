@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from agegen.backbone import Backbone, HeadConfig, fingerprint_tensors
+from agegen.backbone import Backbone, fingerprint_tensors
+from agegen.checkpoint_info import CheckpointInfo, format_info, open_safetensors, parse_info
 from agegen.errors import CheckpointError, PluginError
 from agegen.files import write_bytes
 from agegen.model import AgeGenderModel
 from agegen.registry import Plugin, build_backbone, load_backbone
-
-FORMAT = 1
-_METADATA_KEY = "agegen"
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a checkpoint says of itself.
-
-    Attributes:
-        model: name of the backbone plugin.
-        distribution: that brought the plugin, and its ``version``.
-        heads: options of the two heads.
-        input_spec: of the backbone when it was trained.
-        base: ``identity`` and ``fingerprint`` of a frozen backbone, whose tensors are not stored.
-        training: epoch, validation metrics and the like; for people.
-        crop: the form of the training crops; see :class:`agegen.faces.alignment.CropContract`.
-        calibration: see :class:`agegen.calibration.Calibration`; None for a model that was never calibrated.
-    """
-
-    model: str
-    distribution: str
-    version: str
-    heads: HeadConfig
-    input_spec: dict[str, Any]
-    base: dict[str, str] | None = None
-    training: dict[str, Any] = field(default_factory=dict)
-    crop: dict[str, Any] | None = None
-    calibration: dict[str, Any] | None = None
 
 
 def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, Any]) -> CheckpointInfo:
@@ -60,18 +30,8 @@ def save_checkpoint(path: Path, model: AgeGenderModel, info: CheckpointInfo) -> 
     """Write a model's tensors (the heads alone where the backbone is frozen) and its metadata."""
     from safetensors.torch import save
 
-    metadata = {_METADATA_KEY: json.dumps({"format": FORMAT, **asdict(info)})}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _list_stored(model).items()}
-    write_bytes(path, save(tensors, metadata=metadata))
-
-
-def read_info(path: Path) -> CheckpointInfo:
-    """Return a checkpoint's metadata without building its model.
-
-    Raises:
-        CheckpointError: it isn't there, isn't safetensors, or agegen didn't write it.
-    """
-    return _open_checkpoint(path)[0]
+    write_bytes(path, save(tensors, metadata=format_info(info)))
 
 
 def load_checkpoint(path: Path) -> tuple[CheckpointInfo, AgeGenderModel]:
@@ -98,31 +58,9 @@ def load_checkpoint(path: Path) -> tuple[CheckpointInfo, AgeGenderModel]:
 
 
 def _open_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is no .safetensors file; agegen loads nothing else, for pickles can run code")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
-    return _parse_metadata(path, metadata), tensors
-
-
-def _parse_metadata(path: Path, metadata: Any) -> CheckpointInfo:
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path} was not written by agegen: it lacks the metadata '{_METADATA_KEY}'")
-    if metadata.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path} has another format than this agegen reads ({FORMAT}); update agegen")
-    try:
-        metadata["heads"] = HeadConfig(**metadata["heads"])
-        return CheckpointInfo(**metadata)
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} has metadata that this agegen can't read: {error}") from error
+    with open_safetensors(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return parse_info(path, file.metadata()), tensors
 
 
 def _check_base(path: Path, info: CheckpointInfo, backbone: Backbone) -> None:

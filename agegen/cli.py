@@ -286,6 +286,9 @@ def predict(
         bool, typer.Option("--resume", help="Go on after the last finished file of --csv or --jsonl FILE.")
     ] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Use the portrait that matplotlib brings.")] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="auto|onnx|torch", help="What runs the model; auto is onnx wherever it can be.")
+    ] = "auto",
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -315,6 +318,7 @@ def predict(
         resume=resume,
         device=device,
         precision=precision,
+        engine=engine,
     )
     with ProgressDisplay(notices) as progress:
         display = PredictDisplay(notices, progress)
@@ -383,11 +387,14 @@ def models(
 
         write_output("-", read_card(card))
         return
+    from agegen.cache_dir import choose_cache_dir
     from agegen.catalog import describe_models
     from agegen.files import format_json
     from agegen.report import make_models_table
 
-    described = describe_models()
+    notices = make_notice_console()
+    with notices.status("loading libraries") if notices.is_terminal else nullcontext():
+        described = describe_models(choose_cache_dir(None) / "models.json")
     if json_out:
         write_output(json_out, format_json([asdict(model) for model in described]))
     if json_out != "-":
@@ -397,22 +404,32 @@ def models(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
-    weights: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="Where the float16 weights go.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.safetensors", help="Write float16 weights, and their model card."),
+    ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(metavar="FILE.onnx", help="Write the whole model as ONNX, its weights in float16.")
+    ] = None,
     repeat: Annotated[
         list[Path] | None, typer.Option(metavar="RUN", help="Another run of the same command, for the card.")
     ] = None,
 ) -> None:
-    """Write a run's weights in half precision, with their model card beside them.
+    """Write a run's model to files of its own: weights with their card, or ONNX for any runtime.
 
-    Example: agegen export runs/scratch-20260101-120000 --weights weights/weights.safetensors
+    The ONNX model takes aligned RGB crops, uint8 (N, size, size, 3), and gives age, spread (years) and p_female.
+
+    Example: agegen export runs/scratch-20260101-120000 --onnx scratch.onnx
     """
-    from agegen.export import ExportConfig, export_run
-    from agegen.report import format_size
+    notices = make_notice_console()
+    with notices.status("exporting") if notices.is_terminal else nullcontext():
+        from agegen.export import ExportConfig, export_run
+        from agegen.report import format_size
 
-    result = export_run(ExportConfig(run, weights, tuple(repeat or ())))
+        written = export_run(ExportConfig(run, weights, onnx, tuple(repeat or ())))
     output = make_output_console()
-    output.print(f"{result.weights} ({format_size(result.size)})", highlight=False, soft_wrap=True)
-    output.print(str(result.card), highlight=False, soft_wrap=True)
+    for path in written:
+        output.print(f"{path} ({format_size(path.stat().st_size)})", highlight=False, soft_wrap=True)
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
@@ -468,7 +485,7 @@ def cache(
 
     Example: agegen cache --clear
     """
-    from agegen.features import choose_cache_dir, clear_cache, list_cache
+    from agegen.cache_dir import choose_cache_dir, clear_cache, list_cache
     from agegen.report import format_size, make_cache_table
 
     root = choose_cache_dir(cache_dir)

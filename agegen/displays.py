@@ -175,7 +175,8 @@ class PredictDisplay:
         assert start is not None
         found = "each picture taken as an aligned crop" if start.detector == "none" else f"faces: {start.detector}"
         more = self._faces + self._counts["no_face"] + self._counts["unreadable"] - len(self._rows)
-        caption = f"model: {start.model}; {found}; gender named from a probability of {start.min_confidence:.2f} on"
+        model = f"{start.model} ({start.engine})"
+        caption = f"model: {model}; {found}; gender named from a probability of {start.min_confidence:.2f} on"
         if more:
             caption += f"; {more:,} more rows (write them with --csv FILE)"
         table = Table(caption=caption, caption_justify="left")

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from agegen.checkpoints import load_checkpoint
+from agegen.cores import count_cores
 from agegen.data.images import RGB, Photo, decode_photo, read_image_file
-from agegen.data.scan import count_cores
-from agegen.devices import choose_compute
+from agegen.engines import load_engine
 from agegen.errors import AgegenError, DataError
 from agegen.faces.alignment import align_face
 from agegen.faces.detectors import DEFAULT_DETECTOR, DetectedFace, Detector, create_detector
@@ -80,23 +79,24 @@ class Estimator:
         min_confidence: float | None = None,
         device: str = "auto",
         precision: str = "auto",
+        engine: str = "auto",
     ) -> Estimator:
         """Load the weights that ship for ``model``, or those of a run or checkpoint of your own.
 
         Args:
             model: a backbone with weights of its own; None stands for the default one.
-            run: a run folder or a ``.safetensors`` file in its place.
+            run: a run folder or a ``.safetensors`` or ``.onnx`` file in its place.
             detector: ``mtcnn``, ``yunet``, or ``none`` to take each picture as one aligned crop.
             min_confidence: 0.5–1, the probability from which on gender is named; None as the model says.
             device: ``auto``, ``cpu`` or ``cuda``.
             precision: ``auto``, ``fp32`` or ``bf16``.
+            engine: ``onnx``, ``torch``, or ``auto`` for onnxruntime where an ONNX file lies beside the checkpoint.
 
         Raises:
             AgegenError: whatever of these can't be had.
         """
-        compute = choose_compute(device, precision)
-        info, network = load_checkpoint(find_checkpoint(model, Path(run) if run is not None else None))
-        return cls(CropModel(info, network, compute), detector, min_confidence)
+        path = find_checkpoint(model, Path(run) if run is not None else None)
+        return cls(CropModel(*load_engine(path, engine, device, precision)), detector, min_confidence)
 
     def predict(self, picture: str | os.PathLike[str] | RGB | Any) -> list[FacePrediction]:
         """Return the faces of one photograph, from left to right; none where none is found.

@@ -27,7 +27,8 @@ from agegen.metrics import (
     measure_gender,
     measure_intervals,
 )
-from agegen.model import AGE_CLASSES, Outputs, expect_age
+from agegen.model import Outputs, expect_age
+from agegen.specs import AGE_CLASSES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,10 @@ from agegen.evaluation import Evaluation, estimate_batches
 from agegen.files import write_json
 from agegen.fit_state import StateFiles
 from agegen.model_card import write_card
+from agegen.onnx_export import export_onnx
 from agegen.plots import plot_curves
 from agegen.predictions import evaluate_source, write_predictions
+from agegen.runs import RunFolder
 from agegen.sources import TrainSources, choose_network, make_train_sources, share_backbone
 from agegen.train_record import TrainStart, announce_training, begin_record, describe_origin, format_time
 from agegen.train_setup import TrainConfig, Training, prepare_training
@@ -91,6 +93,7 @@ def train_run(
         training.run.write(record)
         write_card(training.run.card, training.run, training.run.checkpoint)
         plot_curves(training.run.curves, {config.model: rows})
+        yield from export_best(training.run)
         StateFiles(training.run.path).clear()
     yield TrainResult(training.run.path, config.model, best, result, time.time() - started)
 
@@ -160,6 +163,15 @@ def calibrate_best(training: Training, sources: TrainSources) -> Calibration:
     crop = None if training.crop is None else training.crop.to_json()
     save_checkpoint(training.run.checkpoint, model, replace(info, calibration=calibration.to_json(), crop=crop))
     return calibration
+
+
+def export_best(run: RunFolder) -> Iterator[TrainNotice]:
+    """Write the best checkpoint as ONNX too, for predicting; a backbone that ONNX can't express does without."""
+    try:
+        export_onnx(run.checkpoint, run.onnx)
+    except AgegenError as error:
+        run.onnx.unlink(missing_ok=True)
+        yield TrainNotice((f"{error}; predict will use torch",))
 
 
 def evaluate_best(training: Training, sources: TrainSources, calibration: Calibration) -> Evaluation:

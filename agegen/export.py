@@ -1,4 +1,4 @@
-"""Export a run's weights to a file of their own, in half precision, with the model card beside it."""
+"""Export a run's model: its weights in half precision with the model card beside them, or ONNX."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agegen.checkpoints import load_checkpoint, save_checkpoint
+from agegen.engines import ONNX_SUFFIX
 from agegen.errors import AgegenError
 from agegen.model_card import write_card
-from agegen.runs import open_run
+from agegen.onnx_export import export_onnx
+from agegen.runs import RunFolder, open_run
 from agegen.weights import CARD_FILE
 
 
@@ -17,30 +19,42 @@ class ExportConfig:
     """Options of ``agegen export``; ``repeats`` are further runs of the same command, for the card."""
 
     run: Path
-    weights: Path
+    weights: Path | None = None
+    onnx: Path | None = None
     repeats: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True)
-class ExportResult:
-    """What was written; ``size`` of the weights in bytes."""
+def export_run(config: ExportConfig) -> list[Path]:
+    """Write what is asked for of a finished run's best model; return the files written.
 
-    weights: Path
-    card: Path
-    size: int
-
-
-def export_run(config: ExportConfig) -> ExportResult:
-    """Write a finished run's best weights as float16 safetensors, and ``MODEL_CARD.md`` beside them.
+    Where both are, the ONNX file is made from the weights written, so that the two belong together.
 
     Raises:
-        AgegenError: the run isn't finished or can't be used, or the file can't be written.
+        AgegenError: nothing is asked for, the run isn't finished or can't be used, or a file can't be written.
     """
-    if config.weights.suffix != ".safetensors":
-        raise AgegenError(f"{config.weights}: weights are written as .safetensors; give such a name")
+    _check_suffix(config.weights, ".safetensors")
+    _check_suffix(config.onnx, ONNX_SUFFIX)
+    if config.weights is None and config.onnx is None:
+        raise AgegenError("give --weights FILE.safetensors, --onnx FILE.onnx, or both")
     run = open_run(config.run)
+    written = []
+    if config.weights is not None:
+        written += export_weights(run, config.weights, config.repeats)
+    if config.onnx is not None:
+        export_onnx(config.weights or run.checkpoint, config.onnx)
+        written.append(config.onnx)
+    return written
+
+
+def export_weights(run: RunFolder, weights: Path, repeats: tuple[Path, ...]) -> list[Path]:
+    """Write a run's best weights as float16 safetensors, and ``MODEL_CARD.md`` beside them; return both paths."""
     info, model = load_checkpoint(run.checkpoint)
-    save_checkpoint(config.weights, model.half(), info)
-    card = config.weights.parent / CARD_FILE
-    write_card(card, run, config.weights, tuple(open_run(path) for path in config.repeats))
-    return ExportResult(config.weights, card, config.weights.stat().st_size)
+    save_checkpoint(weights, model.half(), info)
+    card = weights.parent / CARD_FILE
+    write_card(card, run, weights, tuple(open_run(path) for path in repeats))
+    return [weights, card]
+
+
+def _check_suffix(path: Path | None, suffix: str) -> None:
+    if path is not None and path.suffix != suffix:
+        raise AgegenError(f"{path}: give a name that ends in {suffix}")

@@ -7,8 +7,6 @@ import json
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +28,6 @@ from agegen.transforms import Augmentation, build_view_augmentation, mirror_imag
 CODE_VERSION = 1
 # The unit of work, of checksums and of resuming; also the batch in which features are computed.
 BLOCK = 64
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """One cached set of features, as ``agegen cache`` lists it; ``size`` in bytes."""
-
-    key: str
-    path: Path
-    identity: str
-    faces: int
-    views: int
-    size: int
-
-
-def choose_cache_dir(cache_dir: Path | None) -> Path:
-    """Return the folder for caches: the option, else the user's cache folder."""
-    if cache_dir is not None:
-        return cache_dir
-    from platformdirs import user_cache_path
-
-    return user_cache_path("agegen")
 
 
 class CachedFeatures:
@@ -171,32 +148,6 @@ def draw_view(image: RGB, view: int, row: int, augmentation: Augmentation | None
     if view % 2:
         image = mirror_image(image)
     return image if augmentation is None else augmentation(image, (CODE_VERSION, view, row))
-
-
-def list_cache(root: Path) -> list[CacheEntry]:
-    """Return what lies in a cache folder."""
-    return sorted(_describe_entries(root), key=lambda entry: (entry.identity, entry.key))
-
-
-def clear_cache(root: Path) -> int:
-    """Delete all cached features; return how many bytes that freed."""
-    freed = sum(entry.size for entry in list_cache(root))
-    shutil.rmtree(root / "features", ignore_errors=True)
-    return freed
-
-
-def _describe_entries(root: Path) -> Iterator[CacheEntry]:
-    for path in (root / "features").glob("*/meta.json"):
-        files = list(path.parent.iterdir())
-        size = sum(file.stat().st_blocks * 512 for file in files)
-        views = sum(file.suffix == ".f16" for file in files)
-        try:
-            meta = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            meta = {}
-        yield CacheEntry(
-            path.parent.name, path.parent, meta.get("identity", "damaged"), meta.get("faces", 0), views, size
-        )
 
 
 def _map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:

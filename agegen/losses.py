@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agegen.model import AGE_CLASSES, Outputs, expect_age
+from agegen.model import Outputs, expect_age
+from agegen.specs import AGE_CLASSES
 
 # Chosen on the validation split of UTKFace; the loss of age in years is of order 5, its KL of order 1.
 AGE_SIGMA = 2.0

@@ -7,10 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agegen.backbone import Backbone, HeadConfig
-
-MAX_AGE = 116
-AGE_CLASSES = MAX_AGE + 1
+from agegen.backbone import Backbone
+from agegen.specs import AGE_CLASSES, HeadConfig
 
 
 class Outputs(NamedTuple):

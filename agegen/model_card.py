@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from agegen import __version__
-from agegen.checkpoints import CheckpointInfo, read_info
+from agegen.checkpoint_info import CheckpointInfo, read_info
 from agegen.errors import CheckpointError
 from agegen.files import write_text
 from agegen.metric_names import METRIC_TITLES, format_bounds, format_value
-from agegen.model import MAX_AGE
 from agegen.runs import RunFolder
+from agegen.specs import MAX_AGE
 
 UNKNOWN_TERMS = "those of the training data"
 _FAILURES_SHOWN = 3

@@ -43,6 +43,7 @@ class PredictConfig:
     resume: bool = False
     device: str = "auto"
     precision: str = "auto"
+    engine: str = "auto"
 
     @property
     def outputs(self) -> dict[str, str]:
@@ -57,6 +58,7 @@ class PredictStart:
 
     photos: int | None
     model: str
+    engine: str
     detector: str
     min_confidence: float
     calibrated: bool
@@ -85,6 +87,7 @@ def predict_photos(
         min_confidence=config.min_confidence,
         device=config.device,
         precision=config.precision,
+        engine=config.engine,
     )
     done = find_finished(config)
     if count is not None:
@@ -92,8 +95,11 @@ def predict_photos(
         skipped, count = count - len(paths), len(paths)
     else:
         paths, skipped = (path for path in paths if str(path) not in done), len(done)
-    info, calibrated = estimator.model.info, estimator.model.calibration.faces > 0
-    yield PredictStart(count, info.model, config.detector, estimator.min_confidence, calibrated, skipped)
+    model = estimator.model
+    calibrated = model.calibration.faces > 0
+    yield PredictStart(
+        count, model.info.model, model.engine.name, config.detector, estimator.min_confidence, calibrated, skipped
+    )
     with ExitStack() as stack:
         writers = [
             stack.enter_context(open_writer(kind, target, stdout, config.resume))

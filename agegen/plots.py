@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agegen.files import replace_atomically
-from agegen.model import AGE_CLASSES
+from agegen.specs import AGE_CLASSES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,16 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from agegen.calibration import bound_ages, read_calibration
-from agegen.checkpoints import CheckpointInfo
-from agegen.data.batches import make_views
+from agegen.checkpoint_info import CheckpointInfo
 from agegen.data.images import RGB, resize_image
-from agegen.devices import Compute
-from agegen.evaluation import average_outputs, measure_spread, run_views
+from agegen.engines import Engine
 from agegen.faces.alignment import CropContract
-from agegen.model import AgeGenderModel, expect_age
 
 OK, NO_FACE, UNREADABLE = "ok", "no_face", "unreadable"
 UNCERTAIN = "uncertain"
@@ -96,24 +92,20 @@ class PhotoPrediction:
 class CropModel:
     """A loaded model that estimates age and gender of aligned crops."""
 
-    def __init__(self, info: CheckpointInfo, model: AgeGenderModel, compute: Compute) -> None:
+    def __init__(self, info: CheckpointInfo, engine: Engine) -> None:
         self.info = info
+        self.engine = engine
         self.calibration = read_calibration(info.calibration)
         self.contract = CropContract.from_json(info.crop) if info.crop else CropContract()
-        self.input_size = model.backbone.input_spec.size
-        self._model = model.to(compute.device).eval()
-        self._compute = compute
 
     def estimate(self, crops: list[RGB]) -> list[FaceEstimate]:
         """Return estimates for aligned crops (RGB pictures of any size), made in one batch."""
         if not crops:
             return []
-        views = make_views([resize_image(crop, self.input_size) for crop in crops])
-        with torch.inference_mode():
-            ages, p_female = average_outputs(run_views(self._model, views, self._compute))
-        age = expect_age(ages).double().cpu().numpy()
-        low, high = bound_ages(age, measure_spread(ages).double().cpu().numpy(), self.calibration)
-        columns = np.stack([age, low, high, p_female.double().cpu().numpy()], axis=1)
+        images = np.stack([resize_image(crop, self.engine.input_size) for crop in crops])
+        age, spread, p_female = self.engine.run(images)
+        low, high = bound_ages(age, spread, self.calibration)
+        columns = np.stack([age, low, high, p_female], axis=1)
         return [FaceEstimate(*row) for row in columns.tolist()]
 
 

@@ -11,9 +11,9 @@ from rich.text import Text
 from agegen.metric_names import METRIC_TITLES, format_bounds, format_value
 
 if TYPE_CHECKING:
+    from agegen.cache_dir import CacheEntry
     from agegen.catalog import ModelDescription
     from agegen.evaluation import Evaluation
-    from agegen.features import CacheEntry
     from agegen.metrics import AnyMetrics, Metric
 
 

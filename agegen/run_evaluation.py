@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.calibration import read_calibration
-from agegen.checkpoints import CheckpointInfo, load_checkpoint
+from agegen.checkpoint_info import CheckpointInfo
+from agegen.checkpoints import load_checkpoint
 from agegen.data.records import SPLITS, load_records, resolve_data
 from agegen.data.scan import ProgressHook, Scan, ignore_progress
 from agegen.data.splits import apply_split, fingerprint_split, read_split, split_scan

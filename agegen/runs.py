@@ -23,8 +23,8 @@ _PARTS = {"model": str, "options": dict, "settings": dict, "parameters": dict, "
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``run.json``, ``split.csv``, ``epochs.csv``, ``best.safetensors``, ``eval.json``,
-    ``predictions.parquet``, ``curves.png`` and ``MODEL_CARD.md`` of one training.
+    """``run.json``, ``split.csv``, ``epochs.csv``, ``best.safetensors``, ``best.onnx``,
+    ``eval.json``, ``predictions.parquet``, ``curves.png`` and ``MODEL_CARD.md`` of one training.
     """
 
     path: Path
@@ -33,6 +33,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """The best epoch's weights."""
         return self.path / "best.safetensors"
+
+    @property
+    def onnx(self) -> Path:
+        """The same as ONNX, for predicting; not there where the backbone can't be exported."""
+        return self.path / "best.onnx"
 
     @property
     def split(self) -> Path:

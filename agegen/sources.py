@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agegen.backbone import Backbone
+from agegen.cache_dir import choose_cache_dir
 from agegen.data.batches import (
     BatchSource,
     EvalBatches,
@@ -25,7 +26,7 @@ from agegen.data.batches import (
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.devices import Compute
-from agegen.features import FeatureCache, choose_cache_dir
+from agegen.features import FeatureCache
 from agegen.model import AgeGenderModel
 from agegen.transforms import build_train_augmentation
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from agegen import checkpoints
 from agegen.backbone import Backbone, find_contract_gap, fingerprint_tensors
 from agegen.losses import compute_loss, make_age_distribution
-from agegen.model import AGE_CLASSES, AgeGenderModel, Outputs, expect_age
+from agegen.model import AgeGenderModel, Outputs, expect_age
 from agegen.registry import Plugin
+from agegen.specs import AGE_CLASSES
 
 _FACES = 4
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from agegen.cache_dir import choose_cache_dir
+from agegen.cores import count_cores
 from agegen.data.batches import choose_workers
 from agegen.data.records import SPLITS
-from agegen.data.scan import Scan, count_cores
+from agegen.data.scan import Scan
 from agegen.data.splits import count_leaking_groups, fingerprint_split
 from agegen.devices import Compute
-from agegen.features import choose_cache_dir
 from agegen.model import count_parameters
 from agegen.train_setup import TrainConfig, Training
 

@@ -6,7 +6,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from agegen.checkpoints import load_checkpoint, read_info
+from agegen.checkpoint_info import read_info
+from agegen.checkpoints import load_checkpoint
 from agegen.errors import CheckpointError
 
 

@@ -3,12 +3,13 @@ import pytest
 import torch
 
 from agegen.backbone import Backbone, InputSpec, TrainingDefaults
+from agegen.cache_dir import clear_cache, list_cache
 from agegen.data.batches import Pixels
 from agegen.data.demo import draw_records
 from agegen.data.scan import scan_images
 from agegen.devices import choose_compute
 from agegen.errors import AgegenError
-from agegen.features import BLOCK, FeatureCache, clear_cache, draw_view, list_cache
+from agegen.features import BLOCK, FeatureCache, draw_view
 from agegen.model import AgeGenderModel
 from agegen.transforms import build_view_augmentation
 

@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-from agegen.checkpoints import load_checkpoint, read_info
+from agegen.checkpoint_info import read_info
+from agegen.checkpoints import load_checkpoint
 from agegen.errors import AgegenError, CheckpointError
 from agegen.export import ExportConfig, export_run
 from agegen.model_card import list_failures, render_card

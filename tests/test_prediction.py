@@ -3,16 +3,15 @@ import pytest
 import torch
 
 from agegen.calibration import UNCALIBRATED
-from agegen.checkpoints import load_checkpoint
-from agegen.devices import choose_compute
 from agegen.evaluation import measure_spread
 from agegen.losses import make_age_distribution
 from agegen.prediction import CropModel, FacePrediction, PhotoPrediction, choose_gender
+from agegen.torch_engine import load_torch
 
 
 @pytest.fixture(scope="module")
 def model(trained_run):
-    return CropModel(*load_checkpoint(trained_run / "best.safetensors"), choose_compute("cpu", "fp32"))
+    return CropModel(*load_torch(trained_run / "best.safetensors", "cpu", "fp32"))
 
 
 def test_mirrored_faces_get_the_same_estimate(model):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from agegen import Estimator
-from agegen.checkpoints import read_info
+from agegen.checkpoint_info import read_info
 from agegen.data.records import load_records
 from agegen.registry import list_plugins
 from agegen.weights import CARD_FILE, WEIGHTS_FILE, locate_file

@@ -12,7 +12,8 @@ from agegen.data.scan import scan_images
 from agegen.devices import choose_compute
 from agegen.errors import AgegenError
 from agegen.experiment import TrainConfig, train_run
-from agegen.model import AGE_CLASSES, Outputs
+from agegen.model import Outputs
+from agegen.specs import AGE_CLASSES
 from agegen.training import (
     BatchResult,
     EpochResult,

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from agegen.cores import count_cores
 from agegen.data.images import RGB, decode_image, resize_image
 from agegen.data.records import FaceRecords
-from agegen.data.scan import count_cores
 from agegen.errors import DataError
-from agegen.model import AGE_CLASSES
+from agegen.specs import AGE_CLASSES
 from agegen.transforms import Augmentation, mirror_image
 
 EVAL_BATCH_SIZE = 128

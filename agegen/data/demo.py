@@ -8,7 +8,7 @@ import numpy as np
 
 from agegen.data.images import RGB
 from agegen.data.records import FaceRecords
-from agegen.model import MAX_AGE
+from agegen.specs import MAX_AGE
 
 DEMO_COUNT = 480
 _SIZE = 128

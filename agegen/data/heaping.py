@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.model import AGE_CLASSES
+from agegen.specs import AGE_CLASSES
 
 _NEIGHBOURS = 3
 # An age is heaped where its count is so many times its neighbours', and that far beyond chance.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agegen.data.records import Exclusion, FaceRecords, FileStore, ImageStore
 from agegen.errors import DataError
-from agegen.model import MAX_AGE
+from agegen.specs import MAX_AGE
 
 if TYPE_CHECKING:
     import pandas as pd

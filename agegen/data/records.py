@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from agegen.data.images import is_image_name, read_image_file
 from agegen.errors import DataError
-from agegen.model import MAX_AGE
+from agegen.specs import MAX_AGE
 
 if TYPE_CHECKING:
     import pandas as pd

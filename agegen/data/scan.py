@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from agegen.cores import count_cores
 from agegen.data.images import RGB, decode_image, resize_image
 from agegen.data.records import Exclusion, FaceRecords
 from agegen.errors import DataError
@@ -101,11 +101,6 @@ def hash_image(image: RGB) -> NDArray[np.bool_]:
     low[0] = 0.0
     bits: NDArray[np.bool_] = low > np.median(low[1:])
     return bits
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _drop_unreadable(scan: Scan, reasons: list[str]) -> Scan:
