@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,6 +69,11 @@ JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="W
 def make_notice_console() -> Console:
     """Return the console for notices and progress: stderr."""
     return Console(stderr=True)
+
+
+def show_work(notices: Console, what: str = "loading libraries") -> AbstractContextManager[Any]:
+    """Show on a terminal that something is under way; torch alone takes seconds to import."""
+    return notices.status(what) if notices.is_terminal else nullcontext()
 
 
 def make_output_console() -> Console:
@@ -152,7 +157,7 @@ def train(
     Example: agegen train --model scratch --data data/utkface
     """
     notices = make_notice_console()
-    with notices.status("loading libraries") if notices.is_terminal else nullcontext():
+    with show_work(notices):
         from agegen.data.records import resolve_data
         from agegen.displays import ProgressDisplay, TrainDisplay
         from agegen.experiment import train_run
@@ -236,14 +241,15 @@ def evaluate(
 
     Example: agegen eval runs/scratch-20260101-120000 --data other-faces --split all
     """
-    from agegen.displays import ProgressDisplay, show_notices
-    from agegen.files import format_json
-    from agegen.predictions import write_predictions
-    from agegen.report import make_groups_table, make_metrics_table
-    from agegen.run_evaluation import EvalConfig, evaluate_run
+    notices = make_notice_console()
+    with show_work(notices):
+        from agegen.displays import ProgressDisplay, show_notices
+        from agegen.files import format_json
+        from agegen.predictions import write_predictions
+        from agegen.report import make_groups_table, make_metrics_table
+        from agegen.run_evaluation import EvalConfig, evaluate_run
 
     config = EvalConfig(run, model, data, split, device, precision, cache_dir)
-    notices = make_notice_console()
     with ProgressDisplay(notices) as progress:
         result = evaluate_run(config, progress)
     show_notices(notices, result.notices)
@@ -300,7 +306,7 @@ def predict(
     Example: agegen predict photos/ --csv faces.csv --annotate annotated/
     """
     notices = make_notice_console()
-    with notices.status("loading libraries") if notices.is_terminal else nullcontext():
+    with show_work(notices):
         from agegen.displays import PredictDisplay, ProgressDisplay
         from agegen.photographs import PredictConfig, find_demo_photo, predict_photos
 
@@ -350,14 +356,15 @@ def compare(
 
     Example: agegen compare --report comparison.html
     """
-    from agegen.compare_report import render_comparison
-    from agegen.comparison import CompareConfig, compare_runs
-    from agegen.displays import ProgressDisplay, show_notices
-    from agegen.files import format_json
-    from agegen.html_report import write_html_report
+    notices = make_notice_console()
+    with show_work(notices):
+        from agegen.compare_report import render_comparison
+        from agegen.comparison import CompareConfig, compare_runs
+        from agegen.displays import ProgressDisplay, show_notices
+        from agegen.files import format_json
+        from agegen.html_report import write_html_report
 
     config = CompareConfig(tuple(runs or ()), data, split, device, cache_dir)
-    notices = make_notice_console()
     with ProgressDisplay(notices) as progress:
         result = compare_runs(config, progress)
     show_notices(notices, result.notices)
@@ -393,7 +400,7 @@ def models(
     from agegen.report import make_models_table
 
     notices = make_notice_console()
-    with notices.status("loading libraries") if notices.is_terminal else nullcontext():
+    with show_work(notices):
         described = describe_models(choose_cache_dir(None) / "models.json")
     if json_out:
         write_output(json_out, format_json([asdict(model) for model in described]))
@@ -422,7 +429,7 @@ def export(
     Example: agegen export runs/scratch-20260101-120000 --onnx scratch.onnx
     """
     notices = make_notice_console()
-    with notices.status("exporting") if notices.is_terminal else nullcontext():
+    with show_work(notices, "exporting"):
         from agegen.export import ExportConfig, export_run
         from agegen.report import format_size
 
@@ -457,12 +464,13 @@ def check(
 
     Example: agegen data check data/utkface --html check.html --fix clean.csv
     """
-    from agegen.check_report import render_check, write_check_page
-    from agegen.data.check import CheckConfig, check_data, write_clean_manifest
-    from agegen.displays import ProgressDisplay
-    from agegen.files import format_json
-
     notices = make_notice_console()
+    with show_work(notices):
+        from agegen.check_report import render_check, write_check_page
+        from agegen.data.check import CheckConfig, check_data, write_clean_manifest
+        from agegen.displays import ProgressDisplay
+        from agegen.files import format_json
+
     with ProgressDisplay(notices) as progress:
         report = check_data(CheckConfig(path, run, model, device), progress)
     if html:

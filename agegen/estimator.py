@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from agegen.cores import count_cores
-from agegen.data.images import RGB, Photo, decode_photo, read_image_file
+from agegen.data.images import RGB, Photo, decode_photo, read_image_file, resize_image
 from agegen.engines import load_engine
 from agegen.errors import AgegenError, DataError
 from agegen.faces.alignment import align_face
@@ -144,14 +144,18 @@ class Estimator:
             return _Prepared(str(path), reason="not enough memory to decode it")
 
     def _cut_faces(self, file: str, photo: Photo, keep_image: bool) -> _Prepared:
-        kept = photo if keep_image else None
+        boxes: tuple[tuple[int, int, int, int] | None, ...]
         if self.detector == NO_DETECTOR:
-            return _Prepared(file, (None,), (photo.image,), kept)
-        detector = self._get_detector()
-        faces = detector.detect(photo.image)
-        boxes = tuple(_round_box(face, photo) for face in faces)
-        crops = tuple(align_face(photo.image, face, detector, self.model.contract) for face in faces)
-        return _Prepared(file, boxes, crops, kept)
+            boxes, crops = (None,), [photo.image]
+        else:
+            detector = self._get_detector()
+            faces = detector.detect(photo.image)
+            boxes = tuple(_round_box(face, photo) for face in faces)
+            crops = [align_face(photo.image, face, detector, self.model.contract) for face in faces]
+        if keep_image:
+            return _Prepared(file, boxes, tuple(crops), photo)
+        # Resized here, in a thread, rather than by the one that runs the model.
+        return _Prepared(file, boxes, tuple(resize_image(crop, self.model.engine.input_size) for crop in crops))
 
     def _get_detector(self) -> Detector:
         """Return this thread's detector: OpenCV's networks can't be shared between threads."""

@@ -22,6 +22,7 @@ from agegen.plots import plot_curves
 from agegen.predictions import evaluate_source, write_predictions
 from agegen.runs import RunFolder
 from agegen.sources import TrainSources, choose_network, make_train_sources, share_backbone
+from agegen.throughput import LimitFinder
 from agegen.train_record import TrainStart, announce_training, begin_record, describe_origin, format_time
 from agegen.train_setup import TrainConfig, Training, prepare_training
 from agegen.training import BatchResult, EpochResult, Trainer, fit, make_trainer
@@ -117,6 +118,7 @@ def fit_and_keep(
     if trainer.progress.epoch:
         rows = list(training.run.read_epochs().to_dict("records")[: trainer.progress.epoch])
     saved = time.monotonic()
+    limits = LimitFinder(sources.train.measure_rate())
     for event in fit(trainer, sources.train, sources.val):
         if isinstance(event, EpochResult):
             rows.append(asdict(event))
@@ -126,6 +128,8 @@ def fit_and_keep(
             states.save(trainer)
             saved = time.monotonic()
         yield event
+        if isinstance(event, BatchResult):
+            yield from (TrainNotice((finding,)) for finding in limits.look(event))
         if stop:
             raise TrainingInterrupted(
                 f"interrupted in epoch {event.epoch}; go on with `agegen train --resume {training.run.path}`"

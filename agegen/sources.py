@@ -20,6 +20,7 @@ from agegen.data.batches import (
     Pixels,
     TrainBatches,
     TrainFeatures,
+    TrainSource,
     choose_workers,
     fits_in_memory,
 )
@@ -55,7 +56,7 @@ class TrainSources:
     """
 
     network: nn.Module
-    train: BatchSource
+    train: TrainSource
     val: BatchSource
     test: BatchSource
     feature_seconds: float = 0.0

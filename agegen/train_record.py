@@ -71,7 +71,7 @@ def describe_origin(training: Training) -> dict[str, Any]:
 def announce_training(training: Training) -> TrainStart:
     """Return what to tell the user before the first epoch."""
     options = training.options
-    setting = f"{options.compute}, batches of {options.batch_size}"
+    setting = f"{options.compute}, {torch.get_num_threads()} threads, batches of {options.batch_size}"
     if training.model.backbone.frozen:
         size = len(training.split) * training.model.backbone.feature_dim * 2 * options.views
         setting += (

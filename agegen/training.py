@@ -36,13 +36,17 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One step: ``batch`` of ``batches`` (from 1) of ``epoch`` (from 1)."""
+    """One step: ``batch`` of ``batches`` (from 1) of ``epoch`` (from 1).
+
+    ``waiting`` is the share, 0–1, of this epoch's time that went by in waiting for data.
+    """
 
     epoch: int
     batch: int
     batches: int
     loss: float
     images_per_second: float
+    waiting: float
 
 
 @dataclass(frozen=True)
@@ -130,17 +134,19 @@ def fit(trainer: Trainer, train: BatchSource, val: BatchSource) -> Iterator[Batc
     """
     progress = trainer.progress
     while progress.epoch < trainer.settings.epochs:
-        seen_before, seconds_before, rate = progress.seen, progress.seconds, 0.0
+        seen_before, seconds_before, rate, waited = progress.seen, progress.seconds, 0.0, 0.0
         trainer.network.train()
         mark = time.monotonic()
         for batch in train.iterate(progress.epoch, progress.batch):
+            waited += time.monotonic() - mark
             loss = take_step(trainer, batch, len(train))
             progress.batch += 1
             progress.seen += len(batch.ages)
             progress.loss_sum += loss * len(batch.ages)
             progress.seconds += time.monotonic() - mark
-            rate = (progress.seen - seen_before) / max(progress.seconds - seconds_before, 1e-9)
-            yield BatchResult(progress.epoch + 1, progress.batch, len(train), loss, rate)
+            spent = max(progress.seconds - seconds_before, 1e-9)
+            rate = (progress.seen - seen_before) / spent
+            yield BatchResult(progress.epoch + 1, progress.batch, len(train), loss, rate, waited / spent)
             mark = time.monotonic()
         yield end_epoch(trainer, val, len(train), rate)
 

@@ -22,6 +22,7 @@ def test_train_eval_predict_compare(agegen, draw_folder, faces_folder, tmp_path)
     data = write_manifest(draw_folder(tmp_path / "data", 100), tmp_path / "faces.csv")
     small = ("--data", data, "--epochs", "2", "--batch-size", "32", "--workers", "0")
     done = agegen("train", "--model", "scratch", *small)
+    assert done.stderr.count("limits this training: ") == 1
     assert done.exit_code == 0
     run = tmp_path / done.stdout.strip().splitlines()[-1]
     assert (run / "best.safetensors").is_file()

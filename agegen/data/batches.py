@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -54,6 +55,13 @@ class BatchSource(Protocol):
 
         The same epoch gives the same batches.
         """
+
+
+class TrainSource(BatchSource, Protocol):
+    """Where a training gets its batches."""
+
+    def measure_rate(self) -> float:
+        """Return how many images/s this source could give with a core for each of its processes."""
 
 
 class Pixels:
@@ -149,6 +157,14 @@ class TrainBatches:
         )
         yield from loader
 
+    def measure_rate(self) -> float:
+        """Augment a batch in this process and return the rate, times the number of loaders."""
+        count = min(self._batch_size, len(self._dataset))
+        started = time.perf_counter()
+        for index in range(count):
+            self._dataset[0, index]
+        return count * max(self._workers, 1) / (time.perf_counter() - started)
+
 
 class EvalBatches:
     """Plain pictures in their own order, each with its mirrored view."""
@@ -219,6 +235,12 @@ class TrainFeatures:
             # Sorted by view, so that each view is read at once; the order within a batch is free.
             chosen = chosen[np.argsort(drawn[chosen], kind="stable")]
             yield _take_features(self._data, chosen, [drawn[chosen]])
+
+    def measure_rate(self) -> float:
+        """Read one batch and return the rate."""
+        started = time.perf_counter()
+        batch = next(iter(self.iterate(0)))
+        return len(batch.ages) / (time.perf_counter() - started)
 
 
 class EvalFeatures:

@@ -1,0 +1,105 @@
+"""Train the architecture of the backbone scratch in Keras 3 on TensorFlow, as notebooks do; print images/s.
+
+    python -m venv keras-env && keras-env/bin/pip install -r tests/benchmarks/keras/requirements.txt
+    keras-env/bin/python tests/benchmarks/keras/train_scratch.py --data data/utkface [--count 4000] [--epochs 2]
+
+Batches of 32, float32, 96×96, a tf.data pipeline that decodes, resizes and mirrors in parallel. The first
+epoch warms up (tracing, file cache); the best of the others counts. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+SIZE, BATCH, AGES = 96, 32, 117
+CHANNELS, KERNELS, HIDDEN, DROPOUT = (32, 64, 128, 256), (5, 3, 3, 3), 32, 0.3
+
+
+def build_model() -> keras.Model:
+    images = keras.Input((SIZE, SIZE, 3))
+    flow = images
+    for channels, kernel in zip(CHANNELS, KERNELS, strict=True):
+        flow = layers.Conv2D(channels, kernel, padding="same", use_bias=False)(flow)
+        flow = layers.MaxPooling2D()(flow)
+        flow = layers.ReLU()(layers.BatchNormalization()(flow))
+    features = layers.Flatten()(flow)
+    outputs = [
+        build_branch(features, AGES, "softmax", "age"),
+        build_branch(features, 1, "sigmoid", "gender"),
+    ]
+    return keras.Model(images, outputs)
+
+
+def build_branch(features, outputs: int, activation: str, name: str):
+    flow = layers.Dense(HIDDEN, use_bias=False)(features)
+    flow = layers.Dropout(DROPOUT)(layers.ReLU()(layers.BatchNormalization()(flow)))
+    return layers.Dense(outputs, activation=activation, name=name)(flow)
+
+
+def make_input(paths: list[Path]) -> tf.data.Dataset:
+    labels = [path.name.split("_")[:2] for path in paths]
+    ages = [min(int(age), AGES - 1) for age, _ in labels]
+    genders = [float(gender) for _, gender in labels]
+
+    def read(path, age, gender):
+        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        image = tf.image.random_flip_left_right(tf.image.resize(image, (SIZE, SIZE)) / 255.0)
+        return image, (age, gender)
+
+    data = tf.data.Dataset.from_tensor_slices(([str(path) for path in paths], ages, genders))
+    data = data.shuffle(len(paths)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    return data.batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+class EpochTimer(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, epoch, logs=None) -> None:
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        self.seconds.append(time.perf_counter() - self._started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--epochs", type=int, default=2)
+    options = parser.parse_args()
+    paths = [path for path in sorted(options.data.glob("*.jpg")) if path.name.count("_") == 3]
+    random.Random(0).shuffle(paths)
+    paths = paths[: options.count]
+    model = build_model()
+    model.compile("adam", loss=["sparse_categorical_crossentropy", "binary_crossentropy"])
+    timer = EpochTimer()
+    model.fit(make_input(paths), epochs=options.epochs, callbacks=[timer], verbose=0)
+    faces = len(paths) // BATCH * BATCH
+    rate = faces / min(timer.seconds[1:] or timer.seconds)
+    print(
+        json.dumps(
+            {
+                "images_per_second": round(rate, 1),
+                "parameters": model.count_params(),
+                "keras": keras.__version__,
+                "tensorflow": tf.__version__,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

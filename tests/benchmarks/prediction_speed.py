@@ -1,0 +1,271 @@
+"""Time ``agegen predict``: its start, its throughput and where that goes, its memory, and how its cost grows.
+
+    python tests/benchmarks/prediction_speed.py --data data/utkface [--rounds 5] [--parts start crops ...]
+
+The data must be aligned crops. Medians over the rounds, in which the sides take turns. The plain way is the
+loop that demo notebooks have: Pillow opens a file, torchvision's transforms, one float32 forward pass of the
+same model for each picture. Not a test: it asserts nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from composing import draw_background, paste_face
+from PIL import Image
+
+PARTS = ("start", "crops", "shares", "photos", "growth")
+AGEGEN = str(Path(sysconfig.get_path("scripts")) / "agegen")
+
+
+def run_command(*arguments: object) -> tuple[float, float]:
+    """Run agegen; return its wall time in seconds and its peak memory in GB."""
+    started = time.perf_counter()
+    process = subprocess.Popen([AGEGEN, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    # 1 says that a file of the data can't be read.
+    assert os.waitstatus_to_exitcode(status) in (0, 1), arguments
+    return seconds, usage.ru_maxrss / 1e6
+
+
+def take_turns(rounds: int, sides: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Return the median of each side over the rounds; a first round warms up and doesn't count."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, side in sides.items():
+            value = side()
+            if turn:
+                taken[name].append(value)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def print_rows(title: str, rows: dict[str, str]) -> None:
+    print(f"\n{title}")
+    for name, value in rows.items():
+        print(f"  {name:<58} {value}", flush=True)
+
+
+def list_crops(data: Path, count: int, folder: Path) -> Path:
+    """Fill a folder with links to ``count`` pictures, the same ones again where there are fewer."""
+    paths = sorted(data.glob("*.jpg"))
+    folder.mkdir()
+    for index in range(count):
+        (folder / f"{index:06d}.jpg").symlink_to(paths[index % len(paths)].resolve())
+    return folder
+
+
+def measure_start(rounds: int, scratch: Path) -> None:
+    photo = compose_photos(scratch / "start", 1, (640, 480)) / "000000.jpg"
+    run_command("models")
+    commands = {
+        "agegen --help": ["--help"],
+        "agegen models (from memory)": ["models"],
+        "agegen predict face.jpg, mtcnn": ["predict", photo],
+        "agegen predict face.jpg, no detection": ["predict", photo, "--no-detect"],
+        "agegen predict face.jpg, mtcnn, --engine torch": ["predict", photo, "--engine", "torch"],
+    }
+    medians = take_turns(rounds, {name: lambda words=words: run_command(*words)[0] for name, words in commands.items()})
+    print_rows("cold start, seconds", {name: f"{value:.2f}" for name, value in medians.items()})
+
+
+def predict_plainly(paths: list[Path]) -> float:
+    """Return the images/s of the plain loop."""
+    import torch
+    from torchvision import transforms
+
+    from agegen.checkpoints import load_checkpoint
+    from agegen.weights import find_weights
+
+    _, model = load_checkpoint(find_weights("scratch"))
+    size = model.backbone.input_spec.size
+    prepare = transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()])
+    years = torch.arange(117.0)
+    rows = []
+    started = time.perf_counter()
+    for path in paths:
+        image = Image.open(path).convert("RGB")
+        with torch.no_grad():
+            outputs = model(prepare(image).unsqueeze(0))
+            age = float((torch.softmax(outputs.age_logits, dim=1) * years).sum())
+            p_female = float(torch.sigmoid(outputs.gender_logit))
+        rows.append({"file": str(path), "age": age, "gender": "female" if p_female > 0.5 else "male"})
+    json.dumps(rows)
+    return len(paths) / (time.perf_counter() - started)
+
+
+def predict_in_bulk(paths: list[Path], engine: str, detector: str, target: Path) -> float:
+    """Return the pictures/s from files to JSON Lines."""
+    from agegen import Estimator
+    from agegen.rows import open_writer
+
+    estimator = Estimator.load(detector=detector, engine=engine)
+    estimator.predict(paths[0])
+    started = time.perf_counter()
+    with open_writer("jsonl", str(target), sys.stdout.buffer, False) as writer:
+        for photo in estimator.predict_many(paths):
+            writer.write(photo)
+    return len(paths) / (time.perf_counter() - started)
+
+
+def measure_crops(data: Path, rounds: int, scratch: Path) -> None:
+    paths = sorted(list_crops(data, 1000, scratch / "crops").iterdir())
+    target = scratch / "rows.jsonl"
+    medians = take_turns(
+        rounds,
+        {
+            "plain loop (one view a face)": lambda: predict_plainly(paths),
+            "agegen, onnxruntime (two views a face)": lambda: predict_in_bulk(paths, "onnx", "none", target),
+            "agegen, torch (two views a face)": lambda: predict_in_bulk(paths, "torch", "none", target),
+        },
+    )
+    plain = medians["plain loop (one view a face)"]
+    rows = {name: f"{value:,.0f}/s, {value / plain:.2f} of the plain loop" for name, value in medians.items()}
+    print_rows("aligned crops from disk to rows", rows)
+
+
+def measure_shares(data: Path, rounds: int) -> None:
+    """Time each stage alone, on one core where it runs in threads."""
+    from agegen.data.images import decode_photo, read_image_file, resize_image
+    from agegen.engines import load_engine
+    from agegen.prediction import CropModel
+    from agegen.weights import find_weights
+
+    paths = sorted(data.glob("*.jpg"))[:512]
+    model = CropModel(*load_engine(find_weights("scratch"), "onnx"))
+    size = model.engine.input_size
+    images = [decode_photo(read_image_file(path), 4096).image for path in paths]
+    crops = np.stack([resize_image(image, size) for image in images])
+
+    def per_face(work: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        work()
+        return (time.perf_counter() - started) / len(paths) * 1000
+
+    stages: dict[str, Callable[[], float]] = {
+        "read and decode (1 core)": lambda: per_face(
+            lambda: [decode_photo(read_image_file(path), 4096) for path in paths]
+        ),
+        "resize (1 core)": lambda: per_face(lambda: [resize_image(image, size) for image in images]),
+        "inference (all cores)": lambda: per_face(
+            lambda: [model.engine.run(crops[first : first + 64]) for first in range(0, len(crops), 64)]
+        ),
+    }
+    medians = take_turns(rounds, stages)
+    print_rows("milliseconds a face", {name: f"{value:.3f}" for name, value in medians.items()})
+    peak = statistics.median(measure_gemm() for _ in range(rounds))
+    reached = count_operations() * 2 / (medians["inference (all cores)"] / 1000) / 1e9
+    print_rows(
+        "inference against the machine",
+        {
+            "float32 GEMM of numpy, GFLOP/s": f"{peak:.0f}",
+            "inference, GFLOP/s": f"{reached:.0f} ({reached / peak:.0%})",
+        },
+    )
+
+
+def measure_gemm(side: int = 2048) -> float:
+    """Return the GFLOP/s of a float32 matrix product."""
+    first, second = np.random.default_rng(0).random((2, side, side)).astype(np.float32)
+    first @ second
+    started = time.perf_counter()
+    first @ second
+    return 2 * side**3 / (time.perf_counter() - started) / 1e9
+
+
+def count_operations() -> float:
+    """Return the floating-point operations of one view of a face in the convolutions and dense layers."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from agegen.checkpoints import load_checkpoint
+    from agegen.weights import find_weights
+
+    _, model = load_checkpoint(find_weights("scratch"))
+    size = model.backbone.input_spec.size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    return float(counter.get_total_flops())
+
+
+def compose_photos(folder: Path, count: int, size: tuple[int, int], data: Path | None = None) -> Path:
+    """Write photographs with one face each: of the data, else the portrait that matplotlib brings."""
+    import matplotlib
+
+    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    faces = [portrait] if data is None else sorted(data.glob("*.jpg"))
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        face = np.asarray(Image.open(faces[index * 37 % len(faces)]).convert("RGB"))
+        if data is None:
+            face = face[60:400, 100:440]
+        canvas = draw_background(*size, rng)
+        side = min(size) // 2
+        paste_face(canvas, face, (size[0] // 2, size[1] // 2), side, float(rng.uniform(-20, 20)))
+        Image.fromarray(canvas).save(folder / f"{index:06d}.jpg", quality=90)
+    return folder
+
+
+def measure_photos(data: Path, rounds: int, scratch: Path) -> None:
+    folder = compose_photos(scratch / "photos", 60, (1920, 1280), data)
+    paths, target = sorted(folder.iterdir()), scratch / "rows.jsonl"
+    names = [("mtcnn", "onnx"), ("mtcnn", "torch"), ("yunet", "onnx")]
+    sides = {
+        f"{detector}, {engine}": lambda detector=detector, engine=engine: predict_in_bulk(
+            paths, engine, detector, target
+        )
+        for detector, engine in names
+    }
+    medians = take_turns(rounds, sides)
+    print_rows(
+        "photographs of 1920×1280 from disk to rows", {name: f"{value:.1f}/s" for name, value in medians.items()}
+    )
+
+
+def measure_growth(data: Path, scratch: Path, counts: list[int]) -> None:
+    rows = {}
+    for count in counts:
+        folder = list_crops(data, count, scratch / f"growth-{count}")
+        seconds, memory = run_command("predict", folder, "--no-detect", "--jsonl", scratch / "rows.jsonl")
+        rows[f"{count:,} crops"] = f"{seconds:8.1f} s, {count / seconds:5.0f}/s, peak {memory:.2f} GB"
+    print_rows("agegen predict --no-detect, from start to end", rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--counts", nargs="+", type=int, default=[1000, 10_000, 100_000])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        if "start" in options.parts:
+            measure_start(options.rounds, scratch)
+        if "crops" in options.parts:
+            measure_crops(options.data, options.rounds, scratch)
+        if "shares" in options.parts:
+            measure_shares(options.data, options.rounds)
+        if "photos" in options.parts:
+            measure_photos(options.data, options.rounds, scratch)
+        if "growth" in options.parts:
+            measure_growth(options.data, scratch, options.counts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Time training: agegen's images/s beside Keras', and the minutes until the original's claim is reached.
+
+    python tests/benchmarks/training_speed.py --data data/utkface --keras keras-env/bin/python [--rounds 5]
+    python tests/benchmarks/training_speed.py --data data/utkface --until-claim
+
+The first form trains the backbone scratch on 4,000 faces for one epoch, in turns with
+`tests/benchmarks/keras/train_scratch.py`, which needs a virtual environment of its own (see there). The second
+runs `agegen train --model scratch --epochs 2` on all faces and prints when validation first had an MAE of at
+most 7.3 years and a gender accuracy of at least 85.8 %. Not a test: it asserts nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+
+from agegen.experiment import TrainNotice, train_run
+from agegen.train_setup import TrainConfig
+from agegen.training import BatchResult, EpochResult
+
+COUNT = 4000
+CLAIM_MAE, CLAIM_ACCURACY = 7.3, 0.858
+
+
+def train_agegen(folder: Path, out: Path, batch_size: int | None) -> float:
+    """Return the images/s of one epoch."""
+    last = None
+    for event in train_run(TrainConfig("scratch", str(folder), out, epochs=1, batch_size=batch_size)):
+        if isinstance(event, BatchResult):
+            last = event
+        elif isinstance(event, TrainNotice):
+            print(f"    {event.notices[0]}")
+        elif isinstance(event, EpochResult):
+            break
+    assert last is not None
+    return last.images_per_second
+
+
+def train_keras(python: Path, folder: Path) -> float:
+    script = Path(__file__).parent / "keras" / "train_scratch.py"
+    command = [str(python), str(script), "--data", str(folder), "--count", str(COUNT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(f"    {done.stdout.strip()}", flush=True)
+    return float(json.loads(done.stdout)["images_per_second"])
+
+
+def compare(data: Path, python: Path, rounds: int) -> None:
+    paths = [path for path in sorted(data.glob("*.jpg")) if path.name.count("_") == 3]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "faces"
+        folder.mkdir()
+        # Training takes 80 % of what it is given.
+        for path in paths[:: max(1, len(paths) * 4 // (COUNT * 5))]:
+            (folder / path.name).symlink_to(path.resolve())
+        taken: dict[str, list[float]] = {"agegen": [], "Keras": []}
+        for turn in range(rounds):
+            taken["agegen"].append(train_agegen(folder, Path(name) / f"run-{turn}", None))
+            taken["Keras"].append(train_keras(python, folder))
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    for name, value in medians.items():
+        print(f"{name:<8} {value:6.0f} images/s, median of {taken[name]}")
+    print(f"agegen / Keras: {medians['agegen'] / medians['Keras']:.2f}")
+
+
+def time_claim(data: Path, epochs: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        config = TrainConfig("scratch", str(data), Path(name) / "run", epochs=epochs)
+        for event in train_run(config):
+            if isinstance(event, TrainNotice):
+                print(event.notices[0])
+            if isinstance(event, EpochResult):
+                reached = event.val_mae <= CLAIM_MAE and event.val_accuracy >= CLAIM_ACCURACY
+                print(
+                    f"epoch {event.epoch}: {event.seconds / 60:.2f} minutes, {event.images_per_second:.0f} images/s, "
+                    f"validation {event.val_mae:.2f} years, {event.val_accuracy:.1%}{': reached' if reached else ''}",
+                    flush=True,
+                )
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--keras", type=Path, help="the Python of the environment that has Keras")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--until-claim", action="store_true")
+    parser.add_argument("--epochs", type=int, default=2)
+    options = parser.parse_args()
+    if options.until_claim:
+        time_claim(options.data, options.epochs)
+    if options.keras:
+        compare(options.data, options.keras, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
