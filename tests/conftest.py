@@ -53,7 +53,7 @@ def portrait() -> Path:
 
 @pytest.fixture
 def random_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give VGG16 the same random weights each time it is built, and two views, so that tests are quick."""
+    """Give VGG16 the same random weights each time, two views, and no ONNX file, so that tests are quick."""
     from dataclasses import replace
 
     import agegen_vgg16
@@ -66,6 +66,7 @@ def random_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
         return create(False)
 
     monkeypatch.setattr(agegen_vgg16, "create_base", create_random)
+    monkeypatch.setattr("agegen.experiment.export_best", lambda run: iter(()))
     backbone = agegen_vgg16.VGG16Backbone
     monkeypatch.setattr(backbone, "defaults", replace(backbone.defaults, views=2))
 

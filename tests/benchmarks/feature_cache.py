@@ -1,15 +1,18 @@
 """Time training on a frozen backbone with and without the feature cache.
 
     python tests/benchmarks/feature_cache.py --data data/utkface [--model vgg16] [--cache-dir DIR]
+    python tests/benchmarks/feature_cache.py --data data/utkface --growth 1000 2000 4000
 
 Without: one full epoch in which the backbone sees every (augmented) picture, its validation included,
 times ten. With: ten epochs on cached features; what the extraction itself took is printed apart, and
-is 0 where the cache was there before. Not a test: it asserts nothing about speed.
+is 0 where the cache was there before. `--growth` fills caches of so many faces, two views each, and
+opens each once more. Not a test: it asserts nothing about speed.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,7 +24,8 @@ from agegen.data.batches import EvalBatches, LabelledPixels, Pixels, TrainBatche
 from agegen.data.records import load_records
 from agegen.data.scan import Scan, scan_images
 from agegen.data.splits import split_scan
-from agegen.devices import choose_compute
+from agegen.devices import choose_compute, keep_freed_memory
+from agegen.features import FeatureCache
 from agegen.model import AgeGenderModel
 from agegen.registry import load_backbone
 from agegen.sources import SourceOptions, make_train_sources
@@ -52,14 +56,39 @@ def time_uncached(backbone: type[Backbone], model: AgeGenderModel, scan: Scan, s
     return time_fit(model, train, EvalBatches(pick("val")), backbone.defaults, 1, compute)
 
 
+def measure_growth(backbone: type[Backbone], data: str, counts: list[int], compute) -> None:
+    model = AgeGenderModel(backbone())
+    records = load_records(data)
+    for count in counts:
+        scan = scan_images(records.select(np.arange(len(records)) < count))
+        with tempfile.TemporaryDirectory() as folder:
+            cache = FeatureCache(Path(folder), model, scan.sha256, compute)
+            pixels = Pixels(scan.records, backbone.input_spec.size, None)
+            taken = []
+            for _ in range(2):
+                started = time.monotonic()
+                cache.load(pixels, 2)
+                taken.append(time.monotonic() - started)
+        print(
+            f"{count:,} faces: filled in {taken[0]:.1f} s ({taken[0] / count * 500:.1f} ms a face and view), "
+            f"opened in {taken[1]:.2f} s",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="vgg16")
     parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("--growth", type=int, nargs="+")
     options = parser.parse_args()
     compute = choose_compute()
     _, backbone = load_backbone(options.model)
+    if options.growth:
+        keep_freed_memory()
+        measure_growth(backbone, options.data, options.growth, compute)
+        return
     scan = scan_images(load_records(options.data), backbone.input_spec.size)
     splits = split_scan(scan, 0)["split"].to_numpy()
     defaults = backbone.defaults
