@@ -14,19 +14,20 @@ from agegen.hub import explain_failure, quiet_hub
 
 TIMM_NAME = "vgg16.tv_in1k"
 # (index of the block in timm's feature list, its channels, side of the grid that it is averaged to)
-GRIDS = ((2, 256, 2), (3, 512, 4), (4, 512, 4))
+GRIDS = ((1, 128, 8), (2, 256, 8), (3, 512, 4), (4, 512, 2))
 
 
 class VGG16Backbone(Backbone):
-    """The last maps of VGG16's blocks 3, 4 and 5, each averaged to a grid, square-rooted and joined.
+    """The last maps of VGG16's blocks 2 to 5, each averaged to a grid, square-rooted and joined.
 
-    The square root evens out the long tails of ReLU activations before the heads standardise them.
+    Fine grids of early blocks carry more of a face than the last block, which knows objects. The square
+    root evens out the long tails of ReLU activations before the heads standardise them.
     """
 
     input_spec = InputSpec(size=96)
     feature_dim = sum(channels * side * side for _, channels, side in GRIDS)
-    defaults = TrainingDefaults(epochs=15, lr=1e-3, batch_size=128, weight_decay=0.2, views=4)
-    heads = HeadConfig(hidden=256, dropout=0.6, standardize=True)
+    defaults = TrainingDefaults(epochs=15, lr=1e-3, batch_size=128, weight_decay=0.2, views=4, age_balance=0.3)
+    heads = HeadConfig(hidden=128, dropout=0.6, standardize=True)
     frozen = True
     identity = f"timm/{TIMM_NAME}"
 
@@ -35,7 +36,7 @@ class VGG16Backbone(Backbone):
         self.base = create_base(pretrained)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (N, 3, 96, 96) to features (N, 17408), all at least 0."""
+        """Map normalised images (N, 3, 96, 96) to features (N, 34816), all at least 0."""
         maps = self.base(images)
         grids = [F.adaptive_avg_pool2d(part.float(), side) for part, (_, _, side) in zip(maps, GRIDS, strict=True)]
         return torch.cat([grid.flatten(1) for grid in grids], dim=1).sqrt()
