@@ -106,6 +106,7 @@ def _describe_model(facts: _Facts) -> dict[str, Any]:
         "command": record.get("command", f"agegen train --model {info.model}"),
         "recipe": recipe,
         "minutes": round(record["seconds"]["total"] / 60),
+        "feature_minutes": round(record["seconds"].get("features", 0) / 60),
         "machine": record["machine"],
         "libraries": record["libraries"],
         "best": record["best"],
