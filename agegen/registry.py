@@ -116,10 +116,6 @@ def build_backbone(plugin: Plugin, backbone_class: type[Backbone], *, pretrained
 
 
 def _describe_entry_point(entry: EntryPoint) -> Plugin:
-    distribution = entry.dist
-    return Plugin(
-        name=entry.name,
-        distribution=distribution.name if distribution else "unknown",
-        version=distribution.version if distribution else "?",
-        entry_point=entry,
-    )
+    # Read once: each look at a distribution's name or version parses all of its metadata.
+    metadata = entry.dist.metadata if entry.dist else {"Name": "unknown", "Version": "?"}
+    return Plugin(entry.name, metadata["Name"], metadata["Version"], entry)

@@ -35,13 +35,14 @@ def test_every_run_has_a_card_with_its_own_numbers(trained_run):
 
 def test_exported_weights_are_half_the_size_and_as_good(trained_run, tmp_path):
     target = tmp_path / "out" / "weights.safetensors"
-    result = export_run(ExportConfig(trained_run, target, (trained_run,)))
-    assert result.size < 0.51 * (trained_run / "best.safetensors").stat().st_size
+    written, card_path = export_run(ExportConfig(trained_run, target, repeats=(trained_run,)))
+    assert written == target
+    assert written.stat().st_size < 0.51 * (trained_run / "best.safetensors").stat().st_size
     info, model = load_checkpoint(target)
     assert info == read_info(trained_run / "best.safetensors")
     whole, half = load_checkpoint(trained_run / "best.safetensors")[1].state_dict(), model.state_dict()
     assert all((half[name] - value).abs().max() < 0.01 * value.abs().max() + 1e-3 for name, value in whole.items())
-    card = result.card.read_text()
+    card = card_path.read_text()
     assert "weights.safetensors, 2.0 MB" in card
     assert "## The same command again" in card
     assert card.count("| scratch | ") == 2
@@ -49,7 +50,7 @@ def test_exported_weights_are_half_the_size_and_as_good(trained_run, tmp_path):
 
 def test_only_finished_runs_are_exported(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run")
-    with pytest.raises(AgegenError, match=r"written as \.safetensors"):
+    with pytest.raises(AgegenError, match=r"ends in \.safetensors"):
         export_run(ExportConfig(run, tmp_path / "weights.pt"))
     (run / "eval.json").write_text("{}")
     with pytest.raises(CheckpointError, match="another form"):
