@@ -39,6 +39,12 @@ def real_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trainings end without an ONNX file, which takes some seconds each."""
+    monkeypatch.setattr("agegen.experiment.export_best", lambda run: iter(()))
+
+
+@pytest.fixture
 def real_yunet(real_vgg16: None) -> None:
     """Let the detector yunet find its weights, which lie in the same cache."""
 
@@ -52,7 +58,7 @@ def portrait() -> Path:
 
 
 @pytest.fixture
-def random_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
+def random_vgg16(without_onnx: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give VGG16 the same random weights each time, two views, and no ONNX file, so that tests are quick."""
     from dataclasses import replace
 
@@ -66,7 +72,6 @@ def random_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
         return create(False)
 
     monkeypatch.setattr(agegen_vgg16, "create_base", create_random)
-    monkeypatch.setattr("agegen.experiment.export_best", lambda run: iter(()))
     backbone = agegen_vgg16.VGG16Backbone
     monkeypatch.setattr(backbone, "defaults", replace(backbone.defaults, views=2))
 

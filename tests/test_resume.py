@@ -22,6 +22,9 @@ from agegen.training import BatchResult, EpochResult
 OPTIONS = {"epochs": 2, "batch_size": 12, "device": "cpu", "workers": 0, "save_every": 0.0}
 
 
+pytestmark = pytest.mark.usefixtures("without_onnx")
+
+
 @pytest.fixture(scope="module")
 def whole(faces_folder, tmp_path_factory):
     """A training that nothing interrupted."""
@@ -130,7 +133,7 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(whole, data, tmp_pa
         content[len(content) // 2] ^= 1
     newest.write_bytes(content if damage == "flipped" else content[: len(content) // 2 if damage == "truncated" else 0])
     events = go_on(run)
-    (notice,) = [event for event in events if isinstance(event, TrainNotice)]
+    notice, _ = [event for event in events if isinstance(event, TrainNotice)]
     assert newest.name in notice.notices[0]
     assert "is damaged" in notice.notices[0]
     check_same(whole, run)

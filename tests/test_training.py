@@ -72,6 +72,7 @@ def test_same_seed_same_weights_whatever_the_workers(data):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_two_runs_with_one_seed_give_the_same_epochs(faces_folder, tmp_path):
     epochs = []
     for name in ("first", "second"):
@@ -140,8 +141,8 @@ def test_workers_given_are_kept():
 def test_run_folder_holds_all_that_is_promised(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     assert names == {
-        "run.json", "split.csv", "epochs.csv", "best.safetensors", "eval.json", "predictions.parquet", "curves.png",
-        "MODEL_CARD.md",
+        "run.json", "split.csv", "epochs.csv", "best.safetensors", "best.onnx", "eval.json", "predictions.parquet",
+        "curves.png", "MODEL_CARD.md",
     }  # fmt: skip
 
 
