@@ -7,14 +7,13 @@ import platform
 import sysconfig
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from agegen.errors import AgegenError, CheckpointError, PluginError
 from agegen.files import write_json
 from agegen.registry import Plugin, build_backbone, list_plugins, load_plugin
-from agegen.weights import WEIGHTS_FILE, locate_file
+from agegen.weights import WEIGHTS_FILE, find_module, locate_file
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,7 @@ def describe_weights(plugin: Plugin) -> dict[str, Any]:
 
 def _identify(plugin: Plugin) -> str:
     """Return what a description depends on: the plugin, its files, and whatever else is installed."""
-    try:
-        spec = find_spec(plugin.entry_point.module)
-    except (ImportError, ValueError, AttributeError):
-        spec = None
+    spec = find_module(plugin)
     files = [
         locate_file(plugin, WEIGHTS_FILE),
         Path(spec.origin) if spec and spec.origin else None,

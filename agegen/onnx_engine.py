@@ -78,7 +78,8 @@ def _read_session(path: Path) -> Any:
     try:
         return open_session(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"can't read {path}: {error.strerror or error}") from error
+        hint = "make it with `agegen export RUN --onnx FILE`, or use --engine torch"
+        raise CheckpointError(f"can't read {path}: {error.strerror or error}; {hint}") from error
     except Exception as error:  # onnxruntime's own errors share no class
         raise CheckpointError(f"{path} is damaged or no ONNX file: {_shorten(error)}") from error
 

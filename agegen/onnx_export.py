@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agegen.checkpoint_info import CheckpointInfo, format_info
+from agegen.checkpoint_info import format_info
 from agegen.checkpoints import load_checkpoint
 from agegen.devices import choose_compute
 from agegen.engines import CropOutputs
@@ -55,11 +55,12 @@ def export_onnx(checkpoint: Path, target: Path) -> None:
     Raises:
         AgegenError: the checkpoint can't be loaded, the backbone can't be expressed in ONNX, or the file written.
     """
+    from onnx import helper
+
     info, model = load_checkpoint(checkpoint)
-    content = convert_model(model, info)
+    content = convert_model(model, info.model)
     halve_weights(content)
-    entry = content.metadata_props.add()
-    entry.key, entry.value = SOURCE_KEY, hash_file(checkpoint)
+    helper.set_model_props(content, format_info(info) | {SOURCE_KEY: hash_file(checkpoint)})
     written = content.SerializeToString(deterministic=True)
     if not agrees_with(model, written):
         raise AgegenError(f"backbone '{info.model}' can't be exported to ONNX: it computes something else there")
@@ -72,12 +73,12 @@ def agrees_with(model: AgeGenderModel, content: bytes) -> bool:
     size = torch_engine.input_size
     crops = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
     expected, found = torch_engine.run(crops), OnnxEngine(open_session(content), size).run(crops)
-    limits = CropOutputs(*(np.array(limit) for limit in (0.05, 0.05, 0.005)))
+    limits = 0.05, 0.05, 0.005
     return all((np.abs(a - b) < limit).all() for a, b, limit in zip(expected, found, limits, strict=True))
 
 
-def convert_model(model: AgeGenderModel, info: CheckpointInfo) -> Any:
-    """Return a model as an ``onnx.ModelProto``, with a checkpoint's metadata.
+def convert_model(model: AgeGenderModel, name: str) -> Any:
+    """Return a model as an ``onnx.ModelProto``; errors call its backbone ``name``.
 
     Raises:
         AgegenError: torch's exporter can't express it.
@@ -97,16 +98,13 @@ def convert_model(model: AgeGenderModel, info: CheckpointInfo) -> Any:
             )
     except Exception as error:  # the exporter wraps whatever it meets
         cause = str(error.__cause__ or error).strip().splitlines()[0]
-        raise AgegenError(f"backbone '{info.model}' can't be exported to ONNX: {cause}") from error
+        raise AgegenError(f"backbone '{name}' can't be exported to ONNX: {cause}") from error
     assert program is not None
     content = program.model_proto
     for node in content.graph.node:
         # The exporter notes where in whose files each operation was written.
         del node.metadata_props[:]
         node.doc_string = ""
-    for key, value in format_info(info).items():
-        entry = content.metadata_props.add()
-        entry.key, entry.value = key, value
     return content
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,12 +45,17 @@ def find_weights(model: str) -> Path:
     return path
 
 
-def locate_file(plugin: Plugin, name: str) -> Path | None:
-    """Return a file in the folder of a plugin's package, without importing it; None where it isn't there."""
+def find_module(plugin: Plugin) -> ModuleSpec | None:
+    """Return where a plugin's module lies, without importing it; None where there is none."""
     try:
-        spec = find_spec(plugin.entry_point.module)
+        return find_spec(plugin.entry_point.module)
     except (ImportError, ValueError, AttributeError):
         return None
+
+
+def locate_file(plugin: Plugin, name: str) -> Path | None:
+    """Return a file in the folder of a plugin's package, without importing it; None where it isn't there."""
+    spec = find_module(plugin)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (path := Path(folder, name)).is_file():
             return path
