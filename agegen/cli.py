@@ -18,6 +18,8 @@ from agegen import __version__
 from agegen.errors import AgegenError
 
 INTERRUPTED = 130
+# What is printed holds names of files and errors of plugins: "[red]" and ":smile:" in them are no commands.
+_LITERALLY: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
 
 class _Group(TyperGroup):
@@ -27,7 +29,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except AgegenError as error:
-            make_notice_console().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            make_notice_console().print(f"error: {error}", style="red", soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             make_notice_console().print("interrupted", style="yellow")
@@ -38,7 +40,7 @@ class _Group(TyperGroup):
         except OSError as error:
             # Files of the user's raise AgegenErrors; what is left is the terminal's or the pipe's side.
             drop_stdout()
-            make_notice_console().print(f"error: can't write the output: {error.strerror}", style="red", markup=False)
+            make_notice_console().print(f"error: can't write the output: {error.strerror}", style="red")
             raise typer.Exit(1) from None
 
 
@@ -68,7 +70,7 @@ JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="W
 
 def make_notice_console() -> Console:
     """Return the console for notices and progress: stderr."""
-    return Console(stderr=True)
+    return Console(stderr=True, **_LITERALLY)
 
 
 def show_work(notices: Console, what: str = "loading libraries") -> AbstractContextManager[Any]:
@@ -78,9 +80,9 @@ def show_work(notices: Console, what: str = "loading libraries") -> AbstractCont
 
 def make_output_console() -> Console:
     """Return the console for results: stdout; piped tables keep a readable width."""
-    console = Console()
+    console = Console(**_LITERALLY)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=120)
+        console = Console(width=120, **_LITERALLY)
     return console
 
 
@@ -436,7 +438,7 @@ def export(
         written = export_run(ExportConfig(run, weights, onnx, tuple(repeat or ())))
     output = make_output_console()
     for path in written:
-        output.print(f"{path} ({format_size(path.stat().st_size)})", highlight=False, soft_wrap=True)
+        output.print(f"{path} ({format_size(path.stat().st_size)})", soft_wrap=True)
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
@@ -477,7 +479,7 @@ def check(
         write_check_page(html, report)
     if fix:
         kept, left_out = write_clean_manifest(fix, report)
-        notices.print(f"{fix}: {kept:,} rows kept, {left_out:,} left out", highlight=False, soft_wrap=True)
+        notices.print(f"{fix}: {kept:,} rows kept, {left_out:,} left out", soft_wrap=True)
     if json_out:
         write_output(json_out, format_json(report.to_json()))
     if json_out != "-":
@@ -499,12 +501,12 @@ def cache(
     root = choose_cache_dir(cache_dir)
     output = make_output_console()
     if clear:
-        output.print(f"{format_size(clear_cache(root))} freed in {root}", highlight=False, soft_wrap=True)
+        output.print(f"{format_size(clear_cache(root))} freed in {root}", soft_wrap=True)
         return
     entries = list_cache(root)
     output.print(make_cache_table(entries))
     total = format_size(sum(entry.size for entry in entries))
-    output.print(f"{total} in {root}", highlight=False, soft_wrap=True)
+    output.print(f"{total} in {root}", soft_wrap=True)
 
 
 def main() -> None:

@@ -117,15 +117,14 @@ class TrainDisplay:
             f"epoch {epoch.epoch:>3}/{self._epochs}  loss {epoch.train_loss:.3f}  val loss {epoch.val_loss:.3f}  "
             f"val MAE {epoch.val_mae:.2f} years  val accuracy {epoch.val_accuracy:.1%}  "
             f"{epoch.images_per_second:,.0f} images/s  {format_duration(left)} left{best}",
-            highlight=False,
             soft_wrap=True,
         )
 
     def _show_result(self, result: TrainResult) -> None:
         title = f"{result.model}, epoch {result.best.epoch}, on the {result.evaluation.n:,} faces of the test split"
         self._console.print(make_metrics_table(result.evaluation, title))
-        self._console.print(f"took {format_duration(result.seconds)}; run folder:", highlight=False)
-        self._console.print(str(result.run), soft_wrap=True, highlight=False)
+        self._console.print(f"took {format_duration(result.seconds)}; run folder:")
+        self._console.print(str(result.run), soft_wrap=True)
 
 
 class PredictDisplay:
@@ -196,7 +195,6 @@ class PredictDisplay:
             self._notices.print(
                 f"{self._faces:,} faces in {done:,} photographs, {self._counts['no_face']:,} without a face, "
                 f"{self.unreadable:,} unreadable; {format_duration(seconds)}, {done / seconds:,.1f} photos/s",
-                highlight=False,
                 soft_wrap=True,
             )
 
@@ -204,7 +202,7 @@ class PredictDisplay:
 def show_notices(console: Console, notices: tuple[str, ...]) -> None:
     """Print notices, one a line."""
     for notice in notices:
-        console.print(f"note: {notice}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"note: {notice}", style="yellow", soft_wrap=True)
 
 
 def _format_prediction(row: FacePrediction) -> tuple[Text, ...]:

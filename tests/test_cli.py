@@ -125,6 +125,12 @@ def test_every_command_has_help_with_an_example(agegen):
         assert "Example: agegen" in done.stdout
 
 
+def test_names_are_printed_as_they_are(agegen, tmp_path):
+    folder = tmp_path / "[red]:smile:"
+    assert str(folder) in agegen("cache", "--cache-dir", folder).stdout
+    assert str(folder) in agegen("cache", "--cache-dir", folder, "--clear").stdout
+
+
 def test_version(agegen):
     from agegen import __version__
 
