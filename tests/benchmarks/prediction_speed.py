@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from composing import draw_background, paste_face
 from PIL import Image
 
-PARTS = ("start", "crops", "shares", "photos", "growth")
+PARTS = ("start", "crops", "shares", "photos", "growth", "memory")
 AGEGEN = str(Path(sysconfig.get_path("scripts")) / "agegen")
 
 
@@ -246,6 +246,19 @@ def measure_growth(data: Path, scratch: Path, counts: list[int]) -> None:
     print_rows("agegen predict --no-detect, from start to end", rows)
 
 
+def measure_memory(data: Path, scratch: Path, counts: list[int]) -> None:
+    """Run prediction with detection, on links to 200 photographs, and evaluation on all the data."""
+    photos, rows = compose_photos(scratch / "small", 200, (320, 240), data), {}
+    for count in counts:
+        folder = list_crops(photos, count, scratch / f"memory-{count}")
+        words = ("predict", folder, "--detector", "yunet", "--jsonl", scratch / "rows.jsonl")
+        seconds, memory = run_command(*words)
+        rows[f"predict, {count:,} photographs, yunet"] = f"{seconds:8.1f} s, peak {memory:.2f} GB"
+    seconds, memory = run_command("eval", "--model", "scratch", "--data", data, "--split", "all")
+    rows["eval --split all"] = f"{seconds:8.1f} s, peak {memory:.2f} GB"
+    print_rows("peak memory", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path)
@@ -265,6 +278,8 @@ def main() -> None:
             measure_photos(options.data, options.rounds, scratch)
         if "growth" in options.parts:
             measure_growth(options.data, scratch, options.counts)
+        if "memory" in options.parts:
+            measure_memory(options.data, scratch, [1000, 10_000])
 
 
 if __name__ == "__main__":

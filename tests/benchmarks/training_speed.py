@@ -1,12 +1,13 @@
 """Time training: agegen's images/s beside Keras', and the minutes until the original's claim is reached.
 
-    python tests/benchmarks/training_speed.py --data data/utkface --keras keras-env/bin/python [--rounds 5]
+    python tests/benchmarks/training_speed.py --data data/utkface --keras keras-env/bin/python [--rounds 5] [--count N]
     python tests/benchmarks/training_speed.py --data data/utkface --until-claim
 
-The first form trains the backbone scratch on 4,000 faces for one epoch, in turns with
+The first form trains the backbone scratch on 4,000 faces (or N) for one epoch, in turns with
 `tests/benchmarks/keras/train_scratch.py`, which needs a virtual environment of its own (see there). The second
-runs `agegen train --model scratch --epochs 2` on all faces and prints when validation first had an MAE of at
-most 7.3 years and a gender accuracy of at least 85.8 %. Not a test: it asserts nothing about speed.
+runs `agegen train --model scratch --epochs 2` on all faces (other options as given) and prints when validation
+first had an MAE of at most 7.3 years and a gender accuracy of at least 85.8 %. Not a test: it asserts nothing
+about speed.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from agegen.experiment import TrainNotice, train_run
 from agegen.train_setup import TrainConfig
 from agegen.training import BatchResult, EpochResult
 
-COUNT = 4000
 CLAIM_MAE, CLAIM_ACCURACY = 7.3, 0.858
 
 
-def train_agegen(folder: Path, out: Path, batch_size: int | None) -> float:
+def train_agegen(folder: Path, out: Path) -> float:
     """Return the images/s of one epoch."""
     last = None
-    for event in train_run(TrainConfig("scratch", str(folder), out, epochs=1, batch_size=batch_size)):
+    for event in train_run(TrainConfig("scratch", str(folder), out, epochs=1)):
         if isinstance(event, BatchResult):
             last = event
         elif isinstance(event, TrainNotice):
@@ -41,35 +41,36 @@ def train_agegen(folder: Path, out: Path, batch_size: int | None) -> float:
     return last.images_per_second
 
 
-def train_keras(python: Path, folder: Path) -> float:
+def train_keras(python: Path, folder: Path, count: int) -> float:
     script = Path(__file__).parent / "keras" / "train_scratch.py"
-    command = [str(python), str(script), "--data", str(folder), "--count", str(COUNT)]
+    command = [str(python), str(script), "--data", str(folder), "--count", str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     print(f"    {done.stdout.strip()}", flush=True)
     return float(json.loads(done.stdout)["images_per_second"])
 
 
-def compare(data: Path, python: Path, rounds: int) -> None:
+def compare(data: Path, python: Path, rounds: int, count: int) -> None:
     paths = [path for path in sorted(data.glob("*.jpg")) if path.name.count("_") == 3]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "faces"
         folder.mkdir()
         # Training takes 80 % of what it is given.
-        for path in paths[:: max(1, len(paths) * 4 // (COUNT * 5))]:
+        for path in paths[:: max(1, len(paths) * 4 // (count * 5))]:
             (folder / path.name).symlink_to(path.resolve())
         taken: dict[str, list[float]] = {"agegen": [], "Keras": []}
         for turn in range(rounds):
-            taken["agegen"].append(train_agegen(folder, Path(name) / f"run-{turn}", None))
-            taken["Keras"].append(train_keras(python, folder))
+            taken["agegen"].append(train_agegen(folder, Path(name) / f"run-{turn}"))
+            taken["Keras"].append(train_keras(python, folder, count))
     medians = {name: statistics.median(values) for name, values in taken.items()}
     for name, value in medians.items():
         print(f"{name:<8} {value:6.0f} images/s, median of {taken[name]}")
     print(f"agegen / Keras: {medians['agegen'] / medians['Keras']:.2f}")
 
 
-def time_claim(data: Path, epochs: int) -> None:
+def time_claim(data: Path, epochs: int, batch_size: int | None, age_balance: float | None) -> None:
     with tempfile.TemporaryDirectory() as name:
-        config = TrainConfig("scratch", str(data), Path(name) / "run", epochs=epochs)
+        out = Path(name) / "run"
+        config = TrainConfig("scratch", str(data), out, epochs, batch_size=batch_size, age_balance=age_balance)
         for event in train_run(config):
             if isinstance(event, TrainNotice):
                 print(event.notices[0])
@@ -88,13 +89,16 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--keras", type=Path, help="the Python of the environment that has Keras")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--until-claim", action="store_true")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--age-balance", type=float)
     options = parser.parse_args()
     if options.until_claim:
-        time_claim(options.data, options.epochs)
+        time_claim(options.data, options.epochs, options.batch_size, options.age_balance)
     if options.keras:
-        compare(options.data, options.keras, options.rounds)
+        compare(options.data, options.keras, options.rounds, options.count)
 
 
 if __name__ == "__main__":
