@@ -469,7 +469,8 @@ def check(
     notices = make_notice_console()
     with show_work(notices):
         from agegen.check_report import render_check, write_check_page
-        from agegen.data.check import CheckConfig, check_data, write_clean_manifest
+        from agegen.data.check import CheckConfig, check_data
+        from agegen.data.cleaning import write_clean_manifest
         from agegen.displays import ProgressDisplay
         from agegen.files import format_json
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from agegen.backbone import fingerprint_tensors
-from agegen.data.batches import Pixels, stack_images
 from agegen.data.images import RGB
+from agegen.data.pixels import Pixels, stack_images
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.devices import Compute
 from agegen.errors import AgegenError

@@ -11,19 +11,9 @@ from torch import nn
 
 from agegen.backbone import Backbone
 from agegen.cache_dir import choose_cache_dir
-from agegen.data.batches import (
-    BatchSource,
-    EvalBatches,
-    EvalFeatures,
-    LabelledFeatures,
-    LabelledPixels,
-    Pixels,
-    TrainBatches,
-    TrainFeatures,
-    TrainSource,
-    choose_workers,
-    fits_in_memory,
-)
+from agegen.data.batches import BatchSource, EvalBatches, TrainBatches, TrainSource, choose_workers
+from agegen.data.feature_batches import EvalFeatures, LabelledFeatures, TrainFeatures
+from agegen.data.pixels import LabelledPixels, Pixels, fits_in_memory
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.devices import Compute

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from agegen.checkpoint_info import CheckpointInfo
 from agegen.checkpoints import load_checkpoint
-from agegen.data.batches import make_views
+from agegen.data.pixels import make_views
 from agegen.devices import Compute, choose_compute
 from agegen.engines import CropOutputs
 from agegen.evaluation import average_outputs, measure_spread, run_views

@@ -13,7 +13,8 @@ from PIL import Image
 from agegen.calibration import Calibration
 from agegen.check_report import list_findings, render_check_page
 from agegen.checkpoints import load_checkpoint, save_checkpoint
-from agegen.data.check import CheckConfig, check_data, list_removals, write_clean_manifest
+from agegen.data.check import CheckConfig, check_data
+from agegen.data.cleaning import list_removals, write_clean_manifest
 from agegen.data.clusters import measure_straddle
 from agegen.data.heaping import find_heaped_ages, measure_whipple
 from agegen.data.records import load_records

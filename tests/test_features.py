@@ -4,8 +4,8 @@ import torch
 
 from agegen.backbone import Backbone, InputSpec, TrainingDefaults
 from agegen.cache_dir import clear_cache, list_cache
-from agegen.data.batches import Pixels
 from agegen.data.demo import draw_records
+from agegen.data.pixels import Pixels
 from agegen.data.scan import scan_images
 from agegen.devices import choose_compute
 from agegen.errors import AgegenError

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from agegen.backbone import InputSpec
-from agegen.data.batches import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers, limit_batch_size
+from agegen.data.batches import EvalBatches, TrainBatches, choose_workers
 from agegen.data.demo import draw_records
+from agegen.data.order import limit_batch_size
+from agegen.data.pixels import LabelledPixels, Pixels
 from agegen.data.scan import scan_images
 from agegen.devices import choose_compute
 from agegen.errors import AgegenError

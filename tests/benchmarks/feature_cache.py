@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from agegen.backbone import Backbone
-from agegen.data.batches import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers
+from agegen.data.batches import EvalBatches, TrainBatches, choose_workers
+from agegen.data.pixels import LabelledPixels, Pixels
 from agegen.data.records import load_records
 from agegen.data.scan import Scan, scan_images
 from agegen.data.splits import split_scan
