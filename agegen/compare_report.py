@@ -12,7 +12,8 @@ from agegen.plain_table import PlainTable, render_table
 from agegen.report import format_interval, format_size
 
 if TYPE_CHECKING:
-    from agegen.comparison import Comparison, MetricRow
+    from agegen.comparison import Comparison
+    from agegen.differences import MetricRow
     from agegen.metrics import Metric
 
 NO_DIFFERENCE = "no clear difference"

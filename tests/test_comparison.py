@@ -5,19 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agegen.comparison import (
-    CompareConfig,
-    align_predictions,
-    choose_runs,
-    compare_runs,
-    find_group_differences,
-    measure_rows,
-    name_runs,
-    write_verdict,
-)
+from agegen.comparison import CompareConfig, align_predictions, choose_runs, compare_runs, name_runs
 from agegen.costs import Cost, find_settled_epoch
+from agegen.differences import find_group_differences, measure_rows
 from agegen.errors import AgegenError
 from agegen.runs import RunFolder
+from agegen.verdict import write_verdict
 
 NAMES = ("first", "second")
 
