@@ -14,7 +14,7 @@ from agegen.devices import choose_compute
 from agegen.errors import AgegenError
 from agegen.evaluation import run_views
 from agegen.metrics import Floats
-from agegen.runs import RunFolder
+from agegen.runs import RunFolder, count_seconds
 
 SETTLED_WITHIN = 0.02
 SMOOTHED_EPOCHS = 3
@@ -60,7 +60,6 @@ def find_settled_epoch(val_loss: Floats) -> int:
 def measure_cost(run: RunFolder, record: dict[str, Any], device: str, on_progress: ProgressHook) -> Cost:
     """Return what a run cost, and measure its speed."""
     epochs = run.read_epochs()
-    seconds = record["seconds"]
     settled = find_settled_epoch(epochs["val_loss"].to_numpy(dtype=float))
     try:
         speed: float | None = measure_speed(run, device, on_progress)
@@ -73,8 +72,8 @@ def measure_cost(run: RunFolder, record: dict[str, Any], device: str, on_progres
         epochs=len(epochs),
         settled_epoch=settled,
         settled_minutes=round(float(epochs["seconds"].iloc[settled - 1]) / 60, 2),
-        minutes=round((float(seconds["total"]) - float(seconds.get("preparing", 0.0))) / 60, 2),
-        feature_minutes=round(float(seconds.get("features", 0.0)) / 60, 2),
+        minutes=round(count_seconds(record) / 60, 2),
+        feature_minutes=round(float(record["seconds"].get("features", 0.0)) / 60, 2),
         images_per_second=speed,
     )
 

@@ -12,7 +12,7 @@ from agegen.checkpoint_info import CheckpointInfo, read_info
 from agegen.errors import CheckpointError
 from agegen.files import write_text
 from agegen.metric_names import METRIC_TITLES, format_bounds, format_value
-from agegen.runs import RunFolder
+from agegen.runs import RunFolder, count_seconds
 from agegen.specs import MAX_AGE
 
 UNKNOWN_TERMS = "those of the training data"
@@ -105,7 +105,7 @@ def _describe_model(facts: _Facts) -> dict[str, Any]:
         "seed": record["seed"],
         "command": record.get("command", f"agegen train --model {info.model}"),
         "recipe": recipe,
-        "minutes": round(record["seconds"]["total"] / 60),
+        "minutes": round(count_seconds(record) / 60),
         "feature_minutes": round(record["seconds"].get("features", 0) / 60),
         "machine": record["machine"],
         "libraries": record["libraries"],

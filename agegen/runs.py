@@ -186,3 +186,9 @@ def _find_free_name(path: Path) -> Path:
         candidate = path.with_name(f"{path.name}-{number}")
         number += 1
     return candidate
+
+
+def count_seconds(record: dict[str, Any]) -> float:
+    """Return what a run's training took, from its record: cached features, which serve any number of runs, not."""
+    seconds = record["seconds"]
+    return float(seconds["total"]) - float(seconds.get("preparing", 0.0))

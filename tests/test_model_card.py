@@ -48,6 +48,16 @@ def test_exported_weights_are_half_the_size_and_as_good(trained_run, tmp_path):
     assert card.count("| scratch | ") == 2
 
 
+def test_features_that_a_run_computed_are_told_apart_from_its_training(trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["seconds"] |= {"total": 4200.0, "preparing": 3900.0, "features": 3840.0}
+    (run / "run.json").write_text(json.dumps(record))
+    assert "It took 5 minutes, after 64 for the features, once," in render_card(
+        RunFolder(run), run / "best.safetensors"
+    )
+
+
 def test_only_finished_runs_are_exported(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run")
     with pytest.raises(AgegenError, match=r"ends in \.safetensors"):
