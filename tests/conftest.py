@@ -13,6 +13,20 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 REQUIRE_SHARED = os.environ.get("AGEGEN_REQUIRE_SHARED") == "1"
 
 
+def keep_to_one_core(worker: str) -> None:
+    """Keep a worker of pytest-xdist, gw0 and on, and all that it starts, to a core of its own.
+
+    Threads of several workers on the same cores wait for each other longer than they compute.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+# Before torch and OpenCV are imported, which count the cores then.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    keep_to_one_core(os.environ["PYTEST_XDIST_WORKER"])
+
+
 def require_shared(part: str) -> Path:
     """Return a folder under ../shared, or skip the test where it isn't there."""
     path = SHARED / part
@@ -39,9 +53,11 @@ def real_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let trainings end without an ONNX file, which takes some seconds each."""
+def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trainings do without what takes seconds and has tests of its own: ONNX file, curves, the crop contract."""
     monkeypatch.setattr("agegen.experiment.export_best", lambda run: iter(()))
+    monkeypatch.setattr("agegen.experiment.plot_curves", lambda path, curves: None)
+    monkeypatch.setattr("agegen.train_setup.measure_crops", lambda scan: None)
 
 
 @pytest.fixture
@@ -68,8 +84,8 @@ def two_views(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def random_vgg16(without_onnx: None, two_views: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give VGG16 the same random weights each time, two views, and no ONNX file, so that tests are quick."""
+def random_vgg16(quick_training: None, two_views: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give VGG16 the same random weights each time, two views, and quick trainings."""
     import agegen_vgg16
     import torch
 

@@ -22,7 +22,7 @@ from agegen.training import BatchResult, EpochResult
 OPTIONS = {"epochs": 2, "batch_size": 12, "device": "cpu", "workers": 0, "save_every": 0.0}
 
 
-pytestmark = pytest.mark.usefixtures("without_onnx")
+pytestmark = pytest.mark.usefixtures("quick_training")
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,7 @@ def test_events_come_in_order(data):
     assert [event.batch for event in events[:3]] == [1, 2, 3]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_same_seed_same_weights_whatever_the_workers(data):
     states = []
     for workers in (0, 2):
@@ -74,7 +75,7 @@ def test_same_seed_same_weights_whatever_the_workers(data):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.usefixtures("without_onnx")
+@pytest.mark.usefixtures("quick_training")
 def test_two_runs_with_one_seed_give_the_same_epochs(faces_folder, tmp_path):
     epochs = []
     for name in ("first", "second"):

@@ -25,7 +25,7 @@ def train(data, out, **options):
     return events[-1]
 
 
-@pytest.mark.usefixtures("real_vgg16", "without_onnx", "two_views")
+@pytest.mark.usefixtures("real_vgg16", "quick_training", "two_views")
 def test_real_weights_load_and_stay_bit_identical_through_training(faces_folder, tmp_path):
     before = hash_base(VGG16Backbone())
     result = train(faces_folder, tmp_path / "run")
