@@ -57,6 +57,21 @@ def test_modes(estimator, picture, expected, tmp_path, mode):
     assert face.box == pytest.approx(expected.box, abs=12)
 
 
+def test_many_threads_give_what_one_gives(estimator, picture, tmp_path, monkeypatch):
+    paths = [tmp_path / f"{number}.jpg" for number in range(8)]
+    for number, path in enumerate(paths):
+        picture.rotate(4 * number - 14, fillcolor=(90, 90, 90)).save(path)
+    found = []
+    for cores in (1, 4):
+        monkeypatch.setattr("agegen.estimator.count_cores", lambda cores=cores: cores)
+        found.append([face for photo in estimator.predict_many(paths) for face in photo.faces])
+    one, many = found
+    assert {face.file for face in one} == set(map(str, paths))
+    assert [(face.file, face.box) for face in one] == [(face.file, face.box) for face in many]
+    # The batches differ, and with them the last digits.
+    assert [face.age for face in one] == pytest.approx([face.age for face in many], abs=1e-3)
+
+
 def test_cmyk_jpeg(estimator, picture, expected, tmp_path):
     picture.convert("CMYK").save(tmp_path / "face.jpg", quality=95)
     (face,) = estimator.predict(tmp_path / "face.jpg")
