@@ -5,17 +5,16 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from agegen import checkpoints
-from agegen.backbone import Backbone, find_contract_gap, fingerprint_tensors
-from agegen.losses import compute_loss, make_age_distribution
-from agegen.model import AgeGenderModel, Outputs, expect_age
-from agegen.registry import Plugin
-from agegen.specs import AGE_CLASSES
+from agegen.backbone import Backbone, find_contract_gap
+from agegen.data.labels import AGE_CLASSES
+from agegen.model.checkpoint import describe_model, fingerprint_tensors, load_checkpoint, save_checkpoint
+from agegen.model.loss import compute_loss, make_age_distribution
+from agegen.model.network import AgeGenderModel, Outputs, expect_age
+from agegen.model.plugins import Plugin
 
 _FACES = 4
 
@@ -97,18 +96,10 @@ def _check_round_trip(backbone: type[Backbone], pretrained: bool) -> None:
     images = _draw_images(backbone)
     plugin = Plugin("checked", backbone.__module__, "0", entry_point=None)  # type: ignore[arg-type]
 
-    def rebuild(*_: object, **__: object) -> Backbone:
-        torch.manual_seed(0)
-        return backbone(pretrained=pretrained)
-
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         path = Path(folder) / "model.safetensors"
-        checkpoints.save_checkpoint(path, model, checkpoints.describe_model(plugin, model, {}))
-        with (
-            patch.object(checkpoints, "load_backbone", return_value=(plugin, backbone)),
-            patch.object(checkpoints, "build_backbone", rebuild),
-        ):
-            info, loaded = checkpoints.load_checkpoint(path)
-        assert asdict(info.heads) == asdict(model.heads.config)
+        save_checkpoint(path, model, describe_model(plugin, model, {}))
+        info, loaded = load_checkpoint(path, _build(backbone, pretrained).backbone)
+        assert info.heads == asdict(model.heads.config)
         for name, first, second in zip(Outputs._fields, model(images), loaded(images), strict=True):
             assert torch.equal(first, second), f"{name} differs after save and load"

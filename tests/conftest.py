@@ -55,9 +55,9 @@ def real_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let trainings do without what takes seconds and has tests of its own: ONNX file, curves, the crop contract."""
-    monkeypatch.setattr("agegen.experiment.export_best", lambda run: iter(()))
-    monkeypatch.setattr("agegen.experiment.plot_curves", lambda path, curves: None)
-    monkeypatch.setattr("agegen.train_setup.measure_crops", lambda scan: None)
+    monkeypatch.setattr("agegen.train.train.export_best", lambda run: iter(()))
+    monkeypatch.setattr("agegen.render.plots.plot_curves", lambda path, curves: None)
+    monkeypatch.setattr("agegen.train.setup.measure_crops", lambda scan: None)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def agegen() -> Callable[..., object]:
     """Run the command line in this process; returns typer's result (exit_code, stdout, stderr)."""
     from typer.testing import CliRunner
 
-    from agegen.cli import app
+    from agegen.cli.app import app
 
     runner = CliRunner()
 
@@ -150,7 +150,8 @@ def agegen() -> Callable[..., object]:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scratch run of two epochs on drawn faces; read only."""
-    from agegen.experiment import TrainConfig, train_run
+    from agegen.train.config import TrainConfig
+    from agegen.train.train import train_run
 
     path = tmp_path_factory.mktemp("trained") / "scratch"
     for _ in train_run(TrainConfig("scratch", "demo", path, epochs=2, batch_size=32, workers=0)):

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from agegen.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
 # A hundred megapixels is the largest photograph that people have; more is taken for a bomb.
 MAX_PIXELS = 110_000_000
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agegen.data.labels import MAX_AGE
 from agegen.data.records import Exclusion, FaceRecords, FileStore, ImageStore
 from agegen.errors import DataError
-from agegen.specs import MAX_AGE
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _GENDERS = {"male": False, "m": False, "0": False, "female": True, "f": True, "1": True}
+
 _SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -25,9 +26,13 @@ _SPLIT_NAMES = {
     "validation": "val",
     "test": "test",
 }
+
 _NEEDED = ("path", "age", "gender")
+
 _SEPARATORS = (",", ";", "\t")
+
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
 # Longer headers and names belong to no table of faces.
 _LONGEST_HEADER, _LONGEST_NAME = 100_000, 4096
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.cores import count_cores
 from agegen.data.images import RGB, decode_image, resize_image
 from agegen.data.records import Exclusion, FaceRecords
 from agegen.errors import DataError
+from agegen.machine import count_cores
 
 HASH_SIDE = 16
+
 HASH_BITS = HASH_SIDE * HASH_SIDE
 
 ProgressHook = Callable[[str, int, int], None]

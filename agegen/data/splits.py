@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agegen.data.duplicates import group_duplicates
-from agegen.data.records import SPLITS, Exclusion
+from agegen.data.labels import SPLITS
+from agegen.data.records import Exclusion
 from agegen.data.scan import Scan
 from agegen.errors import DataError
 from agegen.files import replace_atomically
@@ -19,8 +20,8 @@ from agegen.files import replace_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-
 SPLIT_COLUMNS = ["path", "sha256", "group", "split"]
+
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 

@@ -15,6 +15,7 @@ from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similari
 
 # The side of UTKFace's crops in pixels; ours are cut in the same size and then resized as those are.
 CROP_SIZE = 200
+
 _LEAST_CROPS = 20
 
 

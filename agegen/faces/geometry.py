@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from agegen.data.images import RGB
 
 Points = NDArray[np.float64]
+
 Matrix = NDArray[np.float64]
 
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from composing import compose
 
 from agegen.data.images import decode_image
-from agegen.data.records import load_records
+from agegen.data.loading import load_records
 from agegen.errors import AgegenError
 from agegen.faces.detectors import DETECTOR_NAMES, create_detector
 from agegen.faces.geometry import apply_matrix, invert_matrix

@@ -20,18 +20,18 @@ import numpy as np
 import torch
 
 from agegen.backbone import Backbone
-from agegen.data.batches import EvalBatches, TrainBatches, choose_workers
-from agegen.data.pixels import LabelledPixels, Pixels
-from agegen.data.records import load_records
+from agegen.batches.augmentation import build_view_augmentation
+from agegen.batches.feature_cache import FeatureCache
+from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers
+from agegen.batches.sources import SourceOptions, make_train_sources
+from agegen.data.loading import load_records
 from agegen.data.scan import Scan, scan_images
 from agegen.data.splits import split_scan
-from agegen.devices import choose_compute, keep_freed_memory
-from agegen.features import FeatureCache
-from agegen.model import AgeGenderModel
-from agegen.registry import load_backbone
-from agegen.sources import SourceOptions, make_train_sources
-from agegen.training import FitSettings, fit, make_trainer
-from agegen.transforms import build_view_augmentation
+from agegen.machine import choose_compute, keep_freed_memory
+from agegen.model.network import AgeGenderModel
+from agegen.model.plugins import load_backbone
+from agegen.train.config import FitSettings
+from agegen.train.loop import fit, make_trainer
 
 EPOCHS = 10
 

@@ -25,7 +25,7 @@ from composing import compose, draw_background, paste_face
 
 from agegen import Estimator
 from agegen.data.images import RGB, decode_image
-from agegen.data.records import load_records
+from agegen.data.loading import load_records
 from agegen.data.scan import Scan, scan_images
 from agegen.data.splits import split_scan
 from agegen.errors import AgegenError

@@ -88,8 +88,8 @@ def predict_plainly(paths: list[Path]) -> float:
     import torch
     from torchvision import transforms
 
-    from agegen.checkpoints import load_checkpoint
-    from agegen.weights import find_weights
+    from agegen.model.checkpoint import load_checkpoint
+    from agegen.model.plugins import find_weights
 
     _, model = load_checkpoint(find_weights("scratch"))
     size = model.backbone.input_spec.size
@@ -111,7 +111,7 @@ def predict_plainly(paths: list[Path]) -> float:
 def predict_in_bulk(paths: list[Path], engine: str, detector: str, target: Path) -> float:
     """Return the pictures/s from files to JSON Lines."""
     from agegen import Estimator
-    from agegen.rows import open_writer
+    from agegen.predict.rows import open_writer
 
     estimator = Estimator.load(detector=detector, engine=engine)
     estimator.predict(paths[0])
@@ -141,9 +141,9 @@ def measure_crops(data: Path, rounds: int, scratch: Path) -> None:
 def measure_shares(data: Path, rounds: int) -> None:
     """Time each stage alone, on one core where it runs in threads."""
     from agegen.data.images import decode_photo, read_image_file, resize_image
-    from agegen.engines import load_engine
-    from agegen.prediction import CropModel
-    from agegen.weights import find_weights
+    from agegen.engines.loading import load_engine
+    from agegen.model.plugins import find_weights
+    from agegen.predict.estimator import CropModel
 
     paths = sorted(data.glob("*.jpg"))[:512]
     model = CropModel(*load_engine(find_weights("scratch"), "onnx"))
@@ -192,8 +192,8 @@ def count_operations() -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from agegen.checkpoints import load_checkpoint
-    from agegen.weights import find_weights
+    from agegen.model.checkpoint import load_checkpoint
+    from agegen.model.plugins import find_weights
 
     _, model = load_checkpoint(find_weights("scratch"))
     size = model.backbone.input_spec.size

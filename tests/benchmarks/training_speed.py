@@ -20,9 +20,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from agegen.experiment import TrainNotice, train_run
-from agegen.train_setup import TrainConfig
-from agegen.training import BatchResult, EpochResult
+from agegen.train.config import TrainConfig
+from agegen.train.events import BatchResult, EpochResult, TrainNotice
+from agegen.train.train import train_run
 
 CLAIM_MAE, CLAIM_ACCURACY = 7.3, 0.858
 

@@ -1,0 +1,77 @@
+"""Augmentation with albumentations, built from a backbone's input spec; images stay RGB uint8."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agegen.backbone import InputSpec
+from agegen.data.images import RGB, resize_image
+
+if TYPE_CHECKING:
+    import albumentations
+
+
+def import_albumentations() -> Any:
+    """Import albumentations without its call home, and keep OpenCV from starting threads of its own."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+    import cv2
+
+    cv2.setNumThreads(0)
+    return albumentations
+
+
+class Augmentation:
+    """Random views of a face; the same seed gives the same view, in whichever process."""
+
+    def __init__(self, steps: list[Any], size: int) -> None:
+        self._compose: albumentations.Compose = import_albumentations().Compose(steps)
+        self._size = size
+
+    def __call__(self, image: RGB, seed: tuple[int, ...]) -> RGB:
+        """Return one view (size, size, 3) of an RGB picture, drawn from ``seed``."""
+        rng = np.random.default_rng(seed)
+        self._compose.set_random_state(rng, random.Random(int(rng.integers(2**32))))
+        augmented = self._compose(image=resize_image(image, self._size))["image"]
+        return np.ascontiguousarray(augmented)
+
+
+def build_train_augmentation(spec: InputSpec) -> Augmentation:
+    """Return the augmentation for end-to-end training: mirror, shift, turn, scale, light, colour, damage."""
+    a = import_albumentations()
+    steps = [
+        a.HorizontalFlip(p=0.5),
+        _make_affine(a, shift=0.06, turn=15, scale=0.15, p=0.9),
+        a.RandomBrightnessContrast(0.3, 0.3, p=0.7),
+        a.HueSaturationValue(8, 30, 15, p=0.4),
+        a.ToGray(p=0.05),
+        a.OneOf([a.GaussianBlur((3, 5)), a.Downscale((0.4, 0.8)), a.ImageCompression("jpeg", (30, 80))], p=0.15),
+        a.CoarseDropout((1, 2), (0.1, 0.3), (0.1, 0.3), fill=0, p=0.4),
+    ]
+    return Augmentation(steps, spec.size)
+
+
+def build_view_augmentation(spec: InputSpec) -> Augmentation:
+    """Return the milder augmentation for the fixed views of a frozen backbone."""
+    a = import_albumentations()
+    steps = [
+        _make_affine(a, shift=0.04, turn=8, scale=0.08, p=1.0),
+        a.RandomBrightnessContrast(0.15, 0.15, p=0.5),
+    ]
+    return Augmentation(steps, spec.size)
+
+
+def _make_affine(a: Any, shift: float, turn: float, scale: float, p: float) -> Any:
+    import cv2
+
+    return a.Affine(
+        scale=(1 - scale, 1 + scale),
+        translate_percent=(-shift, shift),
+        rotate=(-turn, turn),
+        border_mode=cv2.BORDER_REFLECT_101,
+        p=p,
+    )

@@ -1,0 +1,174 @@
+"""The feature cache: what a frozen backbone makes of each picture is computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agegen.batches.augmentation import Augmentation, build_view_augmentation
+from agegen.batches.pictures import Pixels
+from agegen.data.images import RGB
+from agegen.data.scan import ProgressHook, ignore_progress
+from agegen.errors import AgegenError
+from agegen.files import write_json, write_text
+from agegen.machine import Compute
+from agegen.model.checkpoint import fingerprint_tensors
+from agegen.model.network import AgeGenderModel
+from agegen.model.views import mirror_image, stack_images
+
+# Raise it whenever views or features come out differently: old caches are then no longer found.
+CODE_VERSION = 1
+
+# The unit of work, of checksums and of resuming; also the batch in which features are computed.
+BLOCK = 64
+
+
+class CachedFeatures:
+    """Memory-mapped features, one float16 array (faces, D) per view.
+
+    ``seconds`` is what computing them took, in this run or an earlier one.
+    """
+
+    def __init__(self, arrays: list[np.memmap[Any, np.dtype[np.float16]]], seconds: float) -> None:
+        self._arrays = arrays
+        self.seconds = seconds
+
+    @property
+    def views(self) -> int:
+        """The number of views."""
+        return len(self._arrays)
+
+    def take(self, rows: NDArray[np.int64], view: int) -> NDArray[np.float16]:
+        """Return the features (len(rows), D) of some faces in one view."""
+        return np.asarray(self._arrays[view][rows])
+
+
+class FeatureCache:
+    """The cache of one frozen backbone over one data set.
+
+    The key covers the backbone's fingerprint, its input spec, the precision, the data's checksums in
+    their order and the code version. Each view is a file of its own, written in blocks of 64 faces
+    with a checksum each: an interrupted extraction goes on where it stopped, a damaged block is
+    computed anew, and more views can be added later.
+    """
+
+    def __init__(self, root: Path, model: AgeGenderModel, sha256: list[str], compute: Compute) -> None:
+        self._model = model
+        self._compute = compute
+        self._shape = (len(sha256), model.backbone.feature_dim)
+        self.description = {
+            "code_version": CODE_VERSION,
+            "identity": model.backbone.identity,
+            "fingerprint": fingerprint_tensors(model.backbone),
+            "input_spec": model.backbone.input_spec.to_json(),
+            "compute": str(compute),
+            "faces": len(sha256),
+            "feature_dim": model.backbone.feature_dim,
+            "data": hashlib.sha256("\n".join(sha256).encode()).hexdigest(),
+        }
+        key = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = root / "features" / key
+
+    def load(self, pixels: Pixels, views: int, on_progress: ProgressHook = ignore_progress) -> CachedFeatures:
+        """Return the features of all faces in ``views`` views, computing those that aren't there.
+
+        Raises:
+            AgegenError: the folder can't be written, or the disk is full.
+        """
+        from filelock import FileLock
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.parent / f"{self.folder.name}.lock"):
+                self._reset_mismatch()
+                arrays = [self._load_view(view, views, pixels, on_progress) for view in range(views)]
+                return CachedFeatures(arrays, sum(self._read_seconds(view) for view in range(views)))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise AgegenError(f"can't keep features in {self.folder}: {reason}; choose --cache-dir") from error
+
+    def _reset_mismatch(self) -> None:
+        path = self.folder / "meta.json"
+        try:
+            if json.loads(path.read_text(encoding="utf-8")) == self.description:
+                return
+        except (OSError, ValueError):
+            pass
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        write_json(path, self.description)
+
+    def _load_view(
+        self, view: int, views: int, pixels: Pixels, on_progress: ProgressHook
+    ) -> np.memmap[Any, np.dtype[np.float16]]:
+        total = self._shape[0]
+        paths = self.folder / f"view-{view}.f16", self.folder / f"view-{view}.crc"
+        features = _map_array(paths[0], np.dtype(np.float16), self._shape)
+        # A sum of 0 stands for a block that isn't there yet.
+        sums = _map_array(paths[1], np.dtype(np.uint32), (-(-total // BLOCK),))
+        missing = [block for block in range(len(sums)) if _sum_block(features, block) != sums[block]]
+        if missing:
+            self._model.to(self._compute.device).eval()
+        augmentation = build_view_augmentation(self._model.backbone.input_spec) if missing and view > 1 else None
+        for count, block in enumerate(missing, start=1):
+            started = time.monotonic()
+            rows = range(block * BLOCK, min((block + 1) * BLOCK, total))
+            images = [draw_view(pixels[row], view, row, augmentation) for row in rows]
+            _write_at(paths[0], rows.start * features.strides[0], self._extract(images))
+            _write_at(paths[1], block * sums.itemsize, np.array([_sum_block(features, block)], dtype=np.uint32))
+            write_text(self._name_seconds(view), f"{self._read_seconds(view) + time.monotonic() - started:.6f}")
+            done = total - (len(missing) - count) * BLOCK
+            on_progress(f"extracting features, view {view + 1} of {views}", max(0, min(done, total)), total)
+        return features
+
+    def _name_seconds(self, view: int) -> Path:
+        return self.folder / f"view-{view}.seconds"
+
+    def _read_seconds(self, view: int) -> float:
+        path = self._name_seconds(view)
+        return float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+
+    def _extract(self, images: list[RGB]) -> NDArray[np.float16]:
+        batch = stack_images(images).to(self._compute.device)
+        with torch.inference_mode(), self._compute.autocast():
+            features = self._model.extract_features(batch)
+        limit = torch.finfo(torch.float16).max
+        return features.float().clamp(-limit, limit).half().cpu().numpy()
+
+
+def draw_view(image: RGB, view: int, row: int, augmentation: Augmentation | None) -> RGB:
+    """Return a fixed view of a face: 0 plain, 1 mirrored, the rest augmented, every other one mirrored."""
+    if view % 2:
+        image = mirror_image(image)
+    return image if augmentation is None else augmentation(image, (CODE_VERSION, view, row))
+
+
+def _map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Map an array file for reading; one of another size is begun anew, filled with zeros."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    if not path.is_file() or path.stat().st_size != size:
+        with path.open("wb") as file:
+            file.truncate(size)
+    return np.memmap(path, dtype, mode="r", shape=shape)
+
+
+def _write_at(path: Path, offset: int, values: NDArray[Any]) -> None:
+    """Write values into a file; not through the map, where a full disk would kill the process."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(np.ascontiguousarray(values).tobytes())
+
+
+def _sum_block(features: np.memmap[Any, Any], block: int) -> int:
+    """Return a block's checksum; never 0 for one that is all zeros, so that unwritten blocks differ."""
+    rows = np.ascontiguousarray(features[block * BLOCK : (block + 1) * BLOCK])
+    return zlib.crc32(rows.tobytes()) or 1

@@ -1,0 +1,97 @@
+"""Batches of cached features, in an order that the seed decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, weigh_ages
+
+
+class FeatureTable(Protocol):
+    """Features of a data set's faces, several fixed views of each."""
+
+    seconds: float
+
+    @property
+    def views(self) -> int:
+        """The number of views; the first is the plain picture, the second its mirror."""
+
+    def take(self, rows: NDArray[np.int64], view: int) -> NDArray[np.float16]:
+        """Return the features (len(rows), D) of some faces in one view."""
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """The faces ``rows`` (N,) of a table with their ages (N,) in years and female (N,)."""
+
+    table: FeatureTable
+    rows: NDArray[np.int64]
+    ages: NDArray[np.float32]
+    female: NDArray[np.float32]
+
+
+class TrainFeatures:
+    """Cached features in an order drawn anew for each epoch, of a drawn view of each face."""
+
+    def __init__(self, data: LabelledFeatures, batch_size: int, seed: int, age_balance: float = 0.0) -> None:
+        self.labels = (data.ages, data.female)
+        self._weights = weigh_ages(data.ages, age_balance)
+        self._data = data
+        self._seed = seed
+        self._batch_size = limit_batch_size(batch_size, len(data.rows))
+
+    def __len__(self) -> int:
+        return len(self._data.rows) // self._batch_size
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield an epoch's batches; a last one that isn't full is left out."""
+        count = len(self._data.rows)
+        order = draw_order(self._weights, self._seed, epoch)
+        drawn = np.random.default_rng((self._seed, epoch, 1)).integers(0, self._data.table.views, count)
+        for first in range(start * self._batch_size, len(self) * self._batch_size, self._batch_size):
+            chosen = order[first : first + self._batch_size]
+            # Sorted by view, so that each view is read at once; the order within a batch is free.
+            chosen = chosen[np.argsort(drawn[chosen], kind="stable")]
+            yield _take_features(self._data, chosen, [drawn[chosen]])
+
+    def measure_rate(self) -> float:
+        """Read one batch and return the rate."""
+        started = time.perf_counter()
+        batch = next(iter(self.iterate(0)))
+        return len(batch.ages) / (time.perf_counter() - started)
+
+
+class EvalFeatures:
+    """Cached features in the data's own order, the plain and the mirrored view of each face."""
+
+    def __init__(self, data: LabelledFeatures, batch_size: int = EVAL_BATCH_SIZE) -> None:
+        self.labels = (data.ages, data.female)
+        self._data = data
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._data.rows) // self._batch_size)
+
+    def iterate(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: ARG002 - every epoch is the same
+        """Yield all faces in order."""
+        for first in range(start * self._batch_size, len(self._data.rows), self._batch_size):
+            chosen = np.arange(first, min(first + self._batch_size, len(self._data.rows)))
+            plain, mirrored = np.zeros_like(chosen), np.ones_like(chosen)
+            yield _take_features(self._data, chosen, [plain, mirrored])
+
+
+def _take_features(data: LabelledFeatures, chosen: NDArray[np.int64], views: list[NDArray[np.int64]]) -> Batch:
+    """Return the faces ``chosen`` of ``data``; each of ``views`` names a (sorted) view for every face."""
+    rows = data.rows[chosen]
+    tensors = []
+    for view in views:
+        parts = [data.table.take(rows[view == which], int(which)) for which in np.unique(view)]
+        tensors.append(torch.from_numpy(np.concatenate(parts)).float())
+    return Batch(tensors, torch.from_numpy(data.ages[chosen]), torch.from_numpy(data.female[chosen]))

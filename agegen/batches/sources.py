@@ -1,0 +1,141 @@
+"""Where a model's batches come from: pictures for trainable backbones, cached features for frozen ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from agegen.backbone import Backbone
+from agegen.batches.augmentation import build_train_augmentation
+from agegen.batches.batch import BatchSource, TrainSource
+from agegen.batches.cache_folder import choose_cache_dir
+from agegen.batches.feature_cache import FeatureCache
+from agegen.batches.features import EvalFeatures, LabelledFeatures, TrainFeatures
+from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers, fits_in_memory
+from agegen.data.records import FaceRecords
+from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
+from agegen.machine import Compute
+from agegen.model.network import AgeGenderModel
+
+# Evaluation averages the plain and the mirrored view.
+EVAL_VIEWS = 2
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How batches are made; ``views`` and ``cache_dir`` concern frozen backbones alone."""
+
+    compute: Compute
+    batch_size: int
+    seed: int = 0
+    workers: int | None = None
+    views: int = EVAL_VIEWS
+    cache_dir: Path | None = None
+    age_balance: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainSources:
+    """What to train and on what: the whole model on pictures, or the heads on features.
+
+    ``feature_seconds`` is what computing the cached features took, once; 0 where there are none.
+    """
+
+    network: nn.Module
+    train: TrainSource
+    val: BatchSource
+    test: BatchSource
+    feature_seconds: float = 0.0
+
+
+def scan_for(backbone: type[Backbone], records: FaceRecords, on_progress: ProgressHook = ignore_progress) -> Scan:
+    """Scan the pictures, keeping their pixels where the backbone reads them each epoch and they fit."""
+    size = backbone.input_spec.size
+    keep = not backbone.frozen and fits_in_memory(len(records), size)
+    return scan_images(records, size if keep else None, on_progress)
+
+
+def make_train_sources(
+    model: AgeGenderModel,
+    scan: Scan,
+    splits: NDArray[np.str_],
+    options: SourceOptions,
+    on_progress: ProgressHook = ignore_progress,
+) -> TrainSources:
+    """Return the batches of each split; ``splits`` (N,) names the split of each scanned picture."""
+    parts = {name: np.flatnonzero(splits == name) for name in ("train", "val", "test")}
+    if model.backbone.frozen:
+        table = _extract(model, scan, options, on_progress)
+        features = {name: _pick_features(table, rows) for name, rows in parts.items()}
+        return TrainSources(
+            model.heads,
+            TrainFeatures(features["train"], options.batch_size, options.seed, options.age_balance),
+            EvalFeatures(features["val"]),
+            EvalFeatures(features["test"]),
+            table.table.seconds,
+        )
+    pixels = {name: _pick_pixels(model, scan, rows) for name, rows in parts.items()}
+    train = TrainBatches(
+        pixels["train"],
+        build_train_augmentation(model.backbone.input_spec),
+        options.batch_size,
+        options.seed,
+        choose_workers(options.workers),
+        options.age_balance,
+    )
+    return TrainSources(model, train, EvalBatches(pixels["val"]), EvalBatches(pixels["test"]))
+
+
+def make_eval_source(
+    model: AgeGenderModel,
+    scan: Scan,
+    chosen: NDArray[np.bool_],
+    options: SourceOptions,
+    on_progress: ProgressHook = ignore_progress,
+) -> tuple[nn.Module, BatchSource]:
+    """Return the network to run and its batches over the pictures ``chosen`` (N,) of a scan."""
+    if model.backbone.frozen:
+        table = _extract(model, scan, options, on_progress)
+        return model.heads, EvalFeatures(_pick_features(table, np.flatnonzero(chosen)))
+    return model, EvalBatches(_pick_pixels(model, scan, np.flatnonzero(chosen)))
+
+
+def choose_network(model: AgeGenderModel) -> nn.Module:
+    """Return what runs on a model's batches: its heads where these are cached features, else all of it."""
+    return model.heads if model.backbone.frozen else model
+
+
+def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
+    """Return a whole model around trained heads; a network that is a whole model comes back as it is."""
+    if isinstance(network, AgeGenderModel):
+        return network
+    shell = AgeGenderModel(model.backbone, model.heads.config)
+    shell.heads.load_state_dict(network.state_dict())
+    return shell
+
+
+def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progress: ProgressHook) -> LabelledFeatures:
+    cache = FeatureCache(choose_cache_dir(options.cache_dir), model, scan.sha256, options.compute)
+    pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels)
+    table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress)
+    ages, female = _read_labels(scan)
+    return LabelledFeatures(table, np.arange(len(ages)), ages, female)
+
+
+def _pick_features(data: LabelledFeatures, rows: NDArray[np.int64]) -> LabelledFeatures:
+    return LabelledFeatures(data.table, data.rows[rows], data.ages[rows], data.female[rows])
+
+
+def _pick_pixels(model: AgeGenderModel, scan: Scan, rows: NDArray[np.int64]) -> LabelledPixels:
+    pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels, rows)
+    ages, female = _read_labels(scan)
+    return LabelledPixels(pixels, ages[rows], female[rows])
+
+
+def _read_labels(scan: Scan) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    frame = scan.records.frame
+    return frame["age"].to_numpy(dtype=np.float32), frame["female"].to_numpy(dtype=np.float32)

@@ -1,0 +1,123 @@
+"""The command line: options in, library calls, results rendered. The only place that prints or exits."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from agegen.errors import AgegenError
+
+INTERRUPTED = 130
+
+# What is printed holds names of files and errors of plugins: "[red]" and ":smile:" in them are no commands.
+_LITERALLY: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+
+
+class _Group(TyperGroup):
+    """Shows an AgegenError as one line and exits with its code; Ctrl-C exits with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AgegenError as error:
+            make_notice_console().print(f"error: {error}", style="red", soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            make_notice_console().print("interrupted", style="yellow")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            drop_stdout()
+            raise typer.Exit(1) from None
+        except OSError as error:
+            # Files of the user's raise AgegenErrors; what is left is the terminal's or the pipe's side.
+            drop_stdout()
+            make_notice_console().print(f"error: can't write the output: {error.strerror}", style="red")
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Estimate age and gender from photographs of faces; train, evaluate and compare the models that do it.",
+)
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="A folder in UTKFace naming, a CSV or Parquet manifest (path, age, gender), or 'demo'. "
+        "Default: $AGEGEN_DATA, else ./data/utkface.",
+    ),
+]
+
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
+
+Precision = Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Precision of matrix products.")]
+
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(help="Where features of frozen backbones are kept. Default: the user's cache folder."),
+]
+
+JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.")]
+
+
+def make_notice_console() -> Console:
+    """Return the console for notices and progress: stderr."""
+    return Console(stderr=True, **_LITERALLY)
+
+
+def show_work(notices: Console, what: str = "loading libraries") -> AbstractContextManager[Any]:
+    """Show on a terminal that something is under way; torch alone takes seconds to import."""
+    return notices.status(what) if notices.is_terminal else nullcontext()
+
+
+def make_output_console() -> Console:
+    """Return the console for results: stdout; piped tables keep a readable width."""
+    console = Console(**_LITERALLY)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=120, **_LITERALLY)
+    return console
+
+
+def write_output(target: str, text: str) -> None:
+    """Write text to a file, whole, or to stdout where the target is ``-``."""
+    from agegen.files import write_text
+
+    if target == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        write_text(Path(target), text)
+
+
+def drop_stdout() -> None:
+    """Lead stdout nowhere, where its reader has gone: what Python flushes at exit must not raise again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    from importlib.metadata import version
+
+    if wanted:
+        typer.echo(f"agegen {version('agegen')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _set_up(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,47 @@
+"""``agegen cache``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from agegen.cli.app import CacheDir, app, make_output_console
+from agegen.render.formats import format_size
+
+if TYPE_CHECKING:
+    from agegen.batches.cache_folder import CacheEntry
+
+
+@app.command()
+def cache(
+    cache_dir: CacheDir = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all cached features.")] = False,
+) -> None:
+    """Show what the feature cache holds, or delete it.
+
+    Example: agegen cache --clear
+    """
+    from agegen.batches.cache_folder import choose_cache_dir, clear_cache, list_cache
+    from agegen.render.formats import format_size
+
+    root = choose_cache_dir(cache_dir)
+    output = make_output_console()
+    if clear:
+        output.print(f"{format_size(clear_cache(root))} freed in {root}", soft_wrap=True)
+        return
+    entries = list_cache(root)
+    output.print(make_cache_table(entries))
+    total = format_size(sum(entry.size for entry in entries))
+    output.print(f"{total} in {root}", soft_wrap=True)
+
+
+def make_cache_table(entries: list[CacheEntry]) -> Table:
+    """Return one row per cached set of features."""
+    table = Table()
+    for name in ("key", "base", "faces", "views", "size"):
+        table.add_column(name, justify="left" if name in ("key", "base") else "right", no_wrap=True)
+    for entry in entries:
+        table.add_row(entry.key, entry.identity, f"{entry.faces:,}", str(entry.views), format_size(entry.size))
+    return table

@@ -1,0 +1,55 @@
+"""``agegen data check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agegen.cli.app import Device, JsonOut, app, make_notice_console, make_output_console, show_work, write_output
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command(name="check")
+def check(
+    path: Annotated[str, typer.Argument(help="A folder in UTKFace naming, a CSV or Parquet manifest, or 'demo'.")],
+    run: Annotated[
+        Path | None, typer.Option(help="A run or checkpoint; its model points out labels that are likely wrong.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The same with the weights that ship for this model.")
+    ] = None,
+    json_out: JsonOut = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained page.")] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv", help="Write a clean manifest, and the reasons for what it leaves out."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Tell what a data set hides: duplicates, conflicting labels, heaped ages, leaks, likely wrong labels.
+
+    Example: agegen data check data/utkface --html check.html --fix clean.csv
+    """
+    notices = make_notice_console()
+    with show_work(notices):
+        from agegen.check.check import CheckConfig, check_data
+        from agegen.check.cleaning import write_clean_manifest
+        from agegen.check.page import render_check, write_check_page
+        from agegen.files import format_json
+        from agegen.render.progress import ProgressDisplay
+
+    with ProgressDisplay(notices) as progress:
+        report = check_data(CheckConfig(path, run, model, device), progress)
+    if html:
+        write_check_page(html, report)
+    if fix:
+        kept, left_out = write_clean_manifest(fix, report)
+        notices.print(f"{fix}: {kept:,} rows kept, {left_out:,} left out", soft_wrap=True)
+    if json_out:
+        write_output(json_out, format_json(report.to_json()))
+    if json_out != "-":
+        make_output_console().print(render_check(report))

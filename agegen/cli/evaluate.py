@@ -1,0 +1,63 @@
+"""``agegen eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agegen.cli.app import (
+    CacheDir,
+    Device,
+    JsonOut,
+    Precision,
+    app,
+    make_notice_console,
+    make_output_console,
+    show_work,
+    write_output,
+)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest under ./runs.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The weights that ship for this model.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Other data, as for train. Default: the run's own.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="test|val|train|all", help="Which faces.")] = "test",
+    json_out: JsonOut = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one row per face, .parquet or .csv.")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    cache_dir: CacheDir = None,
+) -> None:
+    """Evaluate a run: metrics with 95 % intervals, by group, beside the trivial baseline.
+
+    Example: agegen eval runs/scratch-20260101-120000 --data other-faces --split all
+    """
+    notices = make_notice_console()
+    with show_work(notices):
+        from agegen.evaluate.estimates import write_predictions
+        from agegen.evaluate.evaluate import EvalConfig, evaluate_run
+        from agegen.evaluate.tables import make_groups_table, make_metrics_table
+        from agegen.files import format_json
+        from agegen.render.progress import ProgressDisplay, show_notices
+
+    config = EvalConfig(run, model, data, split, device, precision, cache_dir)
+    with ProgressDisplay(notices) as progress:
+        result = evaluate_run(config, progress)
+    show_notices(notices, result.notices)
+    if predictions:
+        write_predictions(predictions, result.predictions)
+    if json_out:
+        write_output(json_out, format_json(result.evaluation.to_json()))
+    if json_out != "-":
+        output = make_output_console()
+        title = f"{result.path} on the split '{result.split}' of {result.source}: {result.evaluation.n:,} faces"
+        output.print(make_metrics_table(result.evaluation, title))
+        output.print(make_groups_table(result.evaluation))

@@ -1,0 +1,64 @@
+"""``agegen models``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from agegen.cli.app import JsonOut, app, make_notice_console, make_output_console, show_work, write_output
+from agegen.render.formats import format_size
+
+if TYPE_CHECKING:
+    from agegen.model.catalog import ModelDescription
+
+
+@app.command()
+def models(
+    json_out: JsonOut = None,
+    card: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Show the card of the weights that ship for this model.")
+    ] = None,
+) -> None:
+    """List the installed backbones, the weights that ship for them and their licence, or why one can't load.
+
+    Example: agegen models --card scratch
+    """
+    from dataclasses import asdict
+
+    if card is not None:
+        from agegen.model.plugins import read_card
+
+        write_output("-", read_card(card))
+        return
+    from agegen.batches.cache_folder import choose_cache_dir
+    from agegen.files import format_json
+    from agegen.model.catalog import describe_models
+
+    notices = make_notice_console()
+    with show_work(notices):
+        described = describe_models(choose_cache_dir(None) / "models.json")
+    if json_out:
+        write_output(json_out, format_json([asdict(model) for model in described]))
+    if json_out != "-":
+        make_output_console().print(make_models_table(described))
+
+
+def make_models_table(models: list[ModelDescription]) -> Table:
+    """Return one row per registered backbone, with the weights that ship for it and their licence."""
+    table = Table(caption="agegen models --card NAME shows the card of shipped weights", caption_justify="left")
+    for name in ("model", "distribution", "parameters", "trained", "input", "frozen"):
+        table.add_column(name, justify="right" if name in ("parameters", "trained") else "left", no_wrap=True)
+    table.add_column("weights that ship, their licence", overflow="fold")
+    for model in models:
+        source = f"{model.distribution} {model.version}"
+        if model.problem:
+            table.add_row(model.name, source, "", "", "", "", Text(model.problem, style="red"))
+            continue
+        size = f"{model.input_size}×{model.input_size}"
+        counts = f"{model.parameters or 0:,}", f"{model.trainable or 0:,}"
+        weights = "none" if model.weights is None else f"{format_size(model.weights_bytes or 0)}; {model.weights_terms}"
+        table.add_row(model.name, source, *counts, size, "yes" if model.frozen else "no", Text(weights))
+    return table

@@ -1,0 +1,180 @@
+"""``agegen predict``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agegen.cli.app import Device, JsonOut, Precision, app, make_notice_console, make_output_console, show_work
+from agegen.render.formats import format_duration
+from agegen.render.progress import ProgressDisplay, show_notices
+
+if TYPE_CHECKING:
+    from agegen.predict.predict import PredictStart
+    from agegen.predict.results import FacePrediction, PhotoPrediction
+
+_ROWS_SHOWN = 1000
+
+
+class PredictDisplay:
+    """Shows how far a prediction is, and keeps what its table shows: the first rows, and counts of the rest."""
+
+    def __init__(self, notices: Console, progress: ProgressDisplay) -> None:
+        self._notices = notices
+        self._progress = progress
+        self._start: PredictStart | None = None
+        self._started = time.monotonic()
+        self._rows: list[FacePrediction] = []
+        self._counts: Counter[str] = Counter()
+        self._faces = 0
+
+    @property
+    def unreadable(self) -> int:
+        """How many files were unreadable."""
+        return self._counts["unreadable"]
+
+    def show(self, event: PredictStart | PhotoPrediction) -> None:
+        """Render one event."""
+        from agegen.predict.predict import PredictStart
+
+        if isinstance(event, PredictStart):
+            self._show_start(event)
+            return
+        self._counts[event.status] += 1
+        self._faces += len(event.faces)
+        self._rows.extend(event.list_rows()[: max(0, _ROWS_SHOWN - len(self._rows))])
+        done = self._counts.total()
+        rate = done / max(time.monotonic() - self._started, 1e-6)
+        total = self._start.photos if self._start else None
+        self._progress.update("predicting", done, total, f"{rate:,.1f} photos/s")
+
+    def _show_start(self, start: PredictStart) -> None:
+        self._start, self._started = start, time.monotonic()
+        notices = []
+        if start.skipped:
+            notices.append(f"{start.skipped:,} files were finished before")
+        if not start.calibrated:
+            notices.append("this checkpoint was never calibrated: take its intervals and probabilities with care")
+        show_notices(self._notices, tuple(notices))
+
+    def make_table(self) -> Table:
+        """Return one row per face, of the first thousand."""
+        start = self._start
+        assert start is not None
+        found = "each picture taken as an aligned crop" if start.detector == "none" else f"faces: {start.detector}"
+        more = self._faces + self._counts["no_face"] + self._counts["unreadable"] - len(self._rows)
+        model = f"{start.model} ({start.engine})"
+        caption = f"model: {model}; {found}; gender named from a probability of {start.min_confidence:.2f} on"
+        if more:
+            caption += f"; {more:,} more rows (write them with --csv FILE)"
+        table = Table(caption=caption, caption_justify="left")
+        table.add_column("file", overflow="fold", min_width=20)
+        for name in ("face", "age", "90 % interval", "gender", "probability"):
+            # A reason stands in the column of the gender, and may take several lines.
+            table.add_column(name, justify="left" if name == "gender" else "right", no_wrap=name != "gender")
+        for row in self._rows:
+            table.add_row(*_format_prediction(row))
+        return table
+
+    def show_summary(self) -> None:
+        """Say in one line what was done, where it was more than one photograph."""
+        done = self._counts.total()
+        if done > 1:
+            seconds = time.monotonic() - self._started
+            self._notices.print(
+                f"{self._faces:,} faces in {done:,} photographs, {self._counts['no_face']:,} without a face, "
+                f"{self.unreadable:,} unreadable; {format_duration(seconds)}, {done / seconds:,.1f} photos/s",
+                soft_wrap=True,
+            )
+
+
+@app.command()
+def predict(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT…", help="Files, folders (recursive) or globs; - reads paths from stdin."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The weights that ship for this model. Default: scratch.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="A run folder or checkpoint of your own instead.")] = None,
+    detector: Annotated[
+        str, typer.Option(metavar="mtcnn|yunet|none", help="What finds the faces; none takes aligned crops.")
+    ] = "mtcnn",
+    no_detect: Annotated[bool, typer.Option("--no-detect", help="The same as --detector none.")] = False,
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Gender below it is 'uncertain', 0.5 to 1.", show_default="model's")
+    ] = None,
+    json_out: JsonOut = None,
+    jsonl_out: Annotated[
+        str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write one JSON object a line, as they come.")
+    ] = None,
+    csv_out: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write CSV, as it comes.")] = None,
+    annotate: Annotated[Path | None, typer.Option(metavar="DIR", help="Write copies with boxes and labels.")] = None,
+    crops: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the aligned crops.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last finished file of --csv or --jsonl FILE.")
+    ] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Use the portrait that matplotlib brings.")] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="auto|onnx|torch", help="What runs the model; auto is onnx wherever it can be.")
+    ] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Find the faces in photographs and estimate the age and gender of each.
+
+    One row per face. Exit code 1 if a file was unreadable. What the shipped models are good for, and what
+    they must not be used for, stands in their cards: `agegen models --card NAME`.
+
+    Example: agegen predict photos/ --csv faces.csv --annotate annotated/
+    """
+    notices = make_notice_console()
+    with show_work(notices):
+        from agegen.predict.predict import PredictConfig, find_demo_photo, predict_photos
+        from agegen.render.progress import ProgressDisplay
+
+    config = PredictConfig(
+        inputs=(*(inputs or ()), *([find_demo_photo()] if demo else [])),
+        model=model,
+        run=run,
+        detector="none" if no_detect else detector,
+        min_confidence=min_confidence,
+        json=json_out,
+        jsonl=jsonl_out,
+        csv=csv_out,
+        annotate=annotate,
+        crops=crops,
+        resume=resume,
+        device=device,
+        precision=precision,
+        engine=engine,
+    )
+    with ProgressDisplay(notices) as progress:
+        display = PredictDisplay(notices, progress)
+        for event in predict_photos(config, sys.stdin.buffer, sys.stdout.buffer):
+            display.show(event)
+    if "-" not in config.outputs.values():
+        make_output_console().print(display.make_table())
+    display.show_summary()
+    if display.unreadable:
+        raise typer.Exit(1)
+
+
+def _format_prediction(row: FacePrediction) -> tuple[Text, ...]:
+    # A name that isn't UTF-8 can't be printed as it is.
+    file = Text(row.file.encode("utf-8", errors="replace").decode())
+    if row.age is None or row.p_female is None:
+        said = row.status if row.reason is None else f"{row.status}: {row.reason}"
+        return (file, Text(""), Text(""), Text(""), Text(said, style="red" if row.reason else "yellow"), Text(""))
+    probability = max(row.p_female, 1 - row.p_female)
+    cells = (str(row.face), f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}", str(row.gender))
+    return (file, *(Text(cell) for cell in cells), Text(f"{probability:.2f}"))

@@ -1,0 +1,179 @@
+"""``agegen train``."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from agegen.cli.app import CacheDir, Data, Device, Precision, app, make_notice_console, make_output_console, show_work
+from agegen.errors import AgegenError
+from agegen.evaluate.tables import make_metrics_table
+from agegen.render.formats import format_duration
+from agegen.render.progress import ProgressDisplay, show_notices
+
+if TYPE_CHECKING:
+    from agegen.train.events import BatchResult, EpochResult, TrainEvent, TrainResult, TrainStart
+
+
+class _Interrupts:
+    """From the first batch on: the first Ctrl-C is noted, for the training to finish its batch; a second one kills."""
+
+    def __init__(self, notices: Console) -> None:
+        self._notices = notices
+        self._noted = False
+        self._catching = False
+
+    def pending(self) -> bool:
+        return self._noted
+
+    def catch(self) -> None:
+        # Signals reach the main thread alone; elsewhere they are somebody else's.
+        if not self._catching and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._note)
+            self._catching = True
+
+    def _note(self, *_: Any) -> None:
+        self._noted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._notices.print("finishing the batch, then saving; Ctrl-C again stops at once", style="yellow")
+
+
+class TrainDisplay:
+    """Shows the events of a training: bars and a line per epoch on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, notices: Console, progress: ProgressDisplay) -> None:
+        self._console = console
+        self._notices = notices
+        self._progress = progress
+        self._epochs = 0
+
+    def show(self, event: TrainEvent) -> None:
+        """Render one event."""
+        from agegen.train.events import BatchResult, TrainNotice, TrainResult, TrainStart
+
+        if isinstance(event, BatchResult):
+            self._show_batch(event)
+        elif isinstance(event, TrainStart):
+            self._show_start(event)
+        elif isinstance(event, TrainNotice):
+            show_notices(self._notices, event.notices)
+        elif isinstance(event, TrainResult):
+            self._show_result(event)
+        else:
+            self._show_epoch(event)
+
+    def _show_start(self, start: TrainStart) -> None:
+        self._epochs = start.epochs
+        total, trainable = start.parameters
+        counts = ", ".join(f"{start.counts.get(name, 0):,} {name}" for name in ("train", "val", "test"))
+        show_notices(self._notices, start.notices)
+        self._console.print(f"{start.model}: {total:,} parameters, {trainable:,} trained; {start.setting}")
+        self._console.print(f"faces: {counts}; run folder {start.run}")
+
+    def _show_batch(self, batch: BatchResult) -> None:
+        stage = f"epoch {batch.epoch}/{self._epochs}"
+        note = f"loss {batch.loss:.3f}, {batch.images_per_second:,.0f} images/s"
+        self._progress.update(stage, batch.batch, batch.batches, note)
+        finished = batch.epoch - 1 + (batch.batch / batch.batches)
+        self._progress.update("all epochs", int(finished * batch.batches), self._epochs * batch.batches)
+
+    def _show_epoch(self, epoch: EpochResult) -> None:
+        left = epoch.seconds / epoch.epoch * (self._epochs - epoch.epoch)
+        best = "  best so far" if epoch.best else ""
+        self._console.print(
+            f"epoch {epoch.epoch:>3}/{self._epochs}  loss {epoch.train_loss:.3f}  val loss {epoch.val_loss:.3f}  "
+            f"val MAE {epoch.val_mae:.2f} years  val accuracy {epoch.val_accuracy:.1%}  "
+            f"{epoch.images_per_second:,.0f} images/s  {format_duration(left)} left{best}",
+            soft_wrap=True,
+        )
+
+    def _show_result(self, result: TrainResult) -> None:
+        title = f"{result.model}, epoch {result.best.epoch}, on the {result.evaluation.n:,} faces of the test split"
+        self._console.print(make_metrics_table(result.evaluation, title))
+        self._console.print(f"took {format_duration(result.seconds)}; run folder:")
+        self._console.print(str(result.run), soft_wrap=True)
+
+
+@app.command()
+def train(
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The backbone to train; see `agegen models`.")
+    ] = None,
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The run folder. Default: runs/<model>-<time>.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.", show_default="model's")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default="model's")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="model's")] = None,
+    age_balance: Annotated[
+        float | None,
+        typer.Option(help="How strongly an epoch favours rare ages, 0 to 1.", show_default="model's"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides the split, the weights and the order.", show_default="0")
+    ] = None,
+    device: Device | None = None,
+    precision: Precision | None = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that augment images.", show_default="by cores")
+    ] = None,
+    split_file: Annotated[Path | None, typer.Option(help="Use the split.csv of another run.")] = None,
+    cache_dir: CacheDir = None,
+    save_every: Annotated[
+        float | None, typer.Option(min=0, help="Seconds between saves of the state.", show_default="60")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, with the options that it has.")
+    ] = None,
+) -> None:
+    """Train a model; ends with its metrics on the test split and the run folder.
+
+    Ctrl-C finishes the batch, saves, and says how to go on.
+
+    Example: agegen train --model scratch --data data/utkface
+    """
+    notices = make_notice_console()
+    with show_work(notices):
+        from agegen.data.loading import resolve_data
+        from agegen.render.progress import ProgressDisplay
+        from agegen.train.config import TrainConfig, read_config
+        from agegen.train.events import BatchResult
+        from agegen.train.train import train_run
+
+    given: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "out": out,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "age_balance": age_balance,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "workers": workers,
+        "split_file": split_file,
+        "cache_dir": cache_dir,
+        "save_every": save_every,
+    }
+    if resume is not None:
+        config = read_config(resume, given)
+    elif model is None:
+        raise AgegenError("give --model NAME (see `agegen models`), or --resume RUN")
+    else:
+        chosen = {name: value for name, value in given.items() if value is not None}
+        config = TrainConfig(**(chosen | {"data": resolve_data(data)}))
+    output = make_output_console()
+    interrupts = _Interrupts(notices)
+    with ProgressDisplay(output if output.is_terminal else notices) as progress:
+        display = TrainDisplay(output, notices, progress)
+        for event in train_run(config, progress, interrupts.pending):
+            if isinstance(event, BatchResult):
+                interrupts.catch()
+            display.show(event)

@@ -1,0 +1,100 @@
+"""What a run costs: parameters, size, time until learning settled, speed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agegen.data.scan import ProgressHook
+from agegen.errors import AgegenError
+from agegen.evaluate.metrics import Floats
+from agegen.machine import choose_compute
+from agegen.model.checkpoint import load_checkpoint
+from agegen.model.views import run_views
+from agegen.runs import RunFolder, count_seconds
+
+SETTLED_WITHIN = 0.02
+
+SMOOTHED_EPOCHS = 3
+
+_SPEED_FACES, _SPEED_REPEATS = 32, 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs.
+
+    Attributes:
+        checkpoint_bytes: of ``best.safetensors``.
+        settled_epoch: see :func:`find_settled_epoch`; ``settled_minutes`` after the first step.
+        minutes: of the whole training, reading the data and evaluating included, cached features not.
+        feature_minutes: that computing the cached features took, once for all trainings on the same data;
+            0 for trainable backbones.
+        images_per_second: of the whole model on decoded crops, both views; None where it can't load.
+    """
+
+    parameters: int
+    trainable: int
+    checkpoint_bytes: int
+    epochs: int
+    settled_epoch: int
+    settled_minutes: float
+    minutes: float
+    feature_minutes: float
+    images_per_second: float | None
+
+
+def find_settled_epoch(val_loss: Floats) -> int:
+    """Return the epoch, from 1, at which learning settled.
+
+    The validation loss is smoothed (mean of an epoch and up to two before it); learning has settled
+    at the first epoch from which on the smoothed loss stays within 2 % of its lowest value.
+    """
+    smoothed = np.array([val_loss[max(0, end - SMOOTHED_EPOCHS) : end].mean() for end in range(1, len(val_loss) + 1)])
+    outside = np.flatnonzero(smoothed > smoothed.min() * (1 + SETTLED_WITHIN))
+    # The last epochs may drift out again: then nothing stays, and the last epoch counts.
+    return min(int(outside[-1]) + 2 if len(outside) else 1, len(val_loss))
+
+
+def measure_cost(run: RunFolder, record: dict[str, Any], device: str, on_progress: ProgressHook) -> Cost:
+    """Return what a run cost, and measure its speed."""
+    epochs = run.read_epochs()
+    settled = find_settled_epoch(epochs["val_loss"].to_numpy(dtype=float))
+    try:
+        speed: float | None = measure_speed(run, device, on_progress)
+    except AgegenError:
+        speed = None
+    return Cost(
+        parameters=int(record["parameters"]["total"]),
+        trainable=int(record["parameters"]["trainable"]),
+        checkpoint_bytes=run.checkpoint.stat().st_size,
+        epochs=len(epochs),
+        settled_epoch=settled,
+        settled_minutes=round(float(epochs["seconds"].iloc[settled - 1]) / 60, 2),
+        minutes=round(count_seconds(record) / 60, 2),
+        feature_minutes=round(float(record["seconds"].get("features", 0.0)) / 60, 2),
+        images_per_second=speed,
+    )
+
+
+def measure_speed(run: RunFolder, device: str, on_progress: ProgressHook) -> float:
+    """Return how many decoded crops a second the whole model estimates, both views, in batches of 32."""
+    import torch
+
+    compute = choose_compute(device)
+    _, model = load_checkpoint(run.checkpoint)
+    model = model.to(compute.device)
+    size = model.backbone.input_spec.size
+    views = [torch.randint(0, 256, (_SPEED_FACES, 3, size, size), dtype=torch.uint8)] * 2
+    seconds = []
+    with torch.inference_mode():
+        for repeat in range(_SPEED_REPEATS + 1):
+            started = time.monotonic()
+            outputs = run_views(model, views, compute)
+            outputs[-1].age_logits.cpu()  # waits for the device
+            seconds.append(time.monotonic() - started)
+            on_progress(f"measuring the speed of {run.path.name}", repeat + 1, _SPEED_REPEATS + 1)
+    return round(_SPEED_FACES / float(np.median(seconds[1:])), 1)

@@ -1,0 +1,97 @@
+"""The tables of a comparison: on the terminal with rich, and as plain rows for the HTML report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.text import Text
+
+from agegen.evaluate.tables import format_interval
+from agegen.render.formats import METRIC_TITLES, format_size, format_value
+from agegen.render.tables import PlainTable, render_table
+
+if TYPE_CHECKING:
+    from agegen.compare.compare import Comparison
+    from agegen.compare.differences import MetricRow
+    from agegen.evaluate.metrics import Metric
+
+NO_DIFFERENCE = "no clear difference"
+
+_GROUPS_SHOWN = 10
+
+_POINTS = ("cs3", "cs5", "cs10", "accuracy", "ece")
+
+
+def make_tables(comparison: Comparison) -> list[PlainTable]:
+    """Return the tables of a comparison: age, gender, cost, and the groups where the runs differ most."""
+    tables = [
+        _make_metric_table("Table 1: age", comparison.names, comparison.age),
+        _make_metric_table("Table 2: gender", comparison.names, comparison.gender),
+        _make_cost_table(comparison),
+    ]
+    return [*tables, _make_group_table(comparison)] if comparison.groups else tables
+
+
+def render_comparison(comparison: Comparison) -> Group:
+    """Return all tables and the verdict for the terminal."""
+    tables = [render_table(table) for table in make_tables(comparison)]
+    heading = Text(f"{comparison.n:,} faces ({comparison.source})", style="bold")
+    return Group(heading, *tables, Text(comparison.verdict))
+
+
+def format_difference(name: str, metric: Metric) -> str:
+    """Return a signed difference with its interval; of shares in percentage points."""
+    factor, digits = (100, 1) if name in _POINTS else (1, 4 if name == "roc_auc" else 2)
+    value, low, high = (f"{number * factor:+.{digits}f}" for number in (metric.value, metric.low, metric.high))
+    return f"{value} ({low} to {high})"
+
+
+def _make_metric_table(title: str, names: tuple[str, ...], rows: list[MetricRow]) -> PlainTable:
+    columns = ["metric", *(part for name in names for part in (name, "95 %"))]
+    for name in names[1:]:
+        columns += [f"{name} − {names[0]} (95 %)", "better"]
+    cells = []
+    for row in rows:
+        line = [METRIC_TITLES[row.name]]
+        for value in row.values:
+            line += [format_value(row.name, value.value), format_interval(row.name, value)]
+        for difference, better in zip(row.differences, row.better, strict=True):
+            line += [format_difference(row.name, difference), better or NO_DIFFERENCE]
+        cells.append(line)
+    return PlainTable(title, columns, cells)
+
+
+def _make_cost_table(comparison: Comparison) -> PlainTable:
+    costs = comparison.costs
+    speeds = ["–" if cost.images_per_second is None else f"{cost.images_per_second:,.0f}" for cost in costs]
+    rows = [
+        ["parameters", *(f"{cost.parameters:,}" for cost in costs)],
+        ["of these trained", *(f"{cost.trainable:,}" for cost in costs)],
+        ["checkpoint", *(format_size(cost.checkpoint_bytes) for cost in costs)],
+        ["epochs until learning settled", *(f"{cost.settled_epoch} of {cost.epochs}" for cost in costs)],
+        ["minutes until learning settled", *(f"{cost.settled_minutes:.1f}" for cost in costs)],
+        ["minutes of this training", *(f"{cost.minutes:.1f}" for cost in costs)],
+        ["minutes for cached features, once", *(f"{cost.feature_minutes:.1f}" for cost in costs)],
+        ["images/s, whole model, evaluation", *speeds],
+    ]
+    return PlainTable("Table 3: cost", ["", *comparison.names], rows)
+
+
+def _make_group_table(comparison: Comparison) -> PlainTable:
+    first, second = comparison.names[:2]
+    columns = ["group", "value", "metric", "faces", first, second, f"{second} − {first} (95 %)", "better"]
+    rows = [
+        [
+            group.column,
+            group.value,
+            METRIC_TITLES[group.metric],
+            f"{group.n:,}",
+            format_value(group.metric, group.first),
+            format_value(group.metric, group.second),
+            format_difference(group.metric, group.difference),
+            group.better or NO_DIFFERENCE,
+        ]
+        for group in comparison.groups[:_GROUPS_SHOWN]
+    ]
+    return PlainTable("By group: where the two differ most clearly", columns, rows, left=3)

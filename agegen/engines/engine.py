@@ -1,0 +1,30 @@
+"""What an engine is: a loaded model that takes aligned crops."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class CropOutputs(NamedTuple):
+    """What a model says of N crops, the plain and the mirrored view of each averaged.
+
+    ``age`` (N,) and ``spread`` (N,), expectation and standard deviation of the age distribution in years;
+    ``p_female`` (N,), 0–1.
+    """
+
+    age: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    p_female: NDArray[np.float64]
+
+
+class Engine(Protocol):
+    """A loaded model; ``input_size`` is the side in pixels of the crops that it takes."""
+
+    name: str
+    input_size: int
+
+    def run(self, crops: NDArray[np.uint8]) -> CropOutputs:
+        """Return estimates for RGB crops (N, input_size, input_size, 3)."""

@@ -1,0 +1,45 @@
+"""Running a checkpoint's model on crops with torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agegen.engines.engine import CropOutputs
+from agegen.machine import Compute, choose_compute
+from agegen.model.checkpoint import load_checkpoint
+from agegen.model.metadata import CheckpointInfo
+from agegen.model.network import AgeGenderModel, expect_age
+from agegen.model.views import average_outputs, make_views, measure_spread, run_views
+
+
+class TorchEngine:
+    """A model on a device; see :class:`agegen.engines.engine.Engine`."""
+
+    name = "torch"
+
+    def __init__(self, model: AgeGenderModel, compute: Compute) -> None:
+        self.input_size = model.backbone.input_spec.size
+        self._model = model.to(compute.device).eval()
+        self._compute = compute
+
+    def run(self, crops: NDArray[np.uint8]) -> CropOutputs:
+        """Return estimates for RGB crops (N, input_size, input_size, 3)."""
+        with torch.inference_mode():
+            ages, p_female = average_outputs(run_views(self._model, make_views(list(crops)), self._compute))
+        outputs = expect_age(ages), measure_spread(ages), p_female
+        return CropOutputs(*(values.double().cpu().numpy() for values in outputs))
+
+
+def load_torch(path: Path, device: str = "auto", precision: str = "auto") -> tuple[CheckpointInfo, TorchEngine]:
+    """Load a checkpoint.
+
+    Raises:
+        AgegenError: as :func:`agegen.model.checkpoint.load_checkpoint` and :func:`agegen.machine.choose_compute`.
+    """
+    compute = choose_compute(device, precision)
+    info, model = load_checkpoint(path)
+    return info, TorchEngine(model, compute)

@@ -1,0 +1,100 @@
+"""Estimates beside labels: the table that a run folder keeps and comparisons read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from agegen.batches.batch import BatchSource
+from agegen.errors import CheckpointError
+from agegen.files import replace_atomically
+from agegen.machine import Compute
+from agegen.model.calibration import Calibration, bound_ages
+from agegen.model.loss import compute_loss, make_age_distribution
+from agegen.model.network import expect_age
+from agegen.model.views import average_outputs, measure_spread, run_views
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ESTIMATE_COLUMNS = ("estimated_age", "age_low", "age_high", "p_female")
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Estimates for N faces: ages and the spread (standard deviation) of each age distribution in years,
+    P(female) 0–1.
+
+    ``loss`` is the mean loss over the faces where labels were at hand, NaN elsewhere.
+    """
+
+    age: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    p_female: NDArray[np.float64]
+    loss: float = float("nan")
+
+
+def make_predictions(
+    estimates: Estimates, frame: pd.DataFrame, sha256: NDArray[np.str_], calibration: Calibration
+) -> pd.DataFrame:
+    """Return one row per face: path, sha256, labels, group columns, and the four estimate columns."""
+    kept = [name for name in frame.columns if name not in ("row", "split")]
+    low, high = bound_ages(estimates.age, estimates.spread, calibration)
+    return frame[kept].assign(
+        sha256=sha256,
+        estimated_age=estimates.age,
+        age_low=low,
+        age_high=high,
+        p_female=estimates.p_female,
+    )
+
+
+def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
+    """Write the table as Parquet, or as CSV where the name ends so."""
+    with replace_atomically(path) as temporary:
+        if path.suffix.lower() == ".csv":
+            predictions.to_csv(temporary, index=False)
+        else:
+            predictions.to_parquet(temporary, index=False)
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read the table of a run folder.
+
+    Raises:
+        CheckpointError: it isn't there, is damaged or lacks a column.
+    """
+    import pandas as pd
+
+    try:
+        predictions = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"can't read {path}: {error}") from error
+    missing = {"path", "sha256", "age", "female", *ESTIMATE_COLUMNS} - set(predictions.columns)
+    if missing:
+        raise CheckpointError(f"{path} lacks the column {sorted(missing)[0]}")
+    return predictions
+
+
+def estimate_batches(network: nn.Module, source: BatchSource, compute: Compute) -> Estimates:
+    """Run a network (whole model on pictures, or heads on features) over labelled batches."""
+    network.eval()
+    columns: list[list[Tensor]] = [[], [], []]
+    loss, count = 0.0, 0
+    with torch.inference_mode():
+        for batch in source.iterate(0):
+            outputs = run_views(network, batch.views, compute)
+            targets = make_age_distribution(batch.ages.to(compute.device))
+            loss += float(compute_loss(outputs[0], targets, batch.female.to(compute.device))) * len(batch.ages)
+            count += len(batch.ages)
+            ages, p_female = average_outputs(outputs)
+            for column, values in zip(columns, (expect_age(ages), measure_spread(ages), p_female), strict=True):
+                column.append(values.cpu())
+    age, spread, p_female_all = (torch.cat(column).double().numpy() for column in columns)
+    return Estimates(age, spread, p_female_all, loss / max(count, 1))

@@ -1,0 +1,180 @@
+"""The model card: what a trained model is, where it comes from, how good it is and where it fails."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agegen.data.labels import MAX_AGE
+from agegen.errors import CheckpointError
+from agegen.files import write_text
+from agegen.model.metadata import CheckpointInfo, read_info
+from agegen.render.formats import METRIC_TITLES, format_bounds, format_value
+from agegen.runs import RunFolder, count_seconds
+
+UNKNOWN_TERMS = "those of the training data"
+
+_FAILURES_SHOWN = 3
+
+_LEAST_FACES = 30
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a card is made from."""
+
+    record: dict[str, Any]
+    report: dict[str, Any]
+    info: CheckpointInfo
+
+
+def write_card(path: Path, run: RunFolder, weights: Path, repeats: tuple[RunFolder, ...] = ()) -> None:
+    """Write the card of a finished run.
+
+    Args:
+        path: of the card.
+        run: whose ``run.json``, ``eval.json`` and checkpoint are read.
+        weights: the file that the card describes: the checkpoint, or what was exported from it.
+        repeats: further runs of the same command, to be reported beside it.
+
+    Raises:
+        CheckpointError: the run isn't finished or lacks a file.
+    """
+    write_text(path, render_card(run, weights, repeats))
+
+
+def render_card(run: RunFolder, weights: Path, repeats: tuple[RunFolder, ...] = ()) -> str:
+    """Return the card as Markdown; see :func:`write_card`."""
+    from importlib.metadata import version
+
+    from jinja2 import Environment, PackageLoader
+
+    facts = _read_facts(run)
+    environment = Environment(
+        loader=PackageLoader("agegen.render"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.get_template("model_card.md.j2").render(
+        agegen=version("agegen"),
+        weights=f"{weights.name}, {weights.stat().st_size / 1e6:.1f} MB",
+        max_age=MAX_AGE,
+        repeats=[_describe_repeat(other) for other in (run, *repeats)] if repeats else [],
+        **_describe_model(facts),
+        **_describe_quality(facts),
+    )
+
+
+def _read_facts(run: RunFolder) -> _Facts:
+    record = run.read()
+    if not record.get("finished"):
+        raise CheckpointError(f"{run.path} is not finished; there is no card to write yet")
+    return _Facts(record, _read_report(run), read_info(run.checkpoint))
+
+
+def _read_report(run: RunFolder) -> dict[str, Any]:
+    try:
+        report = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"can't read {run.evaluation}: {error}") from error
+    if not isinstance(report, dict) or not {"age", "gender", "groups", "interval"} <= report.keys():
+        raise CheckpointError(f"{run.evaluation} has another form than this agegen writes")
+    return report
+
+
+def _describe_model(facts: _Facts) -> dict[str, Any]:
+    record, info = facts.record, facts.info
+    data, settings = record["data"], record["settings"]
+    terms = data.get("terms") or UNKNOWN_TERMS
+    frozen = "its heads trained on a frozen base" if info.base else "all of it trained"
+    balance = record["options"].get("age_balance")
+    recipe = (
+        f"AdamW, peak learning rate {settings['lr']:g}, weight decay {settings['weight_decay']:g}, batches of "
+        f"{record['options']['batch_size']}, {settings['epochs']} epochs, warm-up and cosine decay, EMA of the weights"
+        + (f", rare ages favoured with exponent {balance:g}" if balance else "")
+        + (f", {settings['views']} fixed views of each face" if info.base else ", augmented anew in each epoch")
+        + "."
+    )
+    return {
+        "model": info.model,
+        "summary": f"Estimates age and gender from an aligned photograph of a face; {frozen}.",
+        "plugin": record["plugin"],
+        "parameters": record["parameters"],
+        "base": info.base,
+        "input_size": info.input_spec["size"],
+        "terms": terms,
+        "data": {**data, "source_name": Path(str(data["source"])).name},
+        "counts": ", ".join(f"{count:,} {name}" for name, count in data.get("counts", {}).items()),
+        "seed": record["seed"],
+        "command": record.get("command", f"agegen train --model {info.model}"),
+        "recipe": recipe,
+        "minutes": round(count_seconds(record) / 60),
+        "feature_minutes": round(record["seconds"].get("features", 0) / 60),
+        "machine": record["machine"],
+        "libraries": record["libraries"],
+        "best": record["best"],
+        "epochs": settings["epochs"],
+    }
+
+
+def _describe_quality(facts: _Facts) -> dict[str, Any]:
+    report = facts.report
+    flat = {**report["age"], **report["interval"], **report["gender"], **report["confident"]}
+    trivial = {**report["baseline"]["age"], **report["baseline"]["gender"]}
+    metrics = [
+        [title, format_value(name, flat[name]), _format_bounds(name, flat), format_value(name, trivial.get(name))]
+        for name, title in METRIC_TITLES.items()
+        if name in flat
+    ]
+    return {
+        "evaluation": report,
+        "metrics": metrics,
+        "groups": [_describe_group(group) for group in report["groups"]],
+        "calibration": facts.info.calibration,
+        "coverage": format_value("coverage", flat["coverage"]),
+        "named": format_value("named", flat["named"]),
+        "named_accuracy": format_value("named_accuracy", flat["named_accuracy"]),
+        "failures": list_failures(report["groups"]),
+    }
+
+
+def list_failures(groups: list[dict[str, Any]]) -> list[str]:
+    """Return in words where a model is worst: the groups with the largest MAE and the lowest accuracy."""
+    large = [group for group in groups if group["n"] >= _LEAST_FACES]
+    by_age = sorted(large, key=lambda group: -group["age"]["mae"])[:_FAILURES_SHOWN]
+    by_gender = sorted(large, key=lambda group: group["gender"]["accuracy"])[:_FAILURES_SHOWN]
+    ages = [f"{group['column']} {group['value']} ({group['age']['mae']:.1f} years MAE)" for group in by_age]
+    genders = [
+        f"{group['column']} {group['value']} ({group['gender']['accuracy'] * 100:.1f} % right)" for group in by_gender
+    ]
+    return [f"Age is worst for {', '.join(ages)}.", f"Gender is worst for {', '.join(genders)}."] if large else []
+
+
+def _describe_group(group: dict[str, Any]) -> list[str]:
+    return [
+        str(group["column"]),
+        str(group["value"]),
+        f"{group['n']:,}{'*' if group['small'] else ''}",
+        format_value("mae", group["age"]["mae"]),
+        _format_bounds("mae", group["age"]),
+        format_value("coverage", group["interval"]["coverage"]),
+        format_value("accuracy", group["gender"]["accuracy"]),
+        _format_bounds("accuracy", group["gender"]),
+    ]
+
+
+def _describe_repeat(run: RunFolder) -> list[str]:
+    facts = _read_facts(run)
+    best, report = facts.record["best"], facts.report
+    return [
+        run.path.name,
+        format_value("mae", best["val_mae"]),
+        format_value("accuracy", best["val_accuracy"]),
+        f"{format_value('mae', report['age']['mae'])} ({_format_bounds('mae', report['age'])})",
+        f"{format_value('accuracy', report['gender']['accuracy'])} ({_format_bounds('accuracy', report['gender'])})",
+    ]
+
+
+def _format_bounds(name: str, flat: dict[str, Any]) -> str:
+    bounds = flat.get(f"{name}_ci95")
+    return "–" if bounds is None else format_bounds(name, *bounds)

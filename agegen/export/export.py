@@ -1,0 +1,60 @@
+"""Export a run's model: its weights in half precision with the model card beside them, or ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from agegen.engines.loading import ONNX_SUFFIX
+from agegen.errors import AgegenError
+from agegen.export.card import write_card
+from agegen.export.onnx import export_onnx
+from agegen.model.checkpoint import load_checkpoint, save_checkpoint
+from agegen.model.plugins import CARD_FILE
+from agegen.runs import RunFolder, open_run
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Options of ``agegen export``; ``repeats`` are further runs of the same command, for the card."""
+
+    run: Path
+    weights: Path | None = None
+    onnx: Path | None = None
+    repeats: tuple[Path, ...] = ()
+
+
+def export_run(config: ExportConfig) -> list[Path]:
+    """Write what is asked for of a finished run's best model; return the files written.
+
+    Where both are, the ONNX file is made from the weights written, so that the two belong together.
+
+    Raises:
+        AgegenError: nothing is asked for, the run isn't finished or can't be used, or a file can't be written.
+    """
+    _check_suffix(config.weights, ".safetensors")
+    _check_suffix(config.onnx, ONNX_SUFFIX)
+    if config.weights is None and config.onnx is None:
+        raise AgegenError("give --weights FILE.safetensors, --onnx FILE.onnx, or both")
+    run = open_run(config.run)
+    written = []
+    if config.weights is not None:
+        written += export_weights(run, config.weights, config.repeats)
+    if config.onnx is not None:
+        export_onnx(config.weights or run.checkpoint, config.onnx)
+        written.append(config.onnx)
+    return written
+
+
+def export_weights(run: RunFolder, weights: Path, repeats: tuple[Path, ...]) -> list[Path]:
+    """Write a run's best weights as float16 safetensors, and ``MODEL_CARD.md`` beside them; return both paths."""
+    info, model = load_checkpoint(run.checkpoint)
+    save_checkpoint(weights, model.half(), info)
+    card = weights.parent / CARD_FILE
+    write_card(card, run, weights, tuple(open_run(path) for path in repeats))
+    return [weights, card]
+
+
+def _check_suffix(path: Path | None, suffix: str) -> None:
+    if path is not None and path.suffix != suffix:
+        raise AgegenError(f"{path}: give a name that ends in {suffix}")

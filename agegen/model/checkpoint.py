@@ -1,0 +1,124 @@
+"""Checkpoints: one safetensors file with a model's trained tensors and all that rebuilds it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agegen.backbone import Backbone, HeadConfig
+from agegen.errors import CheckpointError, PluginError
+from agegen.files import write_bytes
+from agegen.model.metadata import CheckpointInfo, format_info, open_safetensors, parse_info
+from agegen.model.network import AgeGenderModel
+from agegen.model.plugins import Plugin, build_backbone, load_backbone
+
+
+def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, Any]) -> CheckpointInfo:
+    """Return the metadata of a model that is about to be saved."""
+    backbone = model.backbone
+    base = None
+    if backbone.frozen:
+        base = {"identity": backbone.identity, "fingerprint": fingerprint_tensors(backbone)}
+    spec = backbone.input_spec.to_json()
+    heads = asdict(model.heads.config)
+    return CheckpointInfo(plugin.name, plugin.distribution, plugin.version, heads, spec, base, training)
+
+
+def save_checkpoint(path: Path, model: AgeGenderModel, info: CheckpointInfo) -> None:
+    """Write a model's tensors (the heads alone where the backbone is frozen) and its metadata."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _list_stored(model).items()}
+    write_bytes(path, save(tensors, metadata=format_info(info)))
+
+
+def load_checkpoint(path: Path, backbone: Backbone | None = None) -> tuple[CheckpointInfo, AgeGenderModel]:
+    """Rebuild the model of a checkpoint, in evaluation mode, on the CPU.
+
+    Args:
+        path: the ``.safetensors`` file.
+        backbone: one that is built already and is filled with the file's tensors; None builds the plugin's.
+
+    Raises:
+        CheckpointError: the file is damaged, its plugin isn't installed or has changed, its tensors
+            don't fit, or the frozen base's weights are not those that it was trained on.
+    """
+    info, tensors = _open_checkpoint(path)
+    try:
+        heads = HeadConfig(**info.heads)
+    except TypeError as error:
+        raise CheckpointError(f"{path} has metadata that this agegen can't read: {error}") from error
+    model = AgeGenderModel(_build_backbone(path, info) if backbone is None else backbone, heads)
+    _check_base(path, info, model.backbone)
+    _fill_model(path, model, tensors)
+    return info, model.eval()
+
+
+def _build_backbone(path: Path, info: CheckpointInfo) -> Backbone:
+    try:
+        plugin, backbone_class = load_backbone(info.model)
+    except PluginError as error:
+        raise CheckpointError(f"{path} was made by {info.distribution} {info.version}: {error}") from error
+    if backbone_class.input_spec.to_json() != info.input_spec:
+        raise CheckpointError(
+            f"{path} was made by {info.distribution} {info.version} for another input than backbone "
+            f"'{info.model}' now takes; install that version"
+        )
+    return build_backbone(plugin, backbone_class, pretrained=backbone_class.frozen)
+
+
+def _open_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    with open_safetensors(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return parse_info(path, file.metadata()), tensors
+
+
+def _check_base(path: Path, info: CheckpointInfo, backbone: Backbone) -> None:
+    if not backbone.frozen and info.base is None:
+        return
+    found = {"identity": backbone.identity, "fingerprint": fingerprint_tensors(backbone)}
+    if info.base != found:
+        wanted = info.base or {}
+        raise CheckpointError(
+            f"{path} holds heads for the base {wanted.get('identity')} ({wanted.get('fingerprint', '')[:12]}…), "
+            f"but backbone '{info.model}' has {found['identity']} ({found['fingerprint'][:12]}…); "
+            "use the weights it was trained on, or train again"
+        )
+
+
+def _fill_model(path: Path, model: AgeGenderModel, tensors: dict[str, Tensor]) -> None:
+    wanted = _list_stored(model)
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first: {missing[0]}")
+    if surplus := sorted(tensors.keys() - wanted.keys()):
+        raise CheckpointError(f"{path} has {len(surplus)} tensors too many, the first: {surplus[0]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+            raise CheckpointError(f"{path}: the tensor {name} has the shape {shapes}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: the tensor {name} has values that are no numbers")
+    model.load_state_dict(tensors, strict=False)
+
+
+def _list_stored(model: AgeGenderModel) -> dict[str, Tensor]:
+    """Return the tensors that a checkpoint holds, by name."""
+    state: dict[str, Tensor] = model.state_dict()
+    if model.backbone.frozen:
+        return {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
+    return state
+
+
+def fingerprint_tensors(module: nn.Module) -> str:
+    """Return a SHA-256 over the names, types, shapes and bytes of a module's whole state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().tobytes())
+    return digest.hexdigest()

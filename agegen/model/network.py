@@ -1,0 +1,109 @@
+"""The two-head module that every backbone shares, and its outputs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from agegen.backbone import Backbone, HeadConfig
+from agegen.data.labels import AGE_CLASSES
+
+
+class Outputs(NamedTuple):
+    """Raw outputs for N faces.
+
+    ``age_logits`` (N, 117) over the whole years 0–116; ``gender_logit`` (N,), positive for female.
+    """
+
+    age_logits: Tensor
+    gender_logit: Tensor
+
+
+def make_branch(features: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
+    """Return one branch: two fully connected layers with batch norm, ReLU and dropout between them."""
+    return nn.Sequential(
+        nn.Linear(features, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, outputs),
+    )
+
+
+class TwoHeads(nn.Module):
+    """Features (N, ``feature_dim``) to :class:`Outputs`: an age branch and a gender branch.
+
+    Age is a distribution over whole years whose expectation is the estimate (DEX, Rothe et al. 2015;
+    DLDL-v2, Gao et al. 2018); gender is one logit, P(female).
+    """
+
+    def __init__(self, feature_dim: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = nn.BatchNorm1d(feature_dim, affine=False) if config.standardize else nn.Identity()
+        self.dropout = nn.Dropout(config.feature_dropout)
+        self.age = make_branch(feature_dim, config.hidden, AGE_CLASSES, config.dropout)
+        self.gender = make_branch(feature_dim, config.hidden, 1, config.dropout)
+
+    def forward(self, features: Tensor) -> Outputs:
+        """Map features (N, feature_dim) to the outputs of both branches."""
+        features = self.dropout(self.norm(features))
+        return Outputs(self.age(features), self.gender(features).squeeze(1))
+
+
+class AgeGenderModel(nn.Module):
+    """A backbone and the two heads: pictures in, age distribution and gender logit out."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, heads: HeadConfig | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = TwoHeads(backbone.feature_dim, heads or backbone.heads)
+        spec = backbone.input_spec
+        self.register_buffer("mean", _make_channel_tensor(spec.mean), persistent=False)
+        self.register_buffer("std", _make_channel_tensor(spec.std), persistent=False)
+        if backbone.frozen:
+            backbone.requires_grad_(False)
+            backbone.eval()
+        # Convolutions run fastest so, on CPUs and GPUs alike.
+        self.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> AgeGenderModel:
+        """Switch the mode of all but a frozen backbone, which stays as it is."""
+        super().train(mode)
+        if self.backbone.frozen:
+            self.backbone.eval()
+        return self
+
+    def extract_features(self, images: Tensor) -> Tensor:
+        """Map RGB pictures (N, 3, size, size), values 0–255, to features (N, feature_dim)."""
+        normalized = (images.float() - self.mean) / self.std
+        normalized = normalized.contiguous(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
+            features: Tensor = self.backbone(normalized)
+        return features
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Map RGB pictures (N, 3, size, size), uint8 or float with values 0–255, to :class:`Outputs`."""
+        outputs: Outputs = self.heads(self.extract_features(images))
+        return outputs
+
+
+def expect_age(age_probabilities: Tensor) -> Tensor:
+    """Return the expectation in years (N,) of age distributions (N, 117)."""
+    years = torch.arange(age_probabilities.shape[1], device=age_probabilities.device)
+    return (age_probabilities * years.to(age_probabilities.dtype)).sum(dim=1)
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """Return the number of all parameters and of those that a training changes."""
+    total = sum(parameter.numel() for parameter in module.parameters())
+    return total, sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _make_channel_tensor(values: tuple[float, float, float]) -> Tensor:
+    return torch.tensor(values).mul(255.0).view(1, 3, 1, 1)

@@ -1,0 +1,192 @@
+"""Backbone plugins, found through entry points; nothing is imported until it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agegen.errors import AgegenError, CheckpointError, PluginError
+from agegen.runs import open_run
+
+if TYPE_CHECKING:
+    from agegen.backbone import Backbone
+
+GROUP = "agegen.backbones"
+
+OWN_DISTRIBUTION = "agegen"
+
+DEFAULT_MODEL = "scratch"
+
+# In the folder of the plugin's package.
+WEIGHTS_FILE = "weights.safetensors"
+
+CARD_FILE = "MODEL_CARD.md"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point of the group ``agegen.backbones``.
+
+    ``taken_by`` names the distribution that owns the name, where this one came second.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    entry_point: EntryPoint
+    taken_by: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The distribution and its version, as errors name them."""
+        return f"{self.distribution} {self.version}"
+
+
+def list_plugins() -> list[Plugin]:
+    """Return every registered backbone, sorted by name, without importing one.
+
+    agegen owns the names that it ships; any other name belongs to the alphabetically first
+    distribution that registers it. Later claims are listed too, with ``taken_by`` set.
+    """
+    found = [_describe_entry_point(entry) for entry in entry_points(group=GROUP)]
+    found.sort(key=lambda plugin: (plugin.name, plugin.distribution != OWN_DISTRIBUTION, plugin.distribution))
+    owners: dict[str, Plugin] = {}
+    plugins = []
+    for plugin in found:
+        owner = owners.setdefault(plugin.name, plugin)
+        taken_by = None if owner is plugin else owner.source
+        plugins.append(Plugin(plugin.name, plugin.distribution, plugin.version, plugin.entry_point, taken_by=taken_by))
+    return plugins
+
+
+def find_plugin(name: str) -> Plugin:
+    """Return the plugin called ``name``; ``name@distribution`` asks for one distribution's claim.
+
+    Raises:
+        PluginError: there is none, or the name is taken by another distribution.
+    """
+    short, _, distribution = name.partition("@")
+    plugins = list_plugins()
+    for plugin in plugins:
+        if plugin.name == short and distribution in ("", plugin.distribution):
+            if plugin.taken_by:
+                raise PluginError(
+                    f"backbone '{short}' of {plugin.source}: the name is taken by {plugin.taken_by}; "
+                    "uninstall one of the two"
+                )
+            return plugin
+    known = ", ".join(dict.fromkeys(plugin.name for plugin in plugins)) or "none"
+    raise PluginError(f"no backbone is called '{name}'; installed: {known} (see `agegen models`)")
+
+
+def load_plugin(plugin: Plugin) -> type[Backbone]:
+    """Import a plugin and return its backbone class.
+
+    Raises:
+        PluginError: the import fails, or what it gives is no ``Backbone`` with a whole contract.
+    """
+    from agegen.backbone import Backbone, find_contract_gap
+
+    try:
+        loaded = plugin.entry_point.load()
+    except (Exception, SystemExit) as error:
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PluginError(f"backbone '{plugin.name}' of {plugin.source} can't be loaded: {cause}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Backbone)):
+        raise PluginError(
+            f"backbone '{plugin.name}' of {plugin.source}: {plugin.entry_point.value} is no subclass of "
+            "agegen.backbone.Backbone"
+        )
+    if gap := find_contract_gap(loaded):
+        raise PluginError(f"backbone '{plugin.name}' of {plugin.source}: {gap}")
+    return loaded
+
+
+def load_backbone(name: str) -> tuple[Plugin, type[Backbone]]:
+    """Find and import the backbone called ``name``; raises as :func:`find_plugin` and :func:`load_plugin`."""
+    plugin = find_plugin(name)
+    return plugin, load_plugin(plugin)
+
+
+def build_backbone(plugin: Plugin, backbone_class: type[Backbone], *, pretrained: bool = True) -> Backbone:
+    """Build a plugin's backbone.
+
+    Raises:
+        PluginError: the constructor fails; the error names the plugin, its distribution and version.
+    """
+    try:
+        return backbone_class(pretrained=pretrained)
+    except AgegenError as error:
+        raise PluginError(f"backbone '{plugin.name}' of {plugin.source}: {error}") from error
+    except Exception as error:  # a stranger's constructor may raise anything
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PluginError(f"backbone '{plugin.name}' of {plugin.source} can't be built: {cause}") from error
+
+
+def _describe_entry_point(entry: EntryPoint) -> Plugin:
+    # Read once: each look at a distribution's name or version parses all of its metadata.
+    metadata = entry.dist.metadata if entry.dist else {"Name": "unknown", "Version": "?"}
+    return Plugin(entry.name, metadata["Name"], metadata["Version"], entry)
+
+
+def find_checkpoint(model: str | None, run: Path | None) -> Path:
+    """Return the checkpoint that is meant: of a run, a file of its own, or the weights that ship for a model.
+
+    Raises:
+        AgegenError: both are given, or what is named isn't there.
+    """
+    if run is not None and model is not None:
+        raise AgegenError("give either a run or --model, not both")
+    if run is None:
+        return find_weights(model or DEFAULT_MODEL)
+    if run.is_file() and not (run.parent / "run.json").exists():
+        return run
+    return open_run(run).checkpoint
+
+
+def find_weights(model: str) -> Path:
+    """Return the weights that ship for a model.
+
+    Raises:
+        CheckpointError: none ship for it; the error names those models that have some.
+    """
+    path = locate_file(find_plugin(model), WEIGHTS_FILE)
+    if path is None:
+        having = [plugin.name for plugin in list_plugins() if locate_file(plugin, WEIGHTS_FILE)]
+        known = f"weights ship for {', '.join(having)}" if having else "train a model first"
+        raise CheckpointError(f"no weights ship for '{model}'; {known}, or give a run")
+    return path
+
+
+def find_module(plugin: Plugin) -> ModuleSpec | None:
+    """Return where a plugin's module lies, without importing it; None where there is none."""
+    try:
+        return find_spec(plugin.entry_point.module)
+    except (ImportError, ValueError, AttributeError):
+        return None
+
+
+def locate_file(plugin: Plugin, name: str) -> Path | None:
+    """Return a file in the folder of a plugin's package, without importing it; None where it isn't there."""
+    spec = find_module(plugin)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder, name)).is_file():
+            return path
+    return None
+
+
+def read_card(model: str) -> str:
+    """Return the card of the weights that ship for a model.
+
+    Raises:
+        CheckpointError: no weights ship for it, or they have no card.
+    """
+    path = find_weights(model).with_name(CARD_FILE)
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"can't read {path}: {error.strerror}") from error

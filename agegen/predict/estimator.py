@@ -1,0 +1,233 @@
+"""The Python interface: photographs in, faces with age and gender out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agegen.data.images import RGB, Photo, decode_photo, read_image_file, resize_image
+from agegen.engines.engine import Engine
+from agegen.engines.loading import load_engine
+from agegen.errors import AgegenError, DataError
+from agegen.faces.alignment import CropContract, align_face
+from agegen.faces.detectors import DEFAULT_DETECTOR, DetectedFace, Detector, create_detector
+from agegen.machine import count_cores
+from agegen.model.calibration import bound_ages, read_calibration
+from agegen.model.metadata import CheckpointInfo
+from agegen.model.plugins import find_checkpoint
+from agegen.predict.results import NO_FACE, OK, UNREADABLE, FaceEstimate, FacePrediction, PhotoPrediction, choose_gender
+from agegen.predict.stream import Waiting, stream_in_order
+
+NO_DETECTOR = "none"
+
+# The longer side, in pixels, to which photographs are decoded.
+LARGEST_SIDE = 4096
+
+_BATCH_FACES, _BATCH_PHOTOS = 64, 128
+
+_IN_MEMORY = "picture"
+
+
+class CropModel:
+    """A loaded model that estimates age and gender of aligned crops."""
+
+    def __init__(self, info: CheckpointInfo, engine: Engine) -> None:
+        self.info = info
+        self.engine = engine
+        self.calibration = read_calibration(info.calibration)
+        self.contract = CropContract.from_json(info.crop) if info.crop else CropContract()
+
+    def estimate(self, crops: list[RGB]) -> list[FaceEstimate]:
+        """Return estimates for aligned crops (RGB pictures of any size), made in one batch."""
+        if not crops:
+            return []
+        images = np.stack([resize_image(crop, self.engine.input_size) for crop in crops])
+        age, spread, p_female = self.engine.run(images)
+        low, high = bound_ages(age, spread, self.calibration)
+        columns = np.stack([age, low, high, p_female], axis=1)
+        return [FaceEstimate(*row) for row in columns.tolist()]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A photograph whose faces are cut out, or the reason why it has none."""
+
+    file: str
+    boxes: tuple[tuple[int, int, int, int] | None, ...] = ()
+    crops: tuple[RGB, ...] = ()
+    photo: Photo | None = None
+    reason: str | None = None
+
+
+class Estimator:
+    """Finds the faces in photographs and estimates the age and gender of each.
+
+    Example::
+
+        from agegen import Estimator
+
+        for face in Estimator.load().predict("photo.jpg"):
+            print(face.age, face.gender, face.box)
+    """
+
+    def __init__(self, model: CropModel, detector: str = DEFAULT_DETECTOR, min_confidence: float | None = None) -> None:
+        self.model = model
+        self.detector = detector
+        self.min_confidence = model.calibration.min_confidence if min_confidence is None else min_confidence
+        if not 0.5 <= self.min_confidence <= 1:
+            raise AgegenError("--min-confidence must be between 0.5 and 1")
+        self._local = threading.local()
+        if detector != NO_DETECTOR:
+            self._local.detector = create_detector(detector)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | None = None,
+        *,
+        run: Path | str | None = None,
+        detector: str = DEFAULT_DETECTOR,
+        min_confidence: float | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        engine: str = "auto",
+    ) -> Estimator:
+        """Load the weights that ship for ``model``, or those of a run or checkpoint of your own.
+
+        Args:
+            model: a backbone with weights of its own; None stands for the default one.
+            run: a run folder or a ``.safetensors`` or ``.onnx`` file in its place.
+            detector: ``mtcnn``, ``yunet``, or ``none`` to take each picture as one aligned crop.
+            min_confidence: 0.5–1, the probability from which on gender is named; None as the model says.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            precision: ``auto``, ``fp32`` or ``bf16``.
+            engine: ``onnx``, ``torch``, or ``auto`` for onnxruntime where an ONNX file lies beside the checkpoint.
+
+        Raises:
+            AgegenError: whatever of these can't be had.
+        """
+        path = find_checkpoint(model, Path(run) if run is not None else None)
+        return cls(CropModel(*load_engine(path, engine, device, precision)), detector, min_confidence)
+
+    def predict(self, picture: str | os.PathLike[str] | RGB | Any) -> list[FacePrediction]:
+        """Return the faces of one photograph, from left to right; none where none is found.
+
+        Args:
+            picture: a path, an RGB array (height, width, 3) of uint8, or a Pillow image.
+
+        Raises:
+            DataError: the file can't be read, or the array has another form.
+        """
+        if isinstance(picture, str | os.PathLike):
+            prepared = self._prepare(Path(picture), keep_image=False)
+        else:
+            prepared = self._cut_faces(_IN_MEMORY, Photo(_check_picture(picture), 1.0), keep_image=False)
+        if prepared.reason is not None:
+            raise DataError(f"{prepared.file}: {prepared.reason}")
+        return list(self._finish([prepared])[0].faces)
+
+    def predict_many(self, paths: Iterable[Path], *, keep_images: bool = False) -> Iterator[PhotoPrediction]:
+        """Yield one result per photograph, in the order given, as they come; an unreadable one stops nothing.
+
+        Decoding and detection run in threads beside the inference in batches; memory doesn't grow with
+        the number of photographs. ``keep_images`` leaves the photograph and the crops in each result.
+        """
+        threads = count_cores()
+        stream = stream_in_order(lambda path: self._prepare(path, keep_images), paths, threads, 4 * threads)
+        batch: list[_Prepared] = []
+        for item in stream:
+            if not isinstance(item, Waiting):
+                batch.append(item)
+            full = sum(len(photo.crops) for photo in batch) >= _BATCH_FACES or len(batch) >= _BATCH_PHOTOS
+            if full or isinstance(item, Waiting):
+                yield from self._finish(batch)
+                batch = []
+        yield from self._finish(batch)
+
+    def _prepare(self, path: Path, keep_image: bool) -> _Prepared:
+        """Decode a photograph and cut its faces out; runs in threads."""
+        try:
+            photo = decode_photo(read_image_file(path), LARGEST_SIDE)
+            return self._cut_faces(str(path), photo, keep_image)
+        except DataError as error:
+            return _Prepared(str(path), reason=str(error))
+        except MemoryError:
+            return _Prepared(str(path), reason="not enough memory to decode it")
+
+    def _cut_faces(self, file: str, photo: Photo, keep_image: bool) -> _Prepared:
+        boxes: tuple[tuple[int, int, int, int] | None, ...]
+        if self.detector == NO_DETECTOR:
+            boxes, crops = (None,), [photo.image]
+        else:
+            detector = self._get_detector()
+            faces = detector.detect(photo.image)
+            boxes = tuple(_round_box(face, photo) for face in faces)
+            crops = [align_face(photo.image, face, detector, self.model.contract) for face in faces]
+        if keep_image:
+            return _Prepared(file, boxes, tuple(crops), photo)
+        # Resized here, in a thread, rather than by the one that runs the model.
+        return _Prepared(file, boxes, tuple(resize_image(crop, self.model.engine.input_size) for crop in crops))
+
+    def _get_detector(self) -> Detector:
+        """Return this thread's detector: OpenCV's networks can't be shared between threads."""
+        if not hasattr(self._local, "detector"):
+            self._local.detector = create_detector(self.detector)
+        detector: Detector = self._local.detector
+        return detector
+
+    def _finish(self, batch: list[_Prepared]) -> list[PhotoPrediction]:
+        """Estimate all faces of some photographs in one batch."""
+        estimates = iter(self.model.estimate([crop for photo in batch for crop in photo.crops]))
+        return [self._describe(photo, [next(estimates) for _ in photo.crops]) for photo in batch]
+
+    def _describe(self, prepared: _Prepared, estimates: list[FaceEstimate]) -> PhotoPrediction:
+        status = UNREADABLE if prepared.reason is not None else OK if estimates else NO_FACE
+        faces = tuple(
+            self._describe_face(prepared.file, number, box, estimate)
+            for number, (box, estimate) in enumerate(zip(prepared.boxes, estimates, strict=True), start=1)
+        )
+        if prepared.photo is None:
+            return PhotoPrediction(prepared.file, status, faces, prepared.reason)
+        photo = prepared.photo
+        return PhotoPrediction(prepared.file, status, faces, None, photo.image, photo.scale, prepared.crops)
+
+    def _describe_face(
+        self, file: str, number: int, box: tuple[int, int, int, int] | None, estimate: FaceEstimate
+    ) -> FacePrediction:
+        return FacePrediction(
+            file=file,
+            status=OK,
+            face=number,
+            box=box,
+            age=round(estimate.age, 1),
+            age_low=round(estimate.age_low, 1),
+            age_high=round(estimate.age_high, 1),
+            gender=choose_gender(estimate.p_female, self.min_confidence),
+            p_female=round(estimate.p_female, 4),
+            detector=self.detector,
+        )
+
+
+def _round_box(face: DetectedFace, photo: Photo) -> tuple[int, int, int, int]:
+    """Return a face's box in the file's own pixels, within its edges."""
+    height, width = photo.image.shape[:2]
+    limits = (width, height, width, height)
+    inside = (min(max(value, 0.0), float(limit)) for value, limit in zip(face.box, limits, strict=True))
+    left, top, right, bottom = (round(value / photo.scale) for value in inside)
+    return left, top, right, bottom
+
+
+def _check_picture(picture: Any) -> RGB:
+    array = np.asarray(picture.convert("RGB") if hasattr(picture, "convert") else picture)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise DataError(
+            f"a picture must be a path, a Pillow image or an RGB array (height, width, 3) of uint8, "
+            f"not {array.dtype} {array.shape}"
+        )
+    return np.ascontiguousarray(array)

@@ -1,0 +1,200 @@
+"""Rows of predictions as JSON, JSON Lines or CSV, written as they come; CSV and JSON Lines can be resumed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from agegen.errors import AgegenError, DataError
+from agegen.files import replace_atomically
+from agegen.predict.results import FacePrediction, PhotoPrediction
+
+CSV_COLUMNS = [field.name for field in fields(FacePrediction) if field.name != "box"] + [
+    "left",
+    "top",
+    "right",
+    "bottom",
+]
+
+
+class RowWriter(Protocol):
+    """Writes the rows of one photograph at a time, whole."""
+
+    def write(self, photo: PhotoPrediction) -> None:
+        """Write a photograph's rows."""
+
+    def close(self) -> None:
+        """Write what ends the output."""
+
+
+class _Writer:
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream = stream
+        self._name = name
+
+    def close(self) -> None:
+        """Write what ends the output: nothing, where each row stands for itself."""
+
+    def _emit(self, text: str) -> None:
+        try:
+            # One call and one flush: an interruption leaves a photograph's rows whole or away.
+            self._stream.write(text.encode("utf-8", errors="surrogateescape"))
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise AgegenError(f"can't write {self._name}: {error.strerror or error}") from error
+
+
+class JsonLinesWriter(_Writer):
+    """One JSON object a line."""
+
+    def write(self, photo: PhotoPrediction) -> None:
+        """Write a photograph's rows."""
+        self._emit("".join(format_row(row) + "\n" for row in photo.list_rows()))
+
+
+class JsonWriter(_Writer):
+    """One JSON array."""
+
+    _written = False
+
+    def write(self, photo: PhotoPrediction) -> None:
+        """Write a photograph's rows."""
+        start = ",\n  " if self._written else "[\n  "
+        self._written = True
+        self._emit(start + ",\n  ".join(format_row(row) for row in photo.list_rows()))
+
+    def close(self) -> None:
+        """End the array."""
+        self._emit("\n]\n" if self._written else "[]\n")
+
+
+class CsvWriter(_Writer):
+    """CSV with a header; the box in four columns."""
+
+    def __init__(self, stream: BinaryIO, name: str, header: bool = True) -> None:
+        super().__init__(stream, name)
+        if header:
+            self._emit(",".join(CSV_COLUMNS) + "\n")
+
+    def write(self, photo: PhotoPrediction) -> None:
+        """Write a photograph's rows."""
+        lines = []
+        for row in photo.list_rows():
+            left, top, right, bottom = row.box or (None,) * 4
+            cells = asdict(row) | {"left": left, "top": top, "right": right, "bottom": bottom}
+            lines.append(format_cells([cells[name] for name in CSV_COLUMNS]))
+        self._emit("".join(lines))
+
+
+def format_cells(cells: list[Any]) -> str:
+    """Return a line of CSV, ended by a newline."""
+    text = io.StringIO()
+    # With this line end the csv module quotes carriage returns in names too; Python 3.11 does not otherwise.
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def format_row(row: FacePrediction) -> str:
+    """Return a row as JSON on one line; names that aren't UTF-8 are escaped."""
+    text = json.dumps(row.to_json(), ensure_ascii=False, allow_nan=False)
+    return text if _is_utf8(text) else json.dumps(row.to_json(), allow_nan=False)
+
+
+@contextmanager
+def open_writer(kind: str, target: str, stdout: BinaryIO, resume: bool = False) -> Iterator[RowWriter]:
+    """Open a writer of ``kind`` (json, jsonl or csv) to a file, or to ``stdout`` where ``target`` is ``-``.
+
+    JSON files appear whole at the end or not at all; the other two grow row by row.
+
+    Raises:
+        AgegenError: the file can't be written.
+    """
+    if target == "-":
+        writer = _make_writer(kind, stdout, "stdout", header=True)
+        yield writer
+        writer.close()
+    elif kind == "json":
+        with replace_atomically(Path(target)) as temporary, temporary.open("wb") as stream:
+            writer = JsonWriter(stream, target)
+            yield writer
+            writer.close()
+    else:
+        header = not (resume and Path(target).exists())
+        with _open_file(Path(target), append=not header) as stream:
+            yield _make_writer(kind, stream, target, header)
+
+
+def take_up(kind: str, path: Path) -> set[str]:
+    """Make an interrupted output ready to go on, and return the files that are finished in it.
+
+    A torn last line goes, and so do the rows of the last file, which may not be whole.
+
+    Raises:
+        AgegenError: it is no output of ``agegen predict`` in this form, or can't be read.
+    """
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise AgegenError(f"can't read {path}: {error.strerror}") from error
+    text = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="surrogateescape")
+    if not text:
+        path.unlink(missing_ok=True)
+        return set()
+    records = _READERS[kind](text, path)
+    last = records[-1][0] if records else None
+    kept = [line for file, line in records if file != last]
+    header = ",".join(CSV_COLUMNS) + "\n" if kind == "csv" else ""
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes((header + "".join(kept)).encode("utf-8", errors="surrogateescape"))
+    return {file for file, _ in records if file != last}
+
+
+def _read_lines(text: str, path: Path) -> list[tuple[str, str]]:
+    records = []
+    # Not splitlines: names may hold what Unicode counts as line ends, and JSON leaves it as it is.
+    for line in text.removesuffix("\n").split("\n"):
+        try:
+            records.append((str(json.loads(line)["file"]), line + "\n"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is no output of `agegen predict --jsonl`; --resume can't go on with it") from error
+    return records
+
+
+def _read_csv(text: str, path: Path) -> list[tuple[str, str]]:
+    reader = csv.reader(io.StringIO(text, newline=""))
+    if next(reader, None) != CSV_COLUMNS:
+        raise DataError(f"{path} is no output of `agegen predict --csv`; --resume can't go on with it")
+    return [(cells[0] if cells else "", format_cells(cells)) for cells in reader]
+
+
+_READERS: dict[str, Callable[[str, Path], list[tuple[str, str]]]] = {"jsonl": _read_lines, "csv": _read_csv}
+
+
+def _make_writer(kind: str, stream: BinaryIO, name: str, header: bool) -> RowWriter:
+    if kind == "csv":
+        return CsvWriter(stream, name, header)
+    return JsonWriter(stream, name) if kind == "json" else JsonLinesWriter(stream, name)
+
+
+def _open_file(path: Path, append: bool) -> Any:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab" if append else "wb")
+    except OSError as error:
+        raise AgegenError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,52 @@
+"""What moves on the terminal: progress bars; and notices."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class ProgressDisplay:
+    """Progress bars on a terminal, nothing elsewhere; used as a context and as a progress hook."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is."""
+        self.update(stage, done, total)
+
+    def update(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+        """Show how far a stage is; a finished one goes, one without a known total stays."""
+        task = self._tasks.get(stage)
+        if task is None:
+            task = self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
+        self._progress.update(task, completed=done, total=total, note=note, visible=total is None or done < total)
+
+
+def show_notices(console: Console, notices: tuple[str, ...]) -> None:
+    """Print notices, one a line."""
+    for notice in notices:
+        console.print(f"note: {notice}", style="yellow", soft_wrap=True)

@@ -1,0 +1,111 @@
+"""The options of a training: given anew, or read from the run that goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from agegen.backbone import Backbone
+from agegen.batches.sources import SourceOptions
+from agegen.errors import AgegenError, CheckpointError
+from agegen.machine import Compute
+from agegen.runs import open_run
+
+# These change nothing of the result, or only where it comes about.
+_FREE = ("workers", "cache_dir", "save_every", "resume", "out")
+
+_PATHS = ("split_file",)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of ``agegen train``; None stands for the backbone's own default.
+
+    ``save_every``: seconds after which the state is saved again. ``resume``: the folder of an
+    unfinished run, to which the other options belong; see :func:`agegen.train.config.read_config`.
+    """
+
+    model: str
+    data: str
+    out: Path | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    age_balance: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int | None = None
+    split_file: Path | None = None
+    cache_dir: Path | None = None
+    save_every: float = 60.0
+    resume: Path | None = None
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to train; see :class:`agegen.backbone.TrainingDefaults` for the meaning of each."""
+
+    epochs: int
+    lr: float
+    weight_decay: float
+
+
+def read_config(run: Path, given: dict[str, Any]) -> TrainConfig:
+    """Return the options with which a run goes on.
+
+    Args:
+        run: the folder of an unfinished run.
+        given: options of this call by their names in :class:`TrainConfig`; None where nothing was given.
+
+    Raises:
+        AgegenError: the run is finished, can't be used, or an option contradicts it.
+    """
+    folder = open_run(run)
+    record = folder.read()
+    if record.get("finished"):
+        raise AgegenError(f"{folder.path} is finished; there is nothing to go on with")
+    try:
+        options = dict(record["options"])
+        options["data"] = record["data"]["source"]
+        known = {field.name for field in fields(TrainConfig)}
+        kept = {name: value for name, value in options.items() if name in known and name not in _FREE}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder.path / 'run.json'} is damaged: it lacks {error}") from error
+    if clashes := [name for name, value in given.items() if name in kept and _clashes(name, value, kept[name])]:
+        said = ", ".join(f"--{name.replace('_', '-')} {given[name]} (the run has {kept[name]})" for name in clashes)
+        raise AgegenError(f"{folder.path} can't go on with other options: {said}; leave them out, or train anew")
+    kept |= {name: Path(kept[name]) for name in _PATHS if kept.get(name)}
+    kept |= {name: given[name] for name in _FREE if given.get(name) is not None}
+    return TrainConfig(**(kept | {"resume": folder.path}))
+
+
+def _clashes(name: str, given: Any, kept: Any) -> bool:
+    if given is None:
+        return False
+    if name == "data" and given != "demo":
+        return Path(str(given)).resolve() != Path(str(kept))
+    return str(given) != str(kept)
+
+
+def choose_settings(
+    config: TrainConfig, backbone: type[Backbone], compute: Compute
+) -> tuple[FitSettings, SourceOptions]:
+    """Return the settings, the backbone's defaults filled in where the user gave nothing.
+
+    Raises:
+        AgegenError: a number that makes no sense.
+    """
+    defaults = backbone.defaults
+    epochs = defaults.epochs if config.epochs is None else config.epochs
+    batch_size = defaults.batch_size if config.batch_size is None else config.batch_size
+    lr = defaults.lr if config.lr is None else config.lr
+    balance = defaults.age_balance if config.age_balance is None else config.age_balance
+    if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
+        raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
+    if not 0 <= balance <= 1:
+        raise AgegenError("--age-balance must be between 0 (the data as it is) and 1")
+    settings = FitSettings(epochs, lr, defaults.weight_decay)
+    options = SourceOptions(compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir, balance)
+    return settings, options

@@ -1,0 +1,194 @@
+"""The training loop: a generator of batch and epoch results."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from agegen.batches.batch import Batch, BatchSource
+from agegen.errors import AgegenError
+from agegen.evaluate.estimates import Estimates, estimate_batches
+from agegen.machine import Compute
+from agegen.model.loss import compute_loss, make_age_distribution
+from agegen.train.config import FitSettings
+from agegen.train.events import BatchResult, EpochResult
+
+EMA_DECAY = 0.998
+
+WARMUP_SHARE = 0.1
+
+# In choosing the best epoch, one point of gender accuracy weighs as much as 0.1 years of MAE.
+ACCURACY_YEARS = 10.0
+
+
+@dataclass
+class Progress:
+    """How far a training is; with the tensors of a :class:`Trainer`, all that going on needs.
+
+    Attributes:
+        epoch: epochs that are over, and ``batch`` batches that are over in the one after them.
+        seen: faces in this epoch so far, and ``loss_sum`` the sum of their losses.
+        best: the lowest :func:`score_epoch` so far.
+        seconds: of training so far, over all processes.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    seen: int = 0
+    loss_sum: float = 0.0
+    best: float = math.inf
+    seconds: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """What a training changes: the network, its average (the weights to keep), the optimiser, the progress."""
+
+    network: nn.Module
+    averaged: AveragedModel
+    optimizer: torch.optim.Optimizer
+    settings: FitSettings
+    compute: Compute
+    progress: Progress = field(default_factory=Progress)
+
+
+def make_trainer(network: nn.Module, settings: FitSettings, compute: Compute) -> Trainer:
+    """Return a trainer at the start: AdamW, and the EMA of the weights."""
+    return Trainer(network, average_network(network), make_optimizer(network, settings), settings, compute)
+
+
+def average_network(network: nn.Module) -> AveragedModel:
+    """Return the exponential moving average of a network's weights and buffers, with a warm-up."""
+
+    def update(averages: Any, current: Any, count: Any) -> None:
+        steps = int(count)
+        weight = 1 - min(EMA_DECAY, (1 + steps) / (10 + steps))
+        for average, value in zip(averages, current, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, weight)
+            else:
+                average.copy_(value)
+
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+
+
+def fit(trainer: Trainer, train: BatchSource, val: BatchSource) -> Iterator[BatchResult | EpochResult]:
+    """Train from where the trainer stands, yielding each batch and epoch.
+
+    AdamW, a linear warm-up and a cosine decay to zero, EMA of the weights. While the generator waits
+    after a result, the trainer is whole: the caller may read and save it.
+
+    Raises:
+        AgegenError: the loss is no number any more.
+    """
+    progress = trainer.progress
+    while progress.epoch < trainer.settings.epochs:
+        seen_before, seconds_before, rate, waited = progress.seen, progress.seconds, 0.0, 0.0
+        trainer.network.train()
+        mark = time.monotonic()
+        for batch in train.iterate(progress.epoch, progress.batch):
+            waited += time.monotonic() - mark
+            loss = take_step(trainer, batch, len(train))
+            progress.batch += 1
+            progress.seen += len(batch.ages)
+            progress.loss_sum += loss * len(batch.ages)
+            progress.seconds += time.monotonic() - mark
+            spent = max(progress.seconds - seconds_before, 1e-9)
+            rate = (progress.seen - seen_before) / spent
+            yield BatchResult(progress.epoch + 1, progress.batch, len(train), loss, rate, waited / spent)
+            mark = time.monotonic()
+        yield end_epoch(trainer, val, len(train), rate)
+
+
+def take_step(trainer: Trainer, batch: Batch, batches: int) -> float:
+    """Take one step on a batch of an epoch of ``batches``; return its loss.
+
+    Raises:
+        AgegenError: the loss is no number any more.
+    """
+    settings, compute, progress = trainer.settings, trainer.compute, trainer.progress
+    factor = scale_lr(progress.epoch * batches + progress.batch, settings.epochs * batches)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = settings.lr * factor
+    inputs = batch.views[0].to(compute.device, non_blocking=True)
+    targets = make_age_distribution(batch.ages.to(compute.device))
+    with compute.autocast():
+        outputs = trainer.network(inputs)
+    loss = compute_loss(outputs, targets, batch.female.to(compute.device))
+    trainer.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    trainer.optimizer.step()
+    trainer.averaged.update_parameters(trainer.network)
+    value = float(loss.item())
+    if not math.isfinite(value):
+        raise AgegenError(_explain_divergence(progress.epoch, progress.batch + 1))
+    return value
+
+
+def end_epoch(trainer: Trainer, val: BatchSource, batches: int, rate: float) -> EpochResult:
+    """Validate the averaged weights and move on to the next epoch."""
+    progress, settings = trainer.progress, trainer.settings
+    started = time.monotonic()
+    estimates = estimate_batches(trainer.averaged, val, trainer.compute)
+    mae, accuracy = measure_quickly(estimates, val)
+    score = score_epoch(mae, accuracy)
+    progress.seconds += time.monotonic() - started
+    result = EpochResult(
+        epoch=progress.epoch + 1,
+        train_loss=progress.loss_sum / progress.seen,
+        val_loss=estimates.loss,
+        val_mae=mae,
+        val_accuracy=accuracy,
+        lr=settings.lr * scale_lr((progress.epoch + 1) * batches, settings.epochs * batches),
+        seconds=progress.seconds,
+        images_per_second=rate,
+        best=score < progress.best,
+    )
+    progress.best = min(progress.best, score)
+    progress.epoch, progress.batch, progress.seen, progress.loss_sum = progress.epoch + 1, 0, 0, 0.0
+    return result
+
+
+def score_epoch(mae: float, accuracy: float) -> float:
+    """Return what the best epoch has least of: MAE in years + 10 × (1 − gender accuracy)."""
+    return mae + ACCURACY_YEARS * (1 - accuracy)
+
+
+def scale_lr(step: int, total: int) -> float:
+    """Return the learning rate's factor (0–1) at a step: linear warm-up, then half a cosine."""
+    warmup = max(1, int(total * WARMUP_SHARE))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def make_optimizer(network: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
+    """Return AdamW over the trainable parameters; biases and norms don't decay."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr)
+
+
+def measure_quickly(estimates: Estimates, source: BatchSource) -> tuple[float, float]:
+    """Return (MAE in years, gender accuracy 0–1) of estimates against a source's labels."""
+    ages, female = source.labels
+    mae = float(np.abs(estimates.age - ages).mean())
+    return mae, float(((estimates.p_female >= 0.5) == (female > 0.5)).mean())
+
+
+def _explain_divergence(epoch: int, batch: int) -> str:
+    return (
+        f"the loss is no number any more in epoch {epoch + 1}, batch {batch}; the best epoch so far is kept. "
+        "Usual causes: the learning rate is too high (try --lr a tenth of it), or --precision bf16 (try fp32)"
+    )

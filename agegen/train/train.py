@@ -1,0 +1,175 @@
+"""A whole training, from the options to the run folder that remembers it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from agegen.batches.sources import TrainSources, choose_network, make_train_sources, share_backbone
+from agegen.data.scan import ProgressHook, ignore_progress
+from agegen.errors import AgegenError, TrainingInterrupted
+from agegen.evaluate.estimates import estimate_batches, write_predictions
+from agegen.evaluate.evaluation import Evaluation, evaluate_source
+from agegen.export.card import write_card
+from agegen.export.onnx import export_onnx
+from agegen.files import write_json
+from agegen.machine import keep_freed_memory
+from agegen.model.calibration import Calibration, calibrate
+from agegen.model.checkpoint import describe_model, load_checkpoint, save_checkpoint
+from agegen.render.plots import plot_curves
+from agegen.runs import RunFolder
+from agegen.train.config import TrainConfig
+from agegen.train.events import BatchResult, EpochResult, TrainEvent, TrainNotice, TrainResult
+from agegen.train.loop import Trainer, fit, make_trainer
+from agegen.train.record import LimitFinder, announce_training, begin_record, describe_origin, format_time
+from agegen.train.setup import Training, prepare_training
+from agegen.train.state import StateFiles
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def train_run(
+    config: TrainConfig,
+    on_progress: ProgressHook = ignore_progress,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[TrainEvent]:
+    """Train a model and yield what happens: the start, batches, epochs, and the result.
+
+    After each batch and epoch ``should_stop`` is asked; where it says yes, the state is saved.
+
+    Raises:
+        TrainingInterrupted: ``should_stop`` said yes.
+        AgegenError: whatever the user can put right, from the plugin's name to a full disk.
+    """
+    started = time.time()
+    keep_freed_memory()
+    training = prepare_training(config, on_progress)
+    with training.run.lock():
+        record = begin_record(config, training, started)
+        training.run.write(record)
+        yield announce_training(training)
+        sources_started = time.time()
+        sources = make_train_sources(
+            training.model, training.scan, training.split["split"].to_numpy(), training.options, on_progress
+        )
+        fit_started = time.time()
+        yield from fit_and_keep(training, sources, config.save_every, should_stop)
+        fitting = time.time() - fit_started
+        rows = training.run.read_epochs()
+        best = find_best(rows)
+        result = evaluate_best(training, sources, calibrate_best(training, sources))
+        epochs = float(rows["seconds"].iloc[-1])
+        record |= {"finished": format_time(time.time()), "best": asdict(best)}
+        record["seconds"] = {
+            # With what processes before this one spent on epochs, where the run was resumed.
+            "total": round(time.time() - started + max(0.0, epochs - fitting), 1),
+            "preparing": round(fit_started - sources_started, 1),
+            "epochs": round(epochs, 1),
+            "features": round(sources.feature_seconds, 1),
+        }
+        training.run.write(record)
+        write_card(training.run.card, training.run, training.run.checkpoint)
+        plot_curves(training.run.curves, {config.model: rows})
+        yield from export_best(training.run)
+        StateFiles(training.run.path).clear()
+    yield TrainResult(training.run.path, config.model, best, result, time.time() - started)
+
+
+def fit_and_keep(
+    training: Training, sources: TrainSources, save_every: float, should_stop: Callable[[], bool]
+) -> Iterator[TrainNotice | BatchResult | EpochResult]:
+    """Run the training loop from where the run folder's state stands; keep each best epoch, and the state.
+
+    The state is saved where ``save_every`` seconds have passed since it was saved last.
+
+    Raises:
+        TrainingInterrupted: ``should_stop`` said yes; the state is saved.
+    """
+    trainer = make_trainer(sources.network, training.settings, training.options.compute)
+    states = StateFiles(training.run.path)
+    restored = states.restore(trainer)
+    if restored.notices:
+        yield TrainNotice(restored.notices)
+    rows: list[dict[Any, Any]] = []
+    if trainer.progress.epoch:
+        rows = list(training.run.read_epochs().to_dict("records")[: trainer.progress.epoch])
+    saved = time.monotonic()
+    limits = LimitFinder(sources.train.measure_rate())
+    for event in fit(trainer, sources.train, sources.val):
+        if isinstance(event, EpochResult):
+            rows.append(asdict(event))
+            keep_epoch(training, trainer, event, rows)
+        stop = should_stop()
+        if stop or time.monotonic() - saved >= save_every:
+            states.save(trainer)
+            saved = time.monotonic()
+        yield event
+        if isinstance(event, BatchResult):
+            yield from (TrainNotice((finding,)) for finding in limits.look(event))
+        if stop:
+            raise TrainingInterrupted(
+                f"interrupted in epoch {event.epoch}; go on with `agegen train --resume {training.run.path}`"
+            )
+
+
+def keep_epoch(training: Training, trainer: Trainer, event: EpochResult, rows: list[dict[Any, Any]]) -> None:
+    """Write an epoch's row, and its averaged weights where it is the best so far."""
+    if event.best:
+        best = share_backbone(training.model, trainer.averaged.module)
+        note = {**asdict(event), **describe_origin(training)}
+        save_checkpoint(training.run.checkpoint, best, describe_model(training.plugin, best, note))
+    training.run.write_epochs(rows)
+
+
+def find_best(rows: pd.DataFrame) -> EpochResult:
+    """Return the best of the epochs of ``epochs.csv``: the last that was the best so far.
+
+    Raises:
+        AgegenError: no epoch gave metrics that are numbers.
+    """
+    best = rows[rows["best"].astype(bool)]
+    if best.empty:
+        raise AgegenError("no epoch gave metrics that are numbers; try a lower --lr")
+    return EpochResult(**{str(name): value for name, value in best.to_dict("records")[-1].items()})
+
+
+def calibrate_best(training: Training, sources: TrainSources) -> Calibration:
+    """Calibrate the best checkpoint on the validation split, and save it with that and its crop contract."""
+    info, model = load_checkpoint(training.run.checkpoint)
+    compute = training.options.compute
+    estimates = estimate_batches(choose_network(model).to(compute.device), sources.val, compute)
+    ages, female = sources.val.labels
+    calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, ages.astype(float), female > 0.5)
+    crop = None if training.crop is None else training.crop.to_json()
+    save_checkpoint(training.run.checkpoint, model, replace(info, calibration=calibration.to_json(), crop=crop))
+    return calibration
+
+
+def export_best(run: RunFolder) -> Iterator[TrainNotice]:
+    """Write the best checkpoint as ONNX too, for predicting; a backbone that ONNX can't express does without."""
+    try:
+        export_onnx(run.checkpoint, run.onnx)
+    except AgegenError as error:
+        run.onnx.unlink(missing_ok=True)
+        yield TrainNotice((f"{error}; predict will use torch",))
+
+
+def evaluate_best(training: Training, sources: TrainSources, calibration: Calibration) -> Evaluation:
+    """Evaluate the best checkpoint, as it lies on disk, on the test split; write what comes of it."""
+    _, model = load_checkpoint(training.run.checkpoint)
+    inside = (training.split["split"] == "test").to_numpy()
+    result, predictions = evaluate_source(
+        choose_network(model),
+        sources.test,
+        training.scan,
+        inside,
+        training.baseline,
+        calibration,
+        training.options.compute,
+    )
+    write_json(training.run.evaluation, result.to_json())
+    write_predictions(training.run.predictions, predictions)
+    return result

@@ -1,0 +1,146 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from agegen.compare.compare import CompareConfig, align_predictions, choose_runs, compare_runs, name_runs, write_verdict
+from agegen.compare.costs import Cost, find_settled_epoch
+from agegen.compare.differences import find_group_differences, measure_rows
+from agegen.errors import AgegenError
+from agegen.runs import RunFolder
+
+NAMES = ("first", "second")
+
+
+def make_table(error, right, n=400, seed=0):
+    """Predictions off by about ``error`` years, right about gender with probability ``right``."""
+    rng = np.random.default_rng(seed)
+    ages = np.random.default_rng(9).integers(0, 90, n).astype(float)
+    female = np.random.default_rng(8).random(n) < 0.5
+    correct = rng.random(n) < right
+    return pd.DataFrame(
+        {
+            "path": [f"{index}.jpg" for index in range(n)],
+            "sha256": [f"{index:064d}" for index in range(n)],
+            "age": ages,
+            "female": female,
+            "race": np.where(np.arange(n) % 4 == 0, "Asian", "White"),
+            "estimated_age": ages + rng.normal(0, error, n),
+            "age_low": 0.0,
+            "age_high": 116.0,
+            "p_female": np.where(correct == female, 0.9, 0.1),
+        }
+    )
+
+
+def test_a_clear_difference_names_the_better_run():
+    age, gender = measure_rows(NAMES, {"first": make_table(10, 0.8), "second": make_table(5, 0.95, seed=1)})
+    mae, accuracy = age[0], gender[0]
+    assert (mae.name, mae.better) == ("mae", ("second",))
+    assert mae.differences[0].value == pytest.approx(mae.values[1].value - mae.values[0].value)
+    assert mae.differences[0].high < 0
+    assert (accuracy.name, accuracy.better) == ("accuracy", ("second",))
+    assert accuracy.differences[0].low > 0
+
+
+def test_equal_runs_show_no_clear_difference_and_pairing_tightens():
+    table = make_table(6, 0.9)
+    shifted = table.assign(estimated_age=table["estimated_age"] + 0.01)
+    age, gender = measure_rows(NAMES, {"first": table, "second": shifted})
+    assert gender[0].better == (None,)
+    difference, single = age[0].differences[0], age[0].values[0]
+    assert difference.high - difference.low < 0.1 * (single.high - single.low)
+
+
+def test_groups_come_with_the_clearest_difference_first():
+    first, second = make_table(5, 0.9), make_table(5, 0.9, seed=1)
+    worse = second.assign(
+        estimated_age=second["estimated_age"].where(second["race"] != "Asian", second["estimated_age"] + 30)
+    )
+    groups = find_group_differences(NAMES, {"first": first, "second": worse})
+    assert (groups[0].column, groups[0].value, groups[0].metric, groups[0].better) == ("race", "Asian", "mae", "first")
+    assert all(group.n >= 30 for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("losses", "epoch"),
+    [
+        ([5.0, 4.0, 3.0, 2.0, 2.0, 2.0, 2.0], 6),
+        ([2.0], 1),
+        ([3.0, 3.0, 3.0], 1),
+        ([5.0, 3.0, 2.0, 2.0, 2.0, 9.0], 6),
+    ],
+)
+def test_settled_epoch(losses, epoch):
+    assert find_settled_epoch(np.array(losses)) == epoch
+
+
+def test_verdict_is_made_from_the_numbers():
+    costs = [
+        Cost(10**6, 10**6, 4 * 10**6, 9, 5, 3.0, 12.2, 0.0, 100.0),
+        Cost(2 * 10**7, 9 * 10**6, 10**7, 9, 5, 3.0, 30.7, 20.0, None),
+    ]
+    tables = {"first": make_table(10, 0.9), "second": make_table(5, 0.9, seed=1)}
+    age, gender = measure_rows(NAMES, tables)
+    verdict = write_verdict(NAMES, 400, age, gender, costs)
+    assert verdict.startswith("On 400 faces that neither model trained on, second is better at age (an MAE of ")
+    assert f"{age[0].values[1].value:.2f} against {age[0].values[0].value:.2f} years" in verdict
+    assert "gender shows no clear difference" in verdict
+    assert "; first trained 1.00M parameters in 12 minutes, second trained" in verdict
+    assert verdict.endswith(" 9.00M parameters in 31 minutes after 20 for its features.")
+
+
+@pytest.fixture
+def two_runs(trained_run, tmp_path):
+    copies = [tmp_path / "runs" / name for name in ("one", "two")]
+    for copy in copies:
+        shutil.copytree(trained_run, copy)
+    return copies
+
+
+def test_runs_of_one_model_are_named_by_their_folders(two_runs):
+    result = compare_runs(CompareConfig(tuple(two_runs)))
+    assert result.names == ("one", "two")
+    assert all(row.better == (None,) for row in (*result.age, *result.gender))
+    assert result.costs[0].parameters == result.costs[0].trainable > 950_000
+    assert result.costs[0].images_per_second > 0
+    json.dumps(result.to_json(), allow_nan=False)
+    assert name_runs([RunFolder(path) for path in two_runs], ["a", "b"]) == ("a", "b")
+
+
+def test_only_faces_that_nobody_trained_on_are_compared(two_runs):
+    runs = [RunFolder(path) for path in two_runs]
+    tables = [pd.read_parquet(run.predictions) for run in runs]
+    split = pd.read_csv(runs[1].split)
+    moved = tables[0]["sha256"].iloc[:5]
+    split.loc[split["sha256"].isin(moved), "split"] = "train"
+    split.to_csv(runs[1].split, index=False)
+    aligned, source = align_predictions(runs, NAMES, tables, CompareConfig())
+    assert not set(aligned["first"]["sha256"]) & set(moved)
+    assert len(aligned["first"]) == len(tables[0]) - 5
+    assert source == "the common test faces"
+
+
+def test_what_cannot_be_compared_is_refused_with_the_reason(two_runs):
+    runs = [RunFolder(path) for path in two_runs]
+    tables = [pd.read_parquet(run.predictions) for run in runs]
+    other = tables[1].assign(sha256="x" + tables[1]["sha256"])
+    with pytest.raises(AgegenError, match=r"only 0 faces are in the test set of each \(first 48, second 48\)"):
+        align_predictions(runs, NAMES, [tables[0], other], CompareConfig())
+    with pytest.raises(AgegenError, match="the same faces have different labels"):
+        align_predictions(runs, NAMES, [tables[0], tables[1].assign(age=3.0)], CompareConfig())
+    with pytest.raises(AgegenError, match="at least two different finished runs"):
+        choose_runs((two_runs[0], two_runs[0]))
+    record = runs[0].read()
+    runs[0].write({**record, "finished": None})
+    with pytest.raises(AgegenError, match="is not finished"):
+        choose_runs(tuple(two_runs))
+
+
+def test_comparison_on_other_data_runs_both(two_runs, faces_folder):
+    result = compare_runs(CompareConfig(tuple(two_runs), data=str(faces_folder), split="all"))
+    trained = set(pd.read_csv(two_runs[0] / "split.csv").query("split == 'train'")["sha256"])
+    assert 0 < result.n <= 60
+    assert not set(result.predictions["one"]["sha256"]) & trained

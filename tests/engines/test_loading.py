@@ -1,0 +1,45 @@
+"""Which engine runs a checkpoint, and what is refused."""
+
+import shutil
+
+import pytest
+from foreign import make_foreign_model
+
+from agegen.engines.loading import load_engine
+from agegen.errors import AgegenError, CheckpointError
+from agegen.export.onnx import export_onnx
+from agegen.model.checkpoint import save_checkpoint
+
+
+@pytest.mark.parametrize("harm", ["damaged", "foreign", "stale", "missing"])
+def test_where_the_onnx_file_can_not_be_used_torch_reads_the_checkpoint(trained_run, tmp_path, harm):
+    checkpoint = shutil.copy(trained_run / "best.safetensors", tmp_path / "best.safetensors")
+    content = (trained_run / "best.onnx").read_bytes()
+    if harm == "damaged":
+        (tmp_path / "best.onnx").write_bytes(content[: len(content) // 2])
+    elif harm == "foreign":
+        (tmp_path / "best.onnx").write_bytes(make_foreign_model().SerializeToString())
+    elif harm == "stale":
+        export_onnx(checkpoint, tmp_path / "best.onnx")
+        from agegen.model.checkpoint import load_checkpoint
+
+        info, model = load_checkpoint(checkpoint)
+        save_checkpoint(checkpoint, model.half(), info)
+    assert load_engine(checkpoint)[1].name == "torch"
+    with pytest.raises(CheckpointError, match=r"best\.onnx"):
+        load_engine(checkpoint, "onnx")
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "auto"), ("auto", "bf16")])
+def test_the_onnx_engine_has_one_device_and_precision(trained_run, device, precision):
+    with pytest.raises(AgegenError, match="on the CPU in float32"):
+        load_engine(trained_run / "best.safetensors", "onnx", device, precision)
+
+
+def test_unknown_engines_are_refused(trained_run):
+    with pytest.raises(AgegenError, match="--engine is one of auto, onnx, torch"):
+        load_engine(trained_run / "best.safetensors", "tensorrt")
+
+
+def test_bf16_is_computed_by_torch(trained_run):
+    assert load_engine(trained_run / "best.safetensors", "auto", "cpu", "bf16")[1].name == "torch"

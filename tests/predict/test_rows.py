@@ -1,0 +1,141 @@
+import csv
+import errno
+import io
+import json
+
+import pytest
+
+from agegen.errors import AgegenError
+from agegen.predict.results import FacePrediction, PhotoPrediction
+from agegen.predict.rows import CSV_COLUMNS, open_writer, take_up
+
+
+def make_face(file, number):
+    return FacePrediction(file, "ok", number, (1, 2, 30, 40), 33.3, 20.0, 45.5, "female", 0.93, "mtcnn")
+
+
+def make_photo(file, faces=1):
+    return PhotoPrediction(file, "ok", tuple(make_face(file, number + 1) for number in range(faces)))
+
+
+PHOTOS = [
+    make_photo("a.jpg", 2),
+    PhotoPrediction('b,"1"\n.jpg', "no_face"),
+    PhotoPrediction("c.jpg", "unreadable", reason="no such file"),
+    make_photo("d\udcff.jpg"),
+]
+
+
+def write(kind, target, photos, resume=False):
+    stdout = io.BytesIO()
+    with open_writer(kind, str(target), stdout, resume) as writer:
+        for photo in photos:
+            writer.write(photo)
+    return stdout.getvalue()
+
+
+def test_json_is_one_array():
+    rows = json.loads(write("json", "-", PHOTOS))
+    assert [row["status"] for row in rows] == ["ok", "ok", "no_face", "unreadable", "ok"]
+    assert set(rows[0]) == {
+        *("file", "status", "face", "box", "age", "age_low", "age_high", "gender", "p_female", "detector")
+    }
+    assert rows[0]["box"] == [1, 2, 30, 40]
+    assert rows[3]["reason"] == "no such file"
+    assert rows[4]["file"] == "d\udcff.jpg"
+    assert json.loads(write("json", "-", [])) == []
+
+
+def test_json_lines_come_one_by_one():
+    stdout = io.BytesIO()
+    with open_writer("jsonl", "-", stdout) as writer:
+        for count, photo in enumerate(PHOTOS, start=2):
+            writer.write(photo)
+            assert len(stdout.getvalue().splitlines()) == count
+    rows = [json.loads(line) for line in stdout.getvalue().splitlines()]
+    assert rows == json.loads(write("json", "-", PHOTOS))
+
+
+def test_csv_reads_back(tmp_path):
+    write("csv", tmp_path / "rows.csv", PHOTOS)
+    text = (tmp_path / "rows.csv").read_text(encoding="utf-8", errors="surrogateescape")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["file"] for row in rows] == ["a.jpg", "a.jpg", 'b,"1"\n.jpg', "c.jpg", "d\udcff.jpg"]
+    assert (rows[0]["left"], rows[0]["bottom"], rows[0]["age"]) == ("1", "40", "33.3")
+    assert rows[2]["age"] == ""
+
+
+def test_a_json_file_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), open_writer("json", str(tmp_path / "rows.json"), io.BytesIO()) as writer:
+        writer.write(PHOTOS[0])
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("torn", [0, 1, 7, 40, 120, 200, 260])
+def test_an_interrupted_output_goes_on(tmp_path, kind, torn):
+    path = tmp_path / f"rows.{kind}"
+    write(kind, path, PHOTOS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - torn])
+    done = take_up(kind, path)
+    # The last file whose rows are there is done again, for it may have had more faces.
+    assert "d\udcff.jpg" not in done
+    write(kind, path, [photo for photo in PHOTOS if photo.file not in done], resume=True)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_names_with_other_line_ends_are_taken_up(tmp_path, kind):
+    photos = [make_photo(name) for name in ("a\u2028b.jpg", "a\x85b.jpg", "a\rb.jpg", "last.jpg")]
+    path = tmp_path / "rows"
+    write(kind, path, photos)
+    whole = path.read_bytes()
+    assert take_up(kind, path) == {photo.file for photo in photos[:-1]}
+    write(kind, path, photos[-1:], resume=True)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_resuming_nothing_starts_anew(tmp_path, kind):
+    path = tmp_path / "rows"
+    assert take_up(kind, path) == set()
+    write(kind, path, PHOTOS, resume=True)
+    whole = path.read_bytes()
+    path.write_bytes(b"file,sta")
+    assert take_up(kind, path) == set()
+    write(kind, path, PHOTOS, resume=True)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_resuming_something_else_is_refused(tmp_path, kind):
+    path = tmp_path / "rows"
+    path.write_text("name;age\nx;3\n")
+    with pytest.raises(AgegenError, match=f"no output of `agegen predict --{kind}`"):
+        take_up(kind, path)
+    assert path.read_text() == "name;age\nx;3\n"
+
+
+def test_a_full_disk_is_one_line():
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with open_writer("jsonl", "-", Full()) as writer, pytest.raises(AgegenError, match="No space left on device"):
+        writer.write(PHOTOS[0])
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(AgegenError, match="can't write"),
+        open_writer("csv", str(tmp_path / "file" / "x"), io.BytesIO()),
+    ):
+        pass
+
+
+def test_columns_are_the_documented_ones():
+    assert CSV_COLUMNS[0] == "file"
+    assert {"left", "top", "right", "bottom", "detector", "reason"} <= set(CSV_COLUMNS)

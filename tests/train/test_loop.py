@@ -1,0 +1,158 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from agegen.backbone import InputSpec
+from agegen.batches.augmentation import build_train_augmentation
+from agegen.batches.batch import limit_batch_size
+from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers
+from agegen.data.demo import draw_records
+from agegen.data.labels import AGE_CLASSES
+from agegen.data.scan import scan_images
+from agegen.errors import AgegenError
+from agegen.machine import choose_compute
+from agegen.model.network import Outputs
+from agegen.train.config import FitSettings, TrainConfig
+from agegen.train.events import BatchResult, EpochResult
+from agegen.train.loop import average_network, fit, make_optimizer, make_trainer, scale_lr
+from agegen.train.train import train_run
+
+SETTINGS = FitSettings(epochs=2, lr=1e-3, weight_decay=0.05)
+
+
+@pytest.fixture(scope="module")
+def data():
+    scan = scan_images(draw_records(24), 32)
+    frame = scan.records.frame
+    pixels = Pixels(scan.records, 32, scan.pixels)
+    return LabelledPixels(pixels, frame["age"].to_numpy(np.float32), frame["female"].to_numpy(np.float32))
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3 * 32 * 32, AGE_CLASSES + 1)
+
+    def forward(self, images):
+        values = self.layer(images.float().flatten(1) / 255)
+        return Outputs(values[:, :-1], values[:, -1])
+
+
+def run_fit(data, network, settings=SETTINGS, workers=0):
+    train = TrainBatches(data, build_train_augmentation(InputSpec(32)), 8, 5, workers)
+    trainer = make_trainer(network, settings, choose_compute("cpu", "fp32"))
+    return list(fit(trainer, train, EvalBatches(data))), trainer.averaged
+
+
+def test_events_come_in_order(data):
+    events, _ = run_fit(data, Linear())
+    assert [type(event) for event in events] == ([BatchResult] * 3 + [EpochResult]) * 2
+    epochs = [event for event in events if isinstance(event, EpochResult)]
+    assert [epoch.epoch for epoch in epochs] == [1, 2]
+    assert epochs[0].best
+    assert epochs[1].train_loss < epochs[0].train_loss
+    assert [event.batch for event in events[:3]] == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_same_seed_same_weights_whatever_the_workers(data):
+    states = []
+    for workers in (0, 2):
+        torch.manual_seed(5)
+        _, averaged = run_fit(data, Linear(), SETTINGS, workers)
+        states.append(averaged.module.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.usefixtures("quick_training")
+def test_two_runs_with_one_seed_give_the_same_epochs(faces_folder, tmp_path):
+    epochs = []
+    for name in ("first", "second"):
+        config = TrainConfig(
+            "scratch", str(faces_folder), tmp_path / name, epochs=1, batch_size=16, seed=3, device="cpu", workers=1
+        )
+        events = [event for event in train_run(config) if isinstance(event, EpochResult)]
+        epochs.append([(event.train_loss, event.val_loss, event.val_mae, event.val_accuracy) for event in events])
+    assert epochs[0] == epochs[1]
+
+
+def test_a_loss_that_is_no_number_stops_with_its_place(data):
+    class Broken(Linear):
+        calls = 0
+
+        def forward(self, images):
+            self.calls += 1
+            outputs = super().forward(images)
+            return outputs if self.calls != 2 else Outputs(outputs.age_logits * math.nan, outputs.gender_logit)
+
+    with pytest.raises(AgegenError, match=r"epoch 1, batch 2; .* --lr a tenth"):
+        run_fit(data, Broken())
+
+
+def test_average_follows_the_weights_and_copies_counters():
+    network = nn.BatchNorm1d(2)
+    averaged = average_network(network)
+    averaged.update_parameters(network)
+    with torch.no_grad():
+        network.weight.fill_(3.0)
+    network.num_batches_tracked.fill_(7)
+    for _ in range(3):
+        averaged.update_parameters(network)
+    assert 1.0 < averaged.module.weight[0] < 3.0
+    assert averaged.module.num_batches_tracked == 7
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    rates = [scale_lr(step, 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[-1] == pytest.approx(0.0)
+
+
+def test_biases_and_norms_do_not_decay():
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    network[0].bias.requires_grad_(False)
+    decaying, free = make_optimizer(network, SETTINGS).param_groups
+    assert [tuple(p.shape) for p in decaying["params"]] == [(3, 4)]
+    assert len(free["params"]) == 2
+    assert free["weight_decay"] == 0.0
+
+
+def test_batch_size_is_limited_by_the_data():
+    assert limit_batch_size(64, 10) == 10
+    with pytest.raises(AgegenError, match="too few to train on"):
+        limit_batch_size(64, 1)
+
+
+def test_workers_given_are_kept():
+    assert choose_workers(3) == 3
+    assert choose_workers(None) >= 0
+
+
+def test_run_folder_holds_all_that_is_promised(trained_run):
+    names = {path.name for path in trained_run.iterdir()}
+    assert names == {
+        "run.json", "split.csv", "epochs.csv", "best.safetensors", "best.onnx", "eval.json", "predictions.parquet",
+        "curves.png", "MODEL_CARD.md",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "--epochs must be at least 1"),
+        ({"lr": math.nan}, "--lr above 0"),
+        ({"device": "tpu"}, "--device is one of auto, cpu, cuda"),
+        ({"data": "nowhere"}, "no data at nowhere"),
+        ({"model": "none"}, "no backbone is called 'none'"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(tmp_path, options, message):
+    config = TrainConfig(**{"model": "scratch", "data": "demo", "out": tmp_path / "run", **options})
+    with pytest.raises(AgegenError, match=message):
+        next(train_run(config))
+    assert not (tmp_path / "run").exists()

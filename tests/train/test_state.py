@@ -1,0 +1,196 @@
+"""Trainings that are killed, interrupted or damaged, and go on as if nothing had been."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from agegen.errors import AgegenError, CheckpointError, TrainingInterrupted
+from agegen.model.checkpoint import load_checkpoint
+from agegen.train.config import TrainConfig, read_config
+from agegen.train.events import BatchResult, EpochResult, TrainNotice
+from agegen.train.state import StateFiles
+from agegen.train.train import train_run
+
+OPTIONS = {"epochs": 2, "batch_size": 12, "device": "cpu", "workers": 0, "save_every": 0.0}
+
+
+pytestmark = pytest.mark.usefixtures("quick_training")
+
+
+@pytest.fixture(scope="module")
+def whole(faces_folder, tmp_path_factory):
+    """A training that nothing interrupted."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    list(train_run(make_config(faces_folder, path)))
+    return path
+
+
+@pytest.fixture
+def data(faces_folder):
+    return faces_folder
+
+
+def make_config(data, path):
+    return TrainConfig("scratch", str(data), path, **OPTIONS)
+
+
+def make_command(data, run, save_every):
+    options = ["--epochs", "2", "--batch-size", "12", "--device", "cpu", "--workers", "1"]
+    places = ["--data", str(data), "--out", str(run), "--save-every", str(save_every)]
+    return [sys.executable, "-m", "agegen", "train", "--model", "scratch", *options, *places]
+
+
+def start(data, path, stop_after):
+    """Train until so many batches are over, then vanish without a word."""
+    batches = 0
+    for event in train_run(make_config(data, path)):
+        batches += isinstance(event, BatchResult)
+        if batches == stop_after:
+            return
+
+
+def go_on(path):
+    return list(train_run(read_config(path, {"workers": 0, "save_every": 0.0})))
+
+
+def check_same(first, second):
+    states = [load_checkpoint(path / "best.safetensors")[1].state_dict() for path in (first, second)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert json.loads((first / "eval.json").read_text()) == json.loads((second / "eval.json").read_text())
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
+def test_a_resumed_run_ends_bit_identical(whole, data, tmp_path, stop_after):
+    start(data, tmp_path / "run", stop_after)
+    events = go_on(tmp_path / "run")
+    check_same(whole, tmp_path / "run")
+    assert sum(isinstance(event, EpochResult) for event in events) == (2 if stop_after < 5 else 1)
+    assert not list((tmp_path / "run").glob("state-*"))
+
+
+def wait_for(run, pattern, process):
+    deadline = time.monotonic() + 100
+    while not list(run.glob(pattern)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("moment", [".state-*", "state-2*", "epochs.csv"])
+def test_sigkill_at_any_moment_loses_nothing(whole, data, tmp_path, moment):
+    """Killed while a state is written, in the first epoch, and between epochs."""
+    run = tmp_path / "run"
+    process = subprocess.Popen(make_command(data, run, 0), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(run, moment, process)
+    process.kill()
+    process.wait()
+    assert json.loads((run / "run.json").read_text())["finished"] is None
+    go_on(run)
+    check_same(whole, run)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(whole, data, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        make_command(data, run, 0), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    wait_for(run, "state-2*", process)
+    # To the whole group, loader processes included, as a terminal does.
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"agegen train --resume {run}" in errors.decode()
+    assert b"Traceback" not in errors
+    go_on(run)
+    check_same(whole, run)
+
+
+def test_a_stop_between_batches_is_an_error_of_its_own(data, tmp_path):
+    asked = iter([False, False, True])
+    with pytest.raises(TrainingInterrupted, match="interrupted in epoch 1; go on with"):
+        list(train_run(make_config(data, tmp_path / "run"), should_stop=lambda: next(asked)))
+    assert TrainingInterrupted.exit_code == 130
+    assert list((tmp_path / "run").glob("state-*"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
+def test_a_damaged_state_is_named_and_the_one_before_is_used(whole, data, tmp_path, damage):
+    run = tmp_path / "run"
+    start(data, run, 4)
+    newest = max(run.glob("state-*"), key=lambda path: path.stat().st_mtime_ns)
+    content = bytearray(newest.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content if damage == "flipped" else content[: len(content) // 2 if damage == "truncated" else 0])
+    events = go_on(run)
+    notice, _ = [event for event in events if isinstance(event, TrainNotice)]
+    assert newest.name in notice.notices[0]
+    assert "is damaged" in notice.notices[0]
+    check_same(whole, run)
+
+
+def test_no_space_is_one_line_and_the_last_state_stays(whole, data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    saved = []
+    write = os.fsync
+
+    def fill_up(handle):
+        saved.append(handle)
+        if len(saved) == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(handle)
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    with pytest.raises(AgegenError, match=r"can't write .*No space left on device"):
+        list(train_run(make_config(data, run)))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    go_on(run)
+    check_same(whole, run)
+
+
+def test_a_run_in_use_is_refused(data, tmp_path):
+    first = train_run(make_config(data, tmp_path / "run"))
+    next(first)
+    with pytest.raises(AgegenError, match="is in use by another process"):
+        list(train_run(read_config(tmp_path / "run", {})))
+    first.close()
+
+
+@pytest.mark.usefixtures("random_vgg16")
+def test_the_state_of_another_model_is_refused(data, tmp_path):
+    run = tmp_path / "run"
+    start(data, run, 2)
+    config = read_config(run, {})
+    with pytest.raises(CheckpointError, match="the state of another model"):
+        list(train_run(replace(config, model="vgg16")))
+
+
+def test_states_take_turns(tmp_path):
+    from agegen.machine import choose_compute
+    from agegen.train.config import FitSettings
+    from agegen.train.loop import make_trainer
+
+    trainer = make_trainer(torch.nn.Linear(2, 2), FitSettings(1, 0.1, 0.0), choose_compute("cpu", "fp32"))
+    states = StateFiles(tmp_path)
+    names = []
+    for batch in (1, 2, 3):
+        trainer.progress.batch = batch
+        states.save(trainer)
+        names.append(sorted(path.name for path in tmp_path.iterdir()))
+    assert names == [["state-1.safetensors"], *[["state-1.safetensors", "state-2.safetensors"]] * 2]
+    other = StateFiles(tmp_path)
+    trainer.progress.batch = 0
+    assert other.restore(trainer).progress.batch == 3
+    other.save(trainer)
+    assert StateFiles(tmp_path).restore(trainer).progress.batch == 3
