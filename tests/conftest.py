@@ -55,7 +55,7 @@ def real_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let trainings do without what takes seconds and has tests of its own: ONNX file, curves, the crop contract."""
-    monkeypatch.setattr("agegen.train.train.export_best", lambda run: iter(()))
+    monkeypatch.setattr("agegen.train.train.export_best", lambda run, best: iter(()))
     monkeypatch.setattr("agegen.render.plots.plot_curves", lambda path, curves: None)
     monkeypatch.setattr("agegen.train.setup.measure_crops", lambda scan: None)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from agegen.cli.app import CacheDir, app, make_output_console
 from agegen.render.formats import format_size
+from agegen.render.tables import PlainTable, render_table
 
 if TYPE_CHECKING:
     from agegen.batches.cache_folder import CacheEntry
@@ -24,7 +24,6 @@ def cache(
     Example: agegen cache --clear
     """
     from agegen.batches.cache_folder import choose_cache_dir, clear_cache, list_cache
-    from agegen.render.formats import format_size
 
     root = choose_cache_dir(cache_dir)
     output = make_output_console()
@@ -32,16 +31,14 @@ def cache(
         output.print(f"{format_size(clear_cache(root))} freed in {root}", soft_wrap=True)
         return
     entries = list_cache(root)
-    output.print(make_cache_table(entries))
+    output.print(render_table(make_cache_table(entries)))
     total = format_size(sum(entry.size for entry in entries))
     output.print(f"{total} in {root}", soft_wrap=True)
 
 
-def make_cache_table(entries: list[CacheEntry]) -> Table:
+def make_cache_table(entries: list[CacheEntry]) -> PlainTable:
     """Return one row per cached set of features."""
-    table = Table()
-    for name in ("key", "base", "faces", "views", "size"):
-        table.add_column(name, justify="left" if name in ("key", "base") else "right", no_wrap=True)
-    for entry in entries:
-        table.add_row(entry.key, entry.identity, f"{entry.faces:,}", str(entry.views), format_size(entry.size))
-    return table
+    rows = [
+        [entry.key, entry.identity, f"{entry.faces:,}", str(entry.views), format_size(entry.size)] for entry in entries
+    ]
+    return PlainTable("", ["key", "base", "faces", "views", "size"], rows, left=2)

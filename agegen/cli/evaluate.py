@@ -47,6 +47,7 @@ def evaluate(
         from agegen.evaluate.tables import make_groups_table, make_metrics_table
         from agegen.files import format_json
         from agegen.render.progress import ProgressDisplay, show_notices
+        from agegen.render.tables import render_table
 
     config = EvalConfig(run, model, data, split, device, precision, cache_dir)
     with ProgressDisplay(notices) as progress:
@@ -59,5 +60,5 @@ def evaluate(
     if json_out != "-":
         output = make_output_console()
         title = f"{result.path} on the split '{result.split}' of {result.source}: {result.evaluation.n:,} faces"
-        output.print(make_metrics_table(result.evaluation, title))
-        output.print(make_groups_table(result.evaluation))
+        output.print(render_table(make_metrics_table(result.evaluation, title)))
+        output.print(render_table(make_groups_table(result.evaluation)))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from agegen.cli.app import JsonOut, app, make_notice_console, make_output_console, show_work, write_output
 from agegen.render.formats import format_size
+from agegen.render.tables import PlainTable, render_table
 
 if TYPE_CHECKING:
     from agegen.model.catalog import ModelDescription
@@ -43,22 +42,22 @@ def models(
     if json_out:
         write_output(json_out, format_json([asdict(model) for model in described]))
     if json_out != "-":
-        make_output_console().print(make_models_table(described))
+        make_output_console().print(render_table(make_models_table(described)))
 
 
-def make_models_table(models: list[ModelDescription]) -> Table:
+def make_models_table(models: list[ModelDescription]) -> PlainTable:
     """Return one row per registered backbone, with the weights that ship for it and their licence."""
-    table = Table(caption="agegen models --card NAME shows the card of shipped weights", caption_justify="left")
-    for name in ("model", "distribution", "parameters", "trained", "input", "frozen"):
-        table.add_column(name, justify="right" if name in ("parameters", "trained") else "left", no_wrap=True)
-    table.add_column("weights that ship, their licence", overflow="fold")
-    for model in models:
-        source = f"{model.distribution} {model.version}"
-        if model.problem:
-            table.add_row(model.name, source, "", "", "", "", Text(model.problem, style="red"))
-            continue
-        size = f"{model.input_size}×{model.input_size}"
-        counts = f"{model.parameters or 0:,}", f"{model.trainable or 0:,}"
-        weights = "none" if model.weights is None else f"{format_size(model.weights_bytes or 0)}; {model.weights_terms}"
-        table.add_row(model.name, source, *counts, size, "yes" if model.frozen else "no", Text(weights))
-    return table
+    columns = ["model", "distribution", "parameters", "trained", "input", "frozen", "weights that ship, their licence"]
+    broken = frozenset(index for index, model in enumerate(models) if model.problem)
+    caption = "agegen models --card NAME shows the card of shipped weights"
+    return PlainTable("", columns, [_list_cells(model) for model in models], left=2, caption=caption, alarms=broken)
+
+
+def _list_cells(model: ModelDescription) -> list[str]:
+    source = f"{model.distribution} {model.version}"
+    if model.problem:
+        return [model.name, source, "", "", "", "", model.problem]
+    size = f"{model.input_size}×{model.input_size}"
+    counts = f"{model.parameters or 0:,}", f"{model.trainable or 0:,}"
+    weights = "none" if model.weights is None else f"{format_size(model.weights_bytes or 0)}; {model.weights_terms}"
+    return [model.name, source, *counts, size, "yes" if model.frozen else "no", weights]

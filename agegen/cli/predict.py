@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from agegen.cli.app import Device, JsonOut, Precision, app, make_notice_console, make_output_console, show_work
 from agegen.render.formats import format_duration
 from agegen.render.progress import ProgressDisplay, show_notices
+from agegen.render.tables import PlainTable, render_table
 
 if TYPE_CHECKING:
     from agegen.predict.predict import PredictStart
@@ -65,7 +64,7 @@ class PredictDisplay:
             notices.append("this checkpoint was never calibrated: take its intervals and probabilities with care")
         show_notices(self._notices, tuple(notices))
 
-    def make_table(self) -> Table:
+    def make_table(self) -> PlainTable:
         """Return one row per face, of the first thousand."""
         start = self._start
         assert start is not None
@@ -75,14 +74,9 @@ class PredictDisplay:
         caption = f"model: {model}; {found}; gender named from a probability of {start.min_confidence:.2f} on"
         if more:
             caption += f"; {more:,} more rows (write them with --csv FILE)"
-        table = Table(caption=caption, caption_justify="left")
-        table.add_column("file", overflow="fold", min_width=20)
-        for name in ("face", "age", "90 % interval", "gender", "probability"):
-            # A reason stands in the column of the gender, and may take several lines.
-            table.add_column(name, justify="left" if name == "gender" else "right", no_wrap=name != "gender")
-        for row in self._rows:
-            table.add_row(*_format_prediction(row))
-        return table
+        broken = frozenset(index for index, row in enumerate(self._rows) if row.reason is not None)
+        columns = ["file", "face", "age", "90 % interval", "gender", "probability"]
+        return PlainTable("", columns, [_list_cells(row) for row in self._rows], caption=caption, alarms=broken)
 
     def show_summary(self) -> None:
         """Say in one line what was done, where it was more than one photograph."""
@@ -163,18 +157,15 @@ def predict(
         for event in predict_photos(config, sys.stdin.buffer, sys.stdout.buffer):
             display.show(event)
     if "-" not in config.outputs.values():
-        make_output_console().print(display.make_table())
+        make_output_console().print(render_table(display.make_table()))
     display.show_summary()
     if display.unreadable:
         raise typer.Exit(1)
 
 
-def _format_prediction(row: FacePrediction) -> tuple[Text, ...]:
-    # A name that isn't UTF-8 can't be printed as it is.
-    file = Text(row.file.encode("utf-8", errors="replace").decode())
+def _list_cells(row: FacePrediction) -> list[str]:
     if row.age is None or row.p_female is None:
-        said = row.status if row.reason is None else f"{row.status}: {row.reason}"
-        return (file, Text(""), Text(""), Text(""), Text(said, style="red" if row.reason else "yellow"), Text(""))
+        return [row.file, "", "", "", row.status if row.reason is None else f"{row.status}: {row.reason}", ""]
     probability = max(row.p_female, 1 - row.p_female)
-    cells = (str(row.face), f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}", str(row.gender))
-    return (file, *(Text(cell) for cell in cells), Text(f"{probability:.2f}"))
+    ages = f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}"
+    return [row.file, str(row.face), *ages, str(row.gender), f"{probability:.2f}"]

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from agegen.cli.app import CacheDir, Data, Device, Precision, app, make_notice_console, make_output_console, show_work
+from agegen.cli.app import CacheDir, Data, app, make_notice_console, make_output_console, show_work
 from agegen.errors import AgegenError
 from agegen.evaluate.tables import make_metrics_table
 from agegen.render.formats import format_duration
 from agegen.render.progress import ProgressDisplay, show_notices
+from agegen.render.tables import render_table
 
 if TYPE_CHECKING:
     from agegen.train.events import BatchResult, EpochResult, TrainEvent, TrainResult, TrainStart
@@ -94,7 +95,7 @@ class TrainDisplay:
 
     def _show_result(self, result: TrainResult) -> None:
         title = f"{result.model}, epoch {result.best.epoch}, on the {result.evaluation.n:,} faces of the test split"
-        self._console.print(make_metrics_table(result.evaluation, title))
+        self._console.print(render_table(make_metrics_table(result.evaluation, title)))
         self._console.print(f"took {format_duration(result.seconds)}; run folder:")
         self._console.print(str(result.run), soft_wrap=True)
 
@@ -118,8 +119,12 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Decides the split, the weights and the order.", show_default="0")
     ] = None,
-    device: Device | None = None,
-    precision: Precision | None = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.", show_default="auto")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="auto|fp32|bf16", help="Precision of matrix products.", show_default="auto")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that augment images.", show_default="by cores")
     ] = None,
@@ -138,6 +143,7 @@ def train(
 
     Example: agegen train --model scratch --data data/utkface
     """
+    given: dict[str, Any] = {name: value for name, value in locals().items() if name != "resume"}
     notices = make_notice_console()
     with show_work(notices):
         from agegen.data.loading import resolve_data
@@ -146,22 +152,6 @@ def train(
         from agegen.train.events import BatchResult
         from agegen.train.train import train_run
 
-    given: dict[str, Any] = {
-        "model": model,
-        "data": data,
-        "out": out,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "age_balance": age_balance,
-        "seed": seed,
-        "device": device,
-        "precision": precision,
-        "workers": workers,
-        "split_file": split_file,
-        "cache_dir": cache_dir,
-        "save_every": save_every,
-    }
     if resume is not None:
         config = read_config(resume, given)
     elif model is None:

@@ -21,7 +21,7 @@ from agegen.errors import AgegenError
 from agegen.files import write_bytes
 from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
-from agegen.model.metadata import format_info
+from agegen.model.metadata import CheckpointInfo, format_info
 from agegen.model.network import AgeGenderModel, Outputs, expect_age
 from agegen.model.views import average_outputs, measure_spread
 
@@ -55,10 +55,15 @@ def export_onnx(checkpoint: Path, target: Path) -> None:
     Raises:
         AgegenError: the checkpoint can't be loaded, the backbone can't be expressed in ONNX, or the file written.
     """
+    info, model = load_checkpoint(checkpoint)
+    export_model(info, model, checkpoint, target)
+
+
+def export_model(info: CheckpointInfo, model: AgeGenderModel, checkpoint: Path, target: Path) -> None:
+    """Write a model that is loaded already, from ``checkpoint``; see :func:`export_onnx`."""
     from onnx import helper
 
-    info, model = load_checkpoint(checkpoint)
-    content = convert_model(model, info.model)
+    content = convert_model(model.cpu(), info.model)
     halve_weights(content)
     helper.set_model_props(content, format_info(info) | {SOURCE_KEY: hash_file(checkpoint)})
     written = content.SerializeToString(deterministic=True)

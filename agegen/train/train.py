@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agegen.batches.sources import TrainSources, choose_network, make_train_sources, share_backbone
@@ -13,11 +13,13 @@ from agegen.errors import AgegenError, TrainingInterrupted
 from agegen.evaluate.estimates import estimate_batches, write_predictions
 from agegen.evaluate.evaluation import Evaluation, evaluate_source
 from agegen.export.card import write_card
-from agegen.export.onnx import export_onnx
+from agegen.export.onnx import export_model
 from agegen.files import write_json
 from agegen.machine import keep_freed_memory
 from agegen.model.calibration import Calibration, calibrate
 from agegen.model.checkpoint import describe_model, load_checkpoint, save_checkpoint
+from agegen.model.metadata import CheckpointInfo
+from agegen.model.network import AgeGenderModel
 from agegen.render.plots import plot_curves
 from agegen.runs import RunFolder
 from agegen.train.config import TrainConfig
@@ -60,7 +62,8 @@ def train_run(
         fitting = time.time() - fit_started
         rows = training.run.read_epochs()
         best = find_best(rows)
-        result = evaluate_best(training, sources, calibrate_best(training, sources))
+        model = calibrate_best(training, sources)
+        result = evaluate_best(training, sources, model)
         epochs = float(rows["seconds"].iloc[-1])
         record |= {"finished": format_time(time.time()), "best": asdict(best)}
         record["seconds"] = {
@@ -73,7 +76,7 @@ def train_run(
         training.run.write(record)
         write_card(training.run.card, training.run, training.run.checkpoint)
         plot_curves(training.run.curves, {config.model: rows})
-        yield from export_best(training.run)
+        yield from export_best(training.run, model)
         StateFiles(training.run.path).clear()
     yield TrainResult(training.run.path, config.model, best, result, time.time() - started)
 
@@ -136,40 +139,53 @@ def find_best(rows: pd.DataFrame) -> EpochResult:
     return EpochResult(**{str(name): value for name, value in best.to_dict("records")[-1].items()})
 
 
-def calibrate_best(training: Training, sources: TrainSources) -> Calibration:
-    """Calibrate the best checkpoint on the validation split, and save it with that and its crop contract."""
-    info, model = load_checkpoint(training.run.checkpoint)
+@dataclass(frozen=True)
+class BestModel:
+    """The best checkpoint, loaded once for all that comes after the last epoch."""
+
+    info: CheckpointInfo
+    model: AgeGenderModel
+    calibration: Calibration
+
+
+def calibrate_best(training: Training, sources: TrainSources) -> BestModel:
+    """Calibrate the best checkpoint on the validation split, and save it with that and its crop contract.
+
+    The training is over: its backbone takes the checkpoint's tensors, for a frozen one is costly to build anew.
+    """
+    info, model = load_checkpoint(training.run.checkpoint, training.model.backbone)
     compute = training.options.compute
-    estimates = estimate_batches(choose_network(model).to(compute.device), sources.val, compute)
+    model.to(compute.device)
+    estimates = estimate_batches(choose_network(model), sources.val, compute)
     ages, female = sources.val.labels
     calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, ages.astype(float), female > 0.5)
     crop = None if training.crop is None else training.crop.to_json()
-    save_checkpoint(training.run.checkpoint, model, replace(info, calibration=calibration.to_json(), crop=crop))
-    return calibration
+    info = replace(info, calibration=calibration.to_json(), crop=crop)
+    save_checkpoint(training.run.checkpoint, model, info)
+    return BestModel(info, model, calibration)
 
 
-def export_best(run: RunFolder) -> Iterator[TrainNotice]:
-    """Write the best checkpoint as ONNX too, for predicting; a backbone that ONNX can't express does without."""
-    try:
-        export_onnx(run.checkpoint, run.onnx)
-    except AgegenError as error:
-        run.onnx.unlink(missing_ok=True)
-        yield TrainNotice((f"{error}; predict will use torch",))
-
-
-def evaluate_best(training: Training, sources: TrainSources, calibration: Calibration) -> Evaluation:
-    """Evaluate the best checkpoint, as it lies on disk, on the test split; write what comes of it."""
-    _, model = load_checkpoint(training.run.checkpoint)
+def evaluate_best(training: Training, sources: TrainSources, best: BestModel) -> Evaluation:
+    """Evaluate the best model on the test split; write what comes of it."""
     inside = (training.split["split"] == "test").to_numpy()
     result, predictions = evaluate_source(
-        choose_network(model),
+        choose_network(best.model),
         sources.test,
         training.scan,
         inside,
         training.baseline,
-        calibration,
+        best.calibration,
         training.options.compute,
     )
     write_json(training.run.evaluation, result.to_json())
     write_predictions(training.run.predictions, predictions)
     return result
+
+
+def export_best(run: RunFolder, best: BestModel) -> Iterator[TrainNotice]:
+    """Write the best model as ONNX too, for predicting; a backbone that ONNX can't express does without."""
+    try:
+        export_model(best.info, best.model, run.checkpoint, run.onnx)
+    except AgegenError as error:
+        run.onnx.unlink(missing_ok=True)
+        yield TrainNotice((f"{error}; predict will use torch",))
