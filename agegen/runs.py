@@ -193,3 +193,14 @@ def count_seconds(record: dict[str, Any]) -> float:
     """Return what a run's training took, from its record: cached features, which serve any number of runs, not."""
     seconds = record["seconds"]
     return float(seconds["total"]) - float(seconds.get("preparing", 0.0))
+
+
+def list_sources(record: dict[str, Any]) -> tuple[str, ...]:
+    """Return the data sets of a run, from its record; runs of one set keep it as text."""
+    source = record["data"]["source"]
+    return (source,) if isinstance(source, str) else tuple(source)
+
+
+def name_source(data: str) -> str:
+    """Return a data set's short name: the last part of its path, without the weight that ``::`` gives it."""
+    return Path(data.partition("::")[0]).name

@@ -12,7 +12,7 @@ from torch import Tensor
 from agegen.backbone import Backbone, find_contract_gap
 from agegen.data.labels import AGE_CLASSES
 from agegen.model.checkpoint import describe_model, fingerprint_tensors, load_checkpoint, save_checkpoint
-from agegen.model.loss import compute_loss, make_age_distribution
+from agegen.model.loss import Targets, compute_loss
 from agegen.model.network import AgeGenderModel, Outputs, expect_age
 from agegen.model.plugins import Plugin
 
@@ -78,8 +78,8 @@ def _check_training(model: AgeGenderModel) -> None:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=0.01)
     outputs = model.train()(_draw_images(type(model.backbone)))
-    targets = make_age_distribution(torch.tensor([1.0, 20.0, 45.0, 80.0]))
-    loss = compute_loss(outputs, targets, torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    ages = torch.tensor([1.0, 20.0, 45.0, 80.0])
+    loss = compute_loss(outputs, Targets(ages, ages, torch.tensor([0.0, 1.0, 0.0, 1.0])))
     assert torch.isfinite(loss), "the loss is no number"
     loss.backward()  # type: ignore[no-untyped-call]
     without = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]

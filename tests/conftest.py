@@ -154,6 +154,6 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from agegen.train.train import train_run
 
     path = tmp_path_factory.mktemp("trained") / "scratch"
-    for _ in train_run(TrainConfig("scratch", "demo", path, epochs=2, batch_size=32, workers=0)):
+    for _ in train_run(TrainConfig("scratch", ("demo",), path, epochs=2, batch_size=32, workers=0)):
         pass
     return path

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agegen.data.labels import AGE_CLASSES
+from agegen.data.labels import AGE_CLASSES, Labels
 from agegen.errors import DataError
+from agegen.model.loss import Targets
 
+# People write ages down to within some years; rarer ages lend each other strength.
 _SMOOTHING_YEARS = 2.0
 
+# Larger ones gain nothing on a CPU and take memory.
 EVAL_BATCH_SIZE = 128
 
 
@@ -21,21 +25,24 @@ class Batch(NamedTuple):
     """N labelled faces.
 
     ``views``: one tensor per view of the faces, pictures (N, 3, size, size) uint8 or features (N, D);
-    training has one view, evaluation the plain and the mirrored one. ``ages`` (N,) in years,
-    ``female`` (N,) 0.0 or 1.0.
+    training has one view, evaluation the plain and the mirrored one.
     """
 
     views: list[Tensor]
-    ages: Tensor
-    female: Tensor
+    targets: Targets
+
+    @property
+    def size(self) -> int:
+        """The number of faces."""
+        return len(self.targets.low)
 
 
 class BatchSource(Protocol):
     """Where a training or an evaluation gets its batches."""
 
     @property
-    def labels(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Ages (N,) in years and female (N,), 0 or 1, in the data's own order."""
+    def labels(self) -> Labels:
+        """The labels of all faces, in the data's own order."""
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -54,18 +61,41 @@ class TrainSource(BatchSource, Protocol):
         """Return how many images/s this source could give with a core for each of its processes."""
 
 
-def weigh_ages(ages: NDArray[np.float32], balance: float) -> NDArray[np.float64]:
+def make_targets(labels: Labels) -> Targets:
+    """Return labels as the loss takes them."""
+    return Targets(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (labels.low, labels.high, labels.female)))
+
+
+def weigh_ages(labels: Labels, balance: float) -> NDArray[np.float64]:
     """Return how often each of N faces should come in an epoch, (N,), with mean 1.
 
-    The weight is the frequency of the face's age, smoothed over some years, to the power of ``-balance``.
+    The weight is the frequency of the face's age, smoothed over some years, to the power of ``-balance``; a bracket
+    has the mean of its years. Faces without an age come as often as the others do on average.
     Source: Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021 (label distribution smoothing).
     """
+    shares, known = spread_ages(labels)
+    weights = np.ones(len(labels))
+    if known.any():
+        density = smooth_ages(shares[known].sum(axis=0))
+        weights[known] = shares[known] @ (density + 1e-12) ** -balance
+        weights[known] /= weights[known].mean()
+    return weights
+
+
+def spread_ages(labels: Labels) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return how each face's age lies over the whole years (N, 117), brackets evenly, and which ages are known (N,)."""
+    known = ~np.isnan(labels.low)
+    low, high = labels.low.round(), labels.high.round()
+    years = np.arange(AGE_CLASSES, dtype=np.float32)
+    inside = ((years >= low[:, None]) & (years <= high[:, None])).astype(np.float32)
+    return inside / np.maximum(inside.sum(axis=1, keepdims=True), 1), known
+
+
+def smooth_ages(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Return counts of the whole years (117,), smoothed over some years."""
     years = np.arange(AGE_CLASSES)
-    counts = np.bincount(ages.round().astype(int), minlength=AGE_CLASSES)
     kernel = np.exp(-((years[:, None] - years[None, :]) ** 2) / (2 * _SMOOTHING_YEARS**2))
-    density = kernel @ counts / kernel.sum(axis=1)
-    weights = density[ages.round().astype(int)] ** -balance
-    return np.asarray(weights / weights.mean(), dtype=np.float64)
+    return np.asarray(kernel @ counts / kernel.sum(axis=1), dtype=np.float64)
 
 
 def draw_order(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, weigh_ages
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, make_targets
+from agegen.data.labels import Labels
 
 
 class FeatureTable(Protocol):
@@ -29,20 +30,21 @@ class FeatureTable(Protocol):
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """The faces ``rows`` (N,) of a table with their ages (N,) in years and female (N,)."""
+    """The faces ``rows`` (N,) of a table with their labels."""
 
     table: FeatureTable
     rows: NDArray[np.int64]
-    ages: NDArray[np.float32]
-    female: NDArray[np.float32]
+    labels: Labels
 
 
 class TrainFeatures:
     """Cached features in an order drawn anew for each epoch, of a drawn view of each face."""
 
-    def __init__(self, data: LabelledFeatures, batch_size: int, seed: int, age_balance: float = 0.0) -> None:
-        self.labels = (data.ages, data.female)
-        self._weights = weigh_ages(data.ages, age_balance)
+    def __init__(
+        self, data: LabelledFeatures, batch_size: int, seed: int, weights: NDArray[np.float64] | None = None
+    ) -> None:
+        self.labels = data.labels
+        self._weights = np.ones(len(data.rows)) if weights is None else weights
         self._data = data
         self._seed = seed
         self._batch_size = limit_batch_size(batch_size, len(data.rows))
@@ -65,14 +67,14 @@ class TrainFeatures:
         """Read one batch and return the rate."""
         started = time.perf_counter()
         batch = next(iter(self.iterate(0)))
-        return len(batch.ages) / (time.perf_counter() - started)
+        return batch.size / (time.perf_counter() - started)
 
 
 class EvalFeatures:
     """Cached features in the data's own order, the plain and the mirrored view of each face."""
 
     def __init__(self, data: LabelledFeatures, batch_size: int = EVAL_BATCH_SIZE) -> None:
-        self.labels = (data.ages, data.female)
+        self.labels = data.labels
         self._data = data
         self._batch_size = batch_size
 
@@ -94,4 +96,4 @@ def _take_features(data: LabelledFeatures, chosen: NDArray[np.int64], views: lis
     for view in views:
         parts = [data.table.take(rows[view == which], int(which)) for which in np.unique(view)]
         tensors.append(torch.from_numpy(np.concatenate(parts)).float())
-    return Batch(tensors, torch.from_numpy(data.ages[chosen]), torch.from_numpy(data.female[chosen]))
+    return Batch(tensors, make_targets(data.labels.pick(chosen)))

@@ -8,15 +8,18 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from agegen.batches.augmentation import Augmentation
-from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, weigh_ages
-from agegen.data.images import RGB, decode_image, resize_image
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, make_targets
+from agegen.data.images import RGB, resize_image
+from agegen.data.labels import Labels
 from agegen.data.records import FaceRecords
 from agegen.errors import DataError
 from agegen.machine import count_cores
@@ -47,18 +50,17 @@ class Pixels:
             kept: RGB = self._kept[row]
             return kept
         try:
-            return resize_image(decode_image(self._records.read(row)), self._size)
+            return resize_image(self._records.decode(row), self._size)
         except DataError as error:
             raise DataError(f"{self._records.frame['path'].iloc[row]} can't be read any more: {error}") from error
 
 
 @dataclass(frozen=True)
 class LabelledPixels:
-    """Pictures with their labels: ages (N,) in years and female (N,), both float32."""
+    """Pictures with their labels."""
 
     pixels: Pixels
-    ages: NDArray[np.float32]
-    female: NDArray[np.float32]
+    labels: Labels
 
 
 def choose_workers(workers: int | None) -> int:
@@ -81,10 +83,10 @@ class TrainBatches:
         batch_size: int,
         seed: int,
         workers: int,
-        age_balance: float = 0.0,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
-        self.labels = (data.ages, data.female)
-        self._weights = weigh_ages(data.ages, age_balance)
+        self.labels = data.labels
+        self._weights = np.ones(len(data.labels)) if weights is None else weights
         self._dataset = _AugmentedFaces(data, augmentation, seed)
         self._batch_size = limit_batch_size(batch_size, len(data.pixels))
         self._seed = seed
@@ -97,7 +99,7 @@ class TrainBatches:
         """Yield an epoch's batches; a last one that isn't full is left out."""
         drawn = draw_order(self._weights, self._seed, epoch)[start * self._batch_size :]
         order = [(epoch, int(index)) for index in drawn]
-        loader: DataLoader[_Sample] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             self._dataset,
             self._batch_size,
             sampler=order,
@@ -107,7 +109,8 @@ class TrainBatches:
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=_ignore_interrupts,
         )
-        yield from loader
+        for images, indices in loader:
+            yield Batch([images], make_targets(self.labels.pick(indices)))
 
     def measure_rate(self) -> float:
         """Augment a batch in this process and return the rate, times the number of loaders."""
@@ -122,7 +125,7 @@ class EvalBatches:
     """Plain pictures in their own order, each with its mirrored view."""
 
     def __init__(self, data: LabelledPixels, batch_size: int = EVAL_BATCH_SIZE) -> None:
-        self.labels = (data.ages, data.female)
+        self.labels = data.labels
         self._data = data
         self._batch_size = batch_size
 
@@ -134,14 +137,10 @@ class EvalBatches:
         for first in range(start * self._batch_size, len(self._data.pixels), self._batch_size):
             stop = min(first + self._batch_size, len(self._data.pixels))
             images = [self._data.pixels[index] for index in range(first, stop)]
-            yield Batch(
-                make_views(images),
-                torch.from_numpy(self._data.ages[first:stop]),
-                torch.from_numpy(self._data.female[first:stop]),
-            )
+            yield Batch(make_views(images), make_targets(self.labels.pick(slice(first, stop))))
 
 
-_Sample = tuple[RGB, float, float]
+_Sample = tuple[RGB, int]
 
 
 class _AugmentedFaces(Dataset[_Sample]):
@@ -158,7 +157,7 @@ class _AugmentedFaces(Dataset[_Sample]):
     def __getitem__(self, address: tuple[int, int]) -> _Sample:
         epoch, index = address
         image = self._augmentation(self._data.pixels[index], (self._seed, epoch, index))
-        return image, float(self._data.ages[index]), float(self._data.female[index])
+        return image, index
 
 
 def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 - DataLoader gives the worker's number
@@ -166,9 +165,9 @@ def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 - DataLoader gives 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _collate_samples(samples: list[_Sample]) -> Batch:
-    images, ages, female = zip(*samples, strict=True)
-    return Batch([stack_images(list(images))], torch.tensor(ages), torch.tensor(female))
+def _collate_samples(samples: list[_Sample]) -> tuple[Tensor, NDArray[np.int64]]:
+    images, indices = zip(*samples, strict=True)
+    return stack_images(list(images)), np.array(indices)
 
 
 def fits_in_memory(count: int, size: int) -> bool:

@@ -11,12 +11,12 @@ from torch import nn
 
 from agegen.backbone import Backbone
 from agegen.batches.augmentation import build_train_augmentation
-from agegen.batches.batch import BatchSource, TrainSource
+from agegen.batches.batch import BatchSource, TrainSource, weigh_ages
 from agegen.batches.cache_folder import choose_cache_dir
 from agegen.batches.feature_cache import FeatureCache
 from agegen.batches.features import EvalFeatures, LabelledFeatures, TrainFeatures
 from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers, fits_in_memory
-from agegen.data.records import FaceRecords
+from agegen.data.records import SOURCE_COLUMN, FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.machine import Compute
 from agegen.model.network import AgeGenderModel
@@ -68,12 +68,13 @@ def make_train_sources(
 ) -> TrainSources:
     """Return the batches of each split; ``splits`` (N,) names the split of each scanned picture."""
     parts = {name: np.flatnonzero(splits == name) for name in ("train", "val", "test")}
+    weights = weigh_faces(scan, parts["train"], options.age_balance)
     if model.backbone.frozen:
         table = _extract(model, scan, options, on_progress)
         features = {name: _pick_features(table, rows) for name, rows in parts.items()}
         return TrainSources(
             model.heads,
-            TrainFeatures(features["train"], options.batch_size, options.seed, options.age_balance),
+            TrainFeatures(features["train"], options.batch_size, options.seed, weights),
             EvalFeatures(features["val"]),
             EvalFeatures(features["test"]),
             table.table.seconds,
@@ -85,9 +86,18 @@ def make_train_sources(
         options.batch_size,
         options.seed,
         choose_workers(options.workers),
-        options.age_balance,
+        weights,
     )
     return TrainSources(model, train, EvalBatches(pixels["val"]), EvalBatches(pixels["test"]))
+
+
+def weigh_faces(scan: Scan, rows: NDArray[np.int64], age_balance: float) -> NDArray[np.float64]:
+    """Return how often each face of some rows should come in an epoch, (N,), mean 1: by its age, and by its source."""
+    weights = weigh_ages(scan.records.labels.pick(rows), age_balance)
+    if scan.records.weights:
+        names = scan.records.frame[SOURCE_COLUMN].iloc[rows]
+        weights = weights * names.map(scan.records.weights).to_numpy(dtype=float)
+    return np.asarray(weights / weights.mean(), dtype=np.float64)
 
 
 def make_eval_source(
@@ -122,20 +132,14 @@ def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progr
     cache = FeatureCache(choose_cache_dir(options.cache_dir), model, scan.sha256, options.compute)
     pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels)
     table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress)
-    ages, female = _read_labels(scan)
-    return LabelledFeatures(table, np.arange(len(ages)), ages, female)
+    labels = scan.records.labels
+    return LabelledFeatures(table, np.arange(len(labels)), labels)
 
 
 def _pick_features(data: LabelledFeatures, rows: NDArray[np.int64]) -> LabelledFeatures:
-    return LabelledFeatures(data.table, data.rows[rows], data.ages[rows], data.female[rows])
+    return LabelledFeatures(data.table, data.rows[rows], data.labels.pick(rows))
 
 
 def _pick_pixels(model: AgeGenderModel, scan: Scan, rows: NDArray[np.int64]) -> LabelledPixels:
     pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels, rows)
-    ages, female = _read_labels(scan)
-    return LabelledPixels(pixels, ages[rows], female[rows])
-
-
-def _read_labels(scan: Scan) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    frame = scan.records.frame
-    return frame["age"].to_numpy(dtype=np.float32), frame["female"].to_numpy(dtype=np.float32)
+    return LabelledPixels(pixels, scan.records.labels.pick(rows))

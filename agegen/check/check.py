@@ -13,8 +13,9 @@ from agegen.check.clusters import Straddle, list_clusters, measure_straddle
 from agegen.check.heaping import HeapedAge, find_heaped_ages, measure_whipple
 from agegen.check.suspects import Suspect, find_suspects
 from agegen.data.duplicates import find_duplicates, join_pairs
-from agegen.data.labels import SMALL_GROUP, label_groups
-from agegen.data.loading import load_records
+from agegen.data.labels import SMALL_GROUP, Labels, format_age, format_gender, label_groups
+from agegen.data.loading import load_sources
+from agegen.data.manifests import PLAIN, ReadOptions
 from agegen.data.records import Exclusion, FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import count_leaking_groups
@@ -34,10 +35,11 @@ CONFLICT_YEARS = 1.0
 class CheckConfig:
     """Options of ``agegen data check``; with ``run`` or ``model``, a trained model looks for wrong labels."""
 
-    data: str
+    data: tuple[str, ...]
     run: Path | None = None
     model: str | None = None
     device: str = "auto"
+    reading: ReadOptions = PLAIN
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,31 @@ class GroupCount:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures of (nearly) the same content; ``distance`` 0–256 bits of their hashes, 0 also for equal files."""
+    """Two pictures of (nearly) the same content.
+
+    Attributes:
+        distance: 0–256 bits of their hashes, 0 also for equal files.
+        ages: as the labels say them, and ``genders``; a dash where one isn't known.
+        gap: years between the two ages, or between their brackets; NaN where one isn't known.
+    """
 
     first: str
     second: str
     distance: int
     same_file: bool
-    ages: tuple[float, float]
-    female: tuple[bool, bool]
+    ages: tuple[str, str]
+    genders: tuple[str, str]
+    gap: float
 
     @property
     def conflicting(self) -> bool:
         """Whether the two labels contradict each other."""
-        return abs(self.ages[0] - self.ages[1]) > CONFLICT_YEARS or self.female[0] != self.female[1]
+        return self.gap > CONFLICT_YEARS or self.genders_differ
+
+    @property
+    def genders_differ(self) -> bool:
+        """Whether both genders are known and not the same."""
+        return "–" not in self.genders and self.genders[0] != self.genders[1]
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ class Duplicates:
     def conflicts(self) -> list[Pair]:
         """The pairs whose labels contradict each other, the widest apart first."""
         found = [pair for pair in self.pairs if pair.conflicting]
-        return sorted(found, key=lambda pair: (-abs(pair.ages[0] - pair.ages[1]), pair.first))
+        return sorted(found, key=lambda pair: (-np.nan_to_num(pair.gap), pair.first))
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,7 @@ class DataReport:
         straddles: how much of the data, by kind of cluster, a random split would tear apart.
         leaks: groups of near-duplicates in more than one of the data's own splits; None without splits.
         suspects: likely wrong labels, the likeliest first; None where no model looked.
+        notices: how the data was read, and what looks wrong with it as a whole.
     """
 
     source: str
@@ -116,6 +131,7 @@ class DataReport:
     straddles: list[Straddle]
     leaks: int | None
     suspects: list[Suspect] | None
+    notices: tuple[str, ...]
     frame: pd.DataFrame = field(repr=False)
     records: FaceRecords = field(repr=False)
 
@@ -129,7 +145,10 @@ class DataReport:
             "tiny": [asdict(item) for item in self.tiny],
             "groups": [asdict(group) for group in self.groups],
             "duplicates": {
-                "pairs": [asdict(pair) | {"conflicting": pair.conflicting} for pair in pairs.pairs],
+                "pairs": [
+                    asdict(pair) | {"gap": None if np.isnan(pair.gap) else pair.gap, "conflicting": pair.conflicting}
+                    for pair in pairs.pairs
+                ],
                 "faces": pairs.faces,
                 "groups": pairs.groups,
                 "age_gap": None if np.isnan(pairs.age_gap) else round(pairs.age_gap, 3),
@@ -139,6 +158,7 @@ class DataReport:
             "whipple": None if np.isnan(self.whipple) else round(self.whipple, 1),
             "straddles": [asdict(straddle) for straddle in self.straddles],
             "leaks": self.leaks,
+            "notices": list(self.notices),
             "suspects": None if self.suspects is None else [asdict(suspect) for suspect in self.suspects],
         }
 
@@ -149,27 +169,31 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
     Raises:
         AgegenError: the data or the run can't be used at all.
     """
-    scan = scan_images(load_records(config.data), None, on_progress)
+    scan = scan_images(load_sources(config.data, config.reading), None, on_progress)
     frame = scan.records.frame
     pairs = find_duplicates(scan.hashes, scan.sha256, on_progress)
     groups = join_pairs(len(scan.hashes), pairs)
     clusters = list_clusters(frame, groups)
-    suspects = None
+    suspects, notices = None, list(scan.records.notices)
+    if scan.records.layout:
+        notices.insert(0, f"data: {scan.records.layout}, {len(frame):,} faces")
     if config.run is not None or config.model is not None:
         checkpoint = find_checkpoint(config.model, config.run)
-        suspects = find_suspects(checkpoint, scan, config.device, on_progress)
+        suspects, swapped = find_suspects(checkpoint, scan, config.device, on_progress)
+        notices += [swapped] if swapped else []
     return DataReport(
-        source=config.data,
+        source=" + ".join(config.data),
         faces=len(frame),
         excluded=list(scan.records.excluded),
         tiny=find_tiny(scan),
         groups=count_groups(scan),
         duplicates=describe_duplicates(scan, pairs, groups),
-        heaped=find_heaped_ages(frame["age"].to_numpy()),
-        whipple=measure_whipple(frame["age"].to_numpy()),
+        heaped=find_heaped_ages(frame["age"].dropna().to_numpy()),
+        whipple=measure_whipple(frame["age"].dropna().to_numpy()),
         straddles=[measure_straddle(kind, labels) for kind, labels in clusters.items()],
         leaks=count_leaking_groups(frame.assign(group=groups)) if "split" in frame.columns else None,
         suspects=suspects,
+        notices=tuple(notices),
         frame=frame,
         records=scan.records,
     )
@@ -183,13 +207,9 @@ def find_tiny(scan: Scan) -> list[Exclusion]:
 
 
 def count_groups(scan: Scan) -> list[GroupCount]:
-    """Return how many faces each age band, gender and group of the data's own has.
-
-    Columns with a value for nearly every face (names, times) are passed over.
-    """
+    """Return how many faces each age band, gender and group of the data's own has."""
     frame, counts = scan.records.frame, []
-    own = [name for name in scan.records.group_columns if frame[name].nunique() <= max(20, len(frame) // 20)]
-    for column, labels in label_groups(frame, own).items():
+    for column, labels in label_groups(frame, scan.records.group_columns).items():
         for value, n in labels.value_counts(sort=False).items():
             counts.append(GroupCount(column, str(value), int(n), int(n) < SMALL_GROUP))
     return counts
@@ -198,7 +218,9 @@ def count_groups(scan: Scan) -> list[GroupCount]:
 def describe_duplicates(scan: Scan, pairs: NDArray[np.int64], groups: NDArray[np.int64]) -> Duplicates:
     """Return the pairs (P, 2) and equal files with their labels, and how far these disagree."""
     frame = scan.records.frame
-    names, ages, female = frame["path"].to_numpy(), frame["age"].to_numpy(), frame["female"].to_numpy()
+    names, labels = frame["path"].to_numpy(), scan.records.labels
+    ages = [format_age(low, high) for low, high in zip(labels.low, labels.high, strict=True)]
+    genders = [format_gender(female) for female in labels.female]
     digests = np.array(scan.sha256)
     found = [
         Pair(
@@ -206,17 +228,26 @@ def describe_duplicates(scan: Scan, pairs: NDArray[np.int64], groups: NDArray[np
             str(names[second]),
             int((scan.hashes[first] != scan.hashes[second]).sum()),
             bool(digests[first] == digests[second]),
-            (float(ages[first]), float(ages[second])),
-            (bool(female[first]), bool(female[second])),
+            (ages[first], ages[second]),
+            (genders[first], genders[second]),
+            measure_gap(labels, first, second),
         )
         for first, second in pairs.tolist()
     ]
     sizes = np.bincount(groups, minlength=len(groups))
-    gaps = [abs(pair.ages[0] - pair.ages[1]) for pair in found]
+    gaps = [pair.gap for pair in found if not np.isnan(pair.gap)]
+    known = [pair.genders_differ for pair in found if "–" not in pair.genders]
     return Duplicates(
         pairs=found,
         faces=int(sizes[sizes > 1].sum()),
         groups=int((sizes > 1).sum()),
         age_gap=float(np.mean(gaps)) if gaps else float("nan"),
-        gender_gap=float(np.mean([pair.female[0] != pair.female[1] for pair in found])) if found else float("nan"),
+        gender_gap=float(np.mean(known)) if known else float("nan"),
     )
+
+
+def measure_gap(labels: Labels, first: int, second: int) -> float:
+    """Return how many years lie between two ages or brackets; 0 where they touch, NaN where one isn't known."""
+    low, high = max(labels.low[first], labels.low[second]), min(labels.high[first], labels.high[second])
+    known = not (np.isnan(labels.low[first]) or np.isnan(labels.low[second]))
+    return round(float(max(low - high, 0.0)), 4) if known else float("nan")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from agegen.check.check import DataReport
-from agegen.data.records import Exclusion, FileStore
+from agegen.data.labels import AGE_BOUNDS, format_age, format_gender, read_labels
+from agegen.data.records import Exclusion, FileStore, ImageStore, JoinedStore
 from agegen.errors import DataError
 from agegen.files import replace_atomically
 
@@ -30,6 +31,13 @@ def list_removals(report: DataReport) -> list[Exclusion]:
     return [Exclusion(path, reason) for path, reason in removed.items()]
 
 
+def locate_picture(images: ImageStore, row: int) -> Path | None:
+    """Return the file that a row's picture lies in; None where it is inside of something else."""
+    if isinstance(images, JoinedStore):
+        return locate_picture(*images.find(row))
+    return images.paths[row] if isinstance(images, FileStore) else None
+
+
 def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
     """Write what is clean as a manifest, and beside it ``NAME.left-out.csv`` with a reason for every other row.
 
@@ -39,16 +47,23 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
     Raises:
         DataError: the pictures lie inside a file, not in files of their own.
     """
-    if not isinstance(report.records.images, FileStore):
+    paths = [locate_picture(report.records.images, int(row)) for row in report.frame["row"]]
+    if None in paths:
         raise DataError(f"{report.source} holds its pictures inside; a manifest can't name them")
     removals = list_removals(report)
-    frame = report.frame[~report.frame["path"].isin({item.path for item in removals})]
-    files = [report.records.images.paths[int(row)].absolute() for row in frame["row"]]
+    kept = ~report.frame["path"].isin({item.path for item in removals})
+    frame = report.frame[kept]
+    files = [file.absolute() for file, stays in zip(paths, kept, strict=True) if stays and file is not None]
     base = path.absolute().parent
     places = [str(file.relative_to(base) if file.is_relative_to(base) else file) for file in files]
-    gender = frame["female"].map({True: "female", False: "male"})
-    clean = frame.drop(columns=["row", "female"]).assign(path=places)
-    clean.insert(2, "gender", gender)
+    labels = read_labels(frame)
+    # As a manifest is read again: brackets with a hyphen, nothing for what isn't known.
+    written = (format_age(low, high) for low, high in zip(labels.low, labels.high, strict=True))
+    ages = ["" if age == "–" else age.replace("–", "-") for age in written]
+    genders = [format_gender(female).replace("–", "") for female in labels.female]
+    clean = frame.drop(columns=["row", "female", "age", *AGE_BOUNDS], errors="ignore").assign(path=places)
+    clean.insert(1, "age", ages)
+    clean.insert(2, "gender", genders)
     for target, table in (
         (path, clean),
         (path.with_name(f"{path.stem}.left-out.csv"), pd.DataFrame(removals, columns=["path", "reason"])),

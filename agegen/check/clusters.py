@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.data.splits import SHARES
+from agegen.data.labels import IDENTITY_COLUMNS
+from agegen.data.splits import SHARES, number_persons
 
 if TYPE_CHECKING:
     import pandas as pd
-
-IDENTITY_COLUMNS = ("identity", "subject", "person", "person_id", "subject_id", "celebrity", "name")
 
 # UTKFace's names hold the time of capture to the millisecond: 20170116174525125.
 _MOMENT = re.compile(r"_(\d{14})\d{0,3}\.")
@@ -48,7 +47,7 @@ def list_clusters(frame: pd.DataFrame, groups: NDArray[np.int64]) -> dict[str, N
     clusters = {"near-duplicates": groups}
     for column in frame.columns:
         if str(column).lower() in IDENTITY_COLUMNS:
-            clusters[str(column)] = np.asarray(pd.factorize(frame[column])[0], dtype=np.int64)
+            clusters[str(column)] = number_persons(frame[column])
     moments = frame["path"].map(_find_moment)
     if moments.notna().mean() > 0.5:
         clusters["capture second"] = np.asarray(pd.factorize(moments)[0], dtype=np.int64)

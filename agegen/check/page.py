@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Group
 from rich.text import Text
 
@@ -34,7 +35,7 @@ class _ShownPair:
 
 def list_findings(report: DataReport) -> list[str]:
     """Return what was found, a line each."""
-    lines = [f"{report.faces:,} usable faces"]
+    lines = [f"{report.faces:,} usable faces", *report.notices]
     for reason, count in Counter(item.reason for item in report.excluded).most_common(5):
         first = next(item.path for item in report.excluded if item.reason == reason)
         lines.append(f"{count:,} left out: {reason} (the first: {first})")
@@ -43,7 +44,8 @@ def list_findings(report: DataReport) -> list[str]:
     lines += _list_duplicates(report)
     if report.heaped:
         heaped = ", ".join(str(age.age) for age in report.heaped)
-        lines.append(f"ages heap at {heaped}; Whipple's index is {report.whipple:.0f}")
+        index = "" if np.isnan(report.whipple) else f"; Whipple's index is {report.whipple:.0f}"
+        lines.append(f"ages heap at {heaped}{index}")
     small = [f"{group.column} {group.value} ({group.n})" for group in report.groups if group.small and group.n]
     if small:
         lines.append(f"too few faces to report on: {', '.join(small[:8])}{' …' if len(small) > 8 else ''}")
@@ -134,7 +136,7 @@ def render_check_page(report: DataReport) -> str:
     suspects = []
     for suspect in (report.suspects or [])[:_SHOWN]:
         if uri := encode_face(report.records, positions.get(suspect.path)):
-            suspects.append(Face(uri, f"{suspect.age:.0f}", f"{suspect.path}: {suspect.reason}"))
+            suspects.append(Face(uri, suspect.age, f"{suspect.path}: {suspect.reason}"))
     return render_page(
         "data_check.html.j2",
         report=report,
@@ -154,7 +156,7 @@ def _show_pair(report: DataReport, positions: dict[str, int], pair: Pair) -> _Sh
 
 
 def _describe_side(pair: Pair, side: int) -> str:
-    return f"{pair.ages[side]:.0f}, {'female' if pair.female[side] else 'male'}"
+    return f"{pair.ages[side]}, {pair.genders[side]}"
 
 
 def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
@@ -164,7 +166,7 @@ def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
     years = range(AGE_CLASSES)
     below = [0] * AGE_CLASSES
     for color, (female, label) in zip(COLORS, ((False, "male"), (True, "female")), strict=False):
-        found = frame.loc[frame["female"] == female, "age"].astype(int).value_counts()
+        found = frame.loc[frame["female"] == female, "age"].dropna().astype(int).value_counts()
         counts = [int(found.get(year, 0)) for year in years]
         axis.bar(years, counts, bottom=below, width=1.0, color=color, label=label)
         below = [low + count for low, count in zip(below, counts, strict=True)]

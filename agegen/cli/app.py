@@ -50,11 +50,27 @@ app = typer.Typer(
 )
 
 Data = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="PATH",
-        help="A folder in UTKFace naming, a CSV or Parquet manifest (path, age, gender), or 'demo'. "
-        "Default: $AGEGEN_DATA, else ./data/utkface.",
+        help="A folder in a known layout, a table (CSV, TSV, JSON Lines, Parquet) or 'demo'; give it again for more "
+        "data, PATH::0.5 to draw its faces half as often. Default: $AGEGEN_DATA, else ./data/utkface.",
+    ),
+]
+
+OtherData = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATH", help="Other data, as for train; may be given again. Default: the run's own."),
+]
+
+AgeColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The column with the age, where a table has several.")
+]
+
+GenderCodes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD,WORD", help="What 0 and 1, or 1 and 2, stand for. Default: UTKFace's male,female for 0 and 1."
     ),
 ]
 

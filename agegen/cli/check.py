@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from agegen.cli.app import Device, JsonOut, app, make_notice_console, make_output_console, show_work, write_output
+from agegen.cli.app import (
+    AgeColumn,
+    Device,
+    GenderCodes,
+    JsonOut,
+    app,
+    make_notice_console,
+    make_output_console,
+    show_work,
+    write_output,
+)
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")
@@ -15,7 +25,10 @@ app.add_typer(data_app, name="data")
 
 @data_app.command(name="check")
 def check(
-    path: Annotated[str, typer.Argument(help="A folder in UTKFace naming, a CSV or Parquet manifest, or 'demo'.")],
+    path: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH…", help="Folders in a known layout, tables of pictures, or 'demo'."),
+    ],
     run: Annotated[
         Path | None, typer.Option(help="A run or checkpoint; its model points out labels that are likely wrong.")
     ] = None,
@@ -28,6 +41,8 @@ def check(
         Path | None,
         typer.Option(metavar="FILE.csv", help="Write a clean manifest, and the reasons for what it leaves out."),
     ] = None,
+    age_column: AgeColumn = None,
+    gender_codes: GenderCodes = None,
     device: Device = "auto",
 ) -> None:
     """Tell what a data set hides: duplicates, conflicting labels, heaped ages, leaks, likely wrong labels.
@@ -39,11 +54,13 @@ def check(
         from agegen.check.check import CheckConfig, check_data
         from agegen.check.cleaning import write_clean_manifest
         from agegen.check.page import render_check, write_check_page
+        from agegen.data.manifests import ReadOptions
         from agegen.files import format_json
         from agegen.render.progress import ProgressDisplay
 
+    config = CheckConfig(tuple(path), run, model, device, ReadOptions(age_column, gender_codes))
     with ProgressDisplay(notices) as progress:
-        report = check_data(CheckConfig(path, run, model, device), progress)
+        report = check_data(config, progress)
     if html:
         write_check_page(html, report)
     if fix:

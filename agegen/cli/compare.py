@@ -11,6 +11,7 @@ from agegen.cli.app import (
     CacheDir,
     Device,
     JsonOut,
+    OtherData,
     app,
     make_notice_console,
     make_output_console,
@@ -25,9 +26,7 @@ def compare(
         list[Path] | None,
         typer.Argument(metavar="RUN…", help="Runs. Default: the newest of each model in ./runs."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Other data, as for train. Default: the runs' own.")
-    ] = None,
+    data: OtherData = None,
     split: Annotated[str, typer.Option(metavar="test|val|train|all", help="Which faces.")] = "test",
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained page.")] = None,
     json_out: JsonOut = None,
@@ -46,7 +45,7 @@ def compare(
         from agegen.files import format_json
         from agegen.render.progress import ProgressDisplay, show_notices
 
-    config = CompareConfig(tuple(runs or ()), data, split, device, cache_dir)
+    config = CompareConfig(tuple(runs or ()), tuple(data or ()), split, device, cache_dir)
     with ProgressDisplay(notices) as progress:
         result = compare_runs(config, progress)
     show_notices(notices, result.notices)

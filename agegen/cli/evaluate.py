@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from agegen.cli.app import (
+    AgeColumn,
     CacheDir,
     Device,
+    GenderCodes,
     JsonOut,
+    OtherData,
     Precision,
     app,
     make_notice_console,
@@ -24,9 +27,7 @@ from agegen.cli.app import (
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest under ./runs.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="The weights that ship for this model.")] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Other data, as for train. Default: the run's own.")
-    ] = None,
+    data: OtherData = None,
     split: Annotated[str, typer.Option(metavar="test|val|train|all", help="Which faces.")] = "test",
     json_out: JsonOut = None,
     predictions: Annotated[
@@ -34,6 +35,8 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    age_column: AgeColumn = None,
+    gender_codes: GenderCodes = None,
     cache_dir: CacheDir = None,
 ) -> None:
     """Evaluate a run: metrics with 95 % intervals, by group, beside the trivial baseline.
@@ -42,6 +45,7 @@ def evaluate(
     """
     notices = make_notice_console()
     with show_work(notices):
+        from agegen.data.manifests import ReadOptions
         from agegen.evaluate.estimates import write_predictions
         from agegen.evaluate.evaluate import EvalConfig, evaluate_run
         from agegen.evaluate.tables import make_groups_table, make_metrics_table
@@ -49,7 +53,9 @@ def evaluate(
         from agegen.render.progress import ProgressDisplay, show_notices
         from agegen.render.tables import render_table
 
-    config = EvalConfig(run, model, data, split, device, precision, cache_dir)
+    config = EvalConfig(
+        run, model, tuple(data or ()), split, device, precision, cache_dir, ReadOptions(age_column, gender_codes)
+    )
     with ProgressDisplay(notices) as progress:
         result = evaluate_run(config, progress)
     show_notices(notices, result.notices)

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from agegen.cli.app import CacheDir, Data, app, make_notice_console, make_output_console, show_work
+from agegen.cli.app import (
+    AgeColumn,
+    CacheDir,
+    Data,
+    GenderCodes,
+    app,
+    make_notice_console,
+    make_output_console,
+    show_work,
+)
 from agegen.errors import AgegenError
 from agegen.evaluate.tables import make_metrics_table
 from agegen.render.formats import format_duration
@@ -88,7 +97,7 @@ class TrainDisplay:
         best = "  best so far" if epoch.best else ""
         self._console.print(
             f"epoch {epoch.epoch:>3}/{self._epochs}  loss {epoch.train_loss:.3f}  val loss {epoch.val_loss:.3f}  "
-            f"val MAE {epoch.val_mae:.2f} years  val accuracy {epoch.val_accuracy:.1%}  "
+            f"{_format_validation(epoch)}"
             f"{epoch.images_per_second:,.0f} images/s  {format_duration(left)} left{best}",
             soft_wrap=True,
         )
@@ -98,6 +107,16 @@ class TrainDisplay:
         self._console.print(render_table(make_metrics_table(result.evaluation, title)))
         self._console.print(f"took {format_duration(result.seconds)}; run folder:")
         self._console.print(str(result.run), soft_wrap=True)
+
+
+def _format_validation(epoch: EpochResult) -> str:
+    """Return the metrics of a validation, as far as there are labels for them."""
+    shown = (
+        (epoch.val_mae, f"val MAE {epoch.val_mae:.2f} years  "),
+        (epoch.val_in_bracket, f"val in bracket {epoch.val_in_bracket:.1%}  "),
+        (epoch.val_accuracy, f"val accuracy {epoch.val_accuracy:.1%}  "),
+    )
+    return "".join(text for value, text in shown if value == value)
 
 
 @app.command()
@@ -133,6 +152,8 @@ def train(
     save_every: Annotated[
         float | None, typer.Option(min=0, help="Seconds between saves of the state.", show_default="60")
     ] = None,
+    age_column: AgeColumn = None,
+    gender_codes: GenderCodes = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, with the options that it has.")
     ] = None,
@@ -144,6 +165,7 @@ def train(
     Example: agegen train --model scratch --data data/utkface
     """
     given: dict[str, Any] = {name: value for name, value in locals().items() if name != "resume"}
+    given["data"] = data or None
     notices = make_notice_console()
     with show_work(notices):
         from agegen.data.loading import resolve_data

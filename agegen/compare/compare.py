@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from agegen.compare.costs import Cost, measure_cost
-from agegen.compare.differences import LEAST_FACES, GroupDifference, MetricRow, find_group_differences, measure_rows
+from agegen.compare.differences import LEAST_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
+from agegen.compare.sources import SourceRow, measure_sources
+from agegen.data.labels import AGE_BOUNDS
 from agegen.data.scan import ProgressHook, ignore_progress
-from agegen.data.splits import read_split
+from agegen.data.splits import HASH_COLUMN, find_seen, read_split, unpack_hashes
 from agegen.errors import AgegenError
 from agegen.evaluate.estimates import read_predictions
 from agegen.evaluate.evaluate import EvalConfig, evaluate_run
 from agegen.evaluate.evaluation import round_number
 from agegen.evaluate.metrics import Metric
-from agegen.runs import RunFolder, list_finished_runs, open_run
+from agegen.runs import RunFolder, list_finished_runs, list_sources, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +30,7 @@ class CompareConfig:
     """Options of ``agegen compare``; no ``runs`` stands for the newest finished run of each model."""
 
     runs: tuple[Path, ...] = ()
-    data: str | None = None
+    data: tuple[str, ...] = ()
     split: str = "test"
     device: str = "auto"
     cache_dir: Path | None = None
@@ -46,12 +50,13 @@ class Comparison:
     age: list[MetricRow]
     gender: list[MetricRow]
     costs: list[Cost]
-    groups: list[GroupDifference]
+    groups: GroupDifferences
     verdict: str
     notices: tuple[str, ...]
     predictions: dict[str, pd.DataFrame]
     curves: dict[str, pd.DataFrame]
-    data: str
+    data: tuple[str, ...]
+    sources: list[SourceRow]
 
     def to_json(self) -> dict[str, Any]:
         """Return the stable JSON form of all tables and the verdict."""
@@ -64,7 +69,9 @@ class Comparison:
             ],
             "age": [self._row_to_json(row) for row in self.age],
             "gender": [self._row_to_json(row) for row in self.gender],
-            "groups": [{**vars(group), "difference": _metric_to_json(group.difference)} for group in self.groups],
+            "groups": [{**vars(group), "difference": _metric_to_json(group.difference)} for group in self.groups.rows],
+            "groups_looked_at": self.groups.looked_at,
+            "sources": [vars(row) | {"cells": [vars(cell) for cell in row.cells]} for row in self.sources],
             "verdict": self.verdict,
             "notices": list(self.notices),
         }
@@ -90,7 +97,7 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
     records = [run.read() for run in runs]
     names = name_runs(runs, [str(record["model"]) for record in records])
     collected, notices = collect_predictions(runs, config, on_progress)
-    tables, source = align_predictions(runs, names, collected, config)
+    tables, source = align_predictions(names, collected, config)
     first = next(iter(tables.values()))
     age, gender = measure_rows(names, tables)
     costs = [measure_cost(run, record, config.device, on_progress) for run, record in zip(runs, records, strict=True)]
@@ -103,11 +110,12 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
         gender=gender,
         costs=costs,
         groups=find_group_differences(names, tables),
-        verdict=write_verdict(names, len(first), age, gender, costs),
+        verdict=write_verdict(names, len(first), age, gender, costs, trained=config.split == "train"),
         notices=tuple(dict.fromkeys(notices)),
         predictions=tables,
         curves={name: run.read_epochs() for name, run in zip(names, runs, strict=True)},
-        data=config.data or str(records[0]["data"]["source"]),
+        data=config.data or list_sources(records[0]),
+        sources=measure_sources(names, tables),
     )
 
 
@@ -140,9 +148,13 @@ def name_runs(runs: list[RunFolder], models: list[str]) -> tuple[str, ...]:
 def collect_predictions(
     runs: list[RunFolder], config: CompareConfig, on_progress: ProgressHook
 ) -> tuple[list[pd.DataFrame], list[str]]:
-    """Return each run's predictions: those that it kept of its test split, else made anew."""
-    if config.data is None and config.split == "test":
-        return [read_predictions(run.predictions) for run in runs], []
+    """Return each run's predictions (those that it kept of its test split, else made anew), with a column ``seen``:
+    which faces any of the trainings saw, or a near-duplicate of.
+    """
+    if not config.data and config.split == "test":
+        splits = [read_split(run.split) for run in runs]
+        kept = [read_predictions(run.predictions) for run in runs]
+        return [mark_seen(table, split, splits) for table, split in zip(kept, splits, strict=True)], []
     tables: list[pd.DataFrame] = []
     notices: list[str] = []
     for run in runs:
@@ -150,15 +162,29 @@ def collect_predictions(
             run.path, data=config.data, split=config.split, device=config.device, cache_dir=config.cache_dir
         )
         result = evaluate_run(chosen, on_progress)
-        tables.append(result.predictions)
+        tables.append(result.predictions.assign(seen=result.seen))
         notices.extend(result.notices)
     return tables, notices
 
 
+def mark_seen(table: pd.DataFrame, own: pd.DataFrame, splits: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return predictions with the column ``seen``: whether any of the trainings behind ``splits`` saw the face."""
+    hashes = None
+    if HASH_COLUMN in own.columns:
+        known = dict(zip(own["sha256"], own[HASH_COLUMN], strict=True))
+        hashes = unpack_hashes(known[digest] for digest in table["sha256"])
+    seen = np.zeros(len(table), dtype=bool)
+    for split in splits:
+        seen |= find_seen(split, list(table["sha256"]), hashes)
+    return table.assign(seen=seen)
+
+
 def align_predictions(
-    runs: list[RunFolder], names: tuple[str, ...], tables: list[pd.DataFrame], config: CompareConfig
+    names: tuple[str, ...], tables: list[pd.DataFrame], config: CompareConfig
 ) -> tuple[dict[str, pd.DataFrame], str]:
-    """Return the tables over the faces that all have and none was trained on, in one order.
+    """Return the tables over the faces that all have and no training saw, in one order.
+
+    With ``--split train`` the faces that trainings saw are what is asked for, and stay.
 
     Raises:
         AgegenError: fewer than 30 such faces, or labels that differ between the runs.
@@ -166,9 +192,8 @@ def align_predictions(
     tables = [table.drop_duplicates("sha256").set_index("sha256", drop=False) for table in tables]
     common = set.intersection(*(set(table.index) for table in tables))
     if config.split != "train":
-        for run in runs:
-            split = read_split(run.split)
-            common -= set(split["sha256"][split["split"] == "train"])
+        for table in tables:
+            common -= set(table.index[table["seen"]])
     if len(common) < LEAST_FACES:
         counts = ", ".join(f"{name} {len(table):,}" for name, table in zip(names, tables, strict=True))
         raise AgegenError(
@@ -176,17 +201,23 @@ def align_predictions(
             "nobody's training split; train with the same data and --seed, or with --split-file, or give --data"
         )
     order = [digest for digest in tables[0].index if digest in common]
-    aligned = {name: table.loc[order].reset_index(drop=True) for name, table in zip(names, tables, strict=True)}
+    aligned = {
+        name: table.loc[order].drop(columns="seen").reset_index(drop=True)
+        for name, table in zip(names, tables, strict=True)
+    }
     _check_labels(aligned)
     faces = "all test faces" if all(len(table) == len(order) for table in tables) else "the common test faces"
-    whole = config.data is not None or config.split != "test"
-    return aligned, f"split '{config.split}' of {config.data or 'the runs’ data'}" if whole else faces
+    whole = config.data or config.split != "test"
+    return aligned, f"split '{config.split}' of {' + '.join(config.data) or 'the runs’ data'}" if whole else faces
+
+
+_LABELS = ("age", "female", *AGE_BOUNDS)
 
 
 def _check_labels(tables: dict[str, pd.DataFrame]) -> None:
     first, *others = tables.values()
     for table in others:
-        if not (first["age"].equals(table["age"]) and first["female"].equals(table["female"])):
+        if any(not first[name].equals(table[name]) for name in _LABELS if name in first.columns):
             raise AgegenError("these runs can't be compared: the same faces have different labels in their data")
 
 
@@ -196,27 +227,45 @@ def _metric_to_json(metric: Metric) -> dict[str, Any]:
 
 
 def write_verdict(
-    names: tuple[str, ...], n: int, age: list[MetricRow], gender: list[MetricRow], costs: list[Cost]
+    names: tuple[str, ...],
+    n: int,
+    age: list[MetricRow],
+    gender: list[MetricRow],
+    costs: list[Cost],
+    trained: bool = False,
 ) -> str:
-    """Return one plain sentence on the first two runs, made from the numbers alone."""
-    mae, accuracy = age[0], gender[0]
-    years = tuple(f"{metric.value:.2f}" for metric in mae.values[:2])
-    shares = tuple(f"{metric.value * 100:.1f} %" for metric in accuracy.values[:2])
-    trained = [_phrase_cost(name, cost) for name, cost in zip(names[:2], costs[:2], strict=True)]
+    """Return one plain sentence on the first two runs, made from the numbers alone.
+
+    Args:
+        trained: whether the faces are those of the training split.
+    """
+    parts = []
+    if row := next((row for row in age if row.name in ("mae", "in_bracket")), None):
+        values = tuple(_phrase_value(row.name, metric.value) for metric in row.values[:2])
+        parts.append(_phrase("age", "an MAE" if row.name == "mae" else "in the bracket", names, values, row))
+    if gender:
+        values = tuple(_phrase_value("accuracy", metric.value) for metric in gender[0].values[:2])
+        parts.append(_phrase("gender", "an accuracy", names, values, gender[0]))
+    spent = [_phrase_cost(name, cost) for name, cost in zip(names[:2], costs[:2], strict=True)]
+    faces = "faces that both were trained on" if trained else "faces that neither was trained on"
+    more = f" (of {len(names)} runs, this speaks of the first two)" if len(names) > 2 else ""
     return (
-        f"On {n:,} faces that neither model trained on, "
-        f"{_phrase('age', 'an MAE', names, years, ' years', mae)}, and "
-        f"{_phrase('gender', 'an accuracy', names, shares, '', accuracy)}; {trained[0]}, {trained[1]}."
+        f"On {n:,} {faces}, {', and '.join(parts)}; {spent[0]}, {spent[1]}. "
+        f"This compares one training of each, not the models as such{more}."
     )
 
 
-def _phrase(task: str, measure: str, names: tuple[str, ...], values: tuple[str, ...], unit: str, row: MetricRow) -> str:
+def _phrase_value(metric: str, value: float) -> str:
+    return f"{value:.2f} years" if metric == "mae" else f"{value * 100:.1f} %"
+
+
+def _phrase(task: str, measure: str, names: tuple[str, ...], values: tuple[str, ...], row: MetricRow) -> str:
     better = row.better[0]
     if better is None:
-        both = " and ".join(f"{value}{unit} for {name}" for name, value in zip(names, values, strict=False))
+        both = " and ".join(f"{value} for {name}" for name, value in zip(names, values, strict=False))
         return f"{task} shows no clear difference ({measure} of {both})"
     best, other = (0, 1) if better == names[0] else (1, 0)
-    return f"{better} is better at {task} ({measure} of {values[best]} against {values[other]}{unit})"
+    return f"this training of {better} is better at {task} ({measure} of {values[best]} against {values[other]})"
 
 
 def _phrase_cost(name: str, cost: Cost) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 
 from agegen.compare.compare import Comparison
 from agegen.compare.tables import make_tables
-from agegen.data.loading import load_records
+from agegen.data.labels import format_gender
+from agegen.data.loading import load_sources
 from agegen.data.records import FaceRecords
 from agegen.errors import AgegenError
 from agegen.evaluate.metrics import Bools, Floats
@@ -71,13 +72,14 @@ def draw_figures(comparison: Comparison) -> list[Figure]:
 def show_worst_faces(comparison: Comparison) -> list[Gallery]:
     """Return each model's faces with the largest errors in age; none where the data can't be read."""
     try:
-        records = load_records(comparison.data)
+        records = load_sources(comparison.data)
     except AgegenError:
         return []
     positions = {name: index for index, name in enumerate(records.frame["path"])}
     galleries = []
     for name, table in comparison.predictions.items():
-        error = (table["estimated_age"] - table["age"]).abs()
+        # Where no age is exact, this is empty: a bracket says too little of how far off an estimate is.
+        error = (table["estimated_age"] - table["age"]).abs().dropna()
         worst = table.loc[error.sort_values(ascending=False, kind="stable").index[:FACES_SHOWN]]
         faces = [_show_face(records, positions, row) for row in worst.to_dict("records")]
         if shown := [face for face in faces if face is not None]:
@@ -89,7 +91,7 @@ def _show_face(records: FaceRecords, positions: dict[str, int], row: dict[Any, A
     uri = encode_face(records, positions.get(str(row["path"])))
     if uri is None:
         return None
-    label = "female" if row["female"] else "male"
+    label = format_gender(float(row["female"]))
     estimate = f"estimated {row['estimated_age']:.0f}, P(female) {row['p_female']:.2f}"
     return Face(uri, f"{row['age']:.0f}", f"labelled {row['age']:.0f}, {label}; {estimate}")
 
@@ -108,9 +110,10 @@ def draw_scatter(tables: dict[str, pd.DataFrame]) -> Any:
     """Draw estimated against true age, a panel per table of predictions."""
     figure, axes = make_figure(1, len(tables), 5 * max(len(tables), 2), 4.6)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+        exact = table[table["age"].notna()]
         axis.hexbin(
-            table["age"],
-            table["estimated_age"],
+            exact["age"],
+            exact["estimated_age"],
             gridsize=48,
             extent=(0, 117, 0, 117),
             mincnt=1,
@@ -144,12 +147,11 @@ def draw_errors(tables: dict[str, pd.DataFrame]) -> Any:
 
 def draw_calibration(tables: dict[str, pd.DataFrame]) -> Any:
     """Draw the share of females against P(female), in ten bins."""
-    from agegen.compare.page import bin_calibration
-
     figure, axes = make_figure(1, 1, 6.5, 4.8)
     axis = axes[0][0]
     axis.plot([0, 1], [0, 1], color="#555", linewidth=1)
-    for color, (name, table) in zip(COLORS * 9, tables.items(), strict=False):
+    for color, (name, every) in zip(COLORS * 9, tables.items(), strict=False):
+        table = every[every["female"].notna()]
         bins = bin_calibration(table["p_female"].to_numpy(dtype=float), table["female"].to_numpy(dtype=bool))
         predicted, observed, counts = zip(*bins, strict=True)
         sizes = [12 + 160 * count / len(table) for count in counts]

@@ -20,7 +20,7 @@ NO_DIFFERENCE = "no clear difference"
 
 _GROUPS_SHOWN = 10
 
-_POINTS = ("cs3", "cs5", "cs10", "accuracy", "ece")
+_POINTS = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece")
 
 
 def make_tables(comparison: Comparison) -> list[PlainTable]:
@@ -30,7 +30,8 @@ def make_tables(comparison: Comparison) -> list[PlainTable]:
         _make_metric_table("Table 2: gender", comparison.names, comparison.gender),
         _make_cost_table(comparison),
     ]
-    return [*tables, _make_group_table(comparison)] if comparison.groups else tables
+    tables += [_make_source_table(comparison)] if comparison.sources else []
+    return [*tables, _make_group_table(comparison)] if comparison.groups.rows else tables
 
 
 def render_comparison(comparison: Comparison) -> Group:
@@ -42,7 +43,7 @@ def render_comparison(comparison: Comparison) -> Group:
 
 def format_difference(name: str, metric: Metric) -> str:
     """Return a signed difference with its interval; of shares in percentage points."""
-    factor, digits = (100, 1) if name in _POINTS else (1, 4 if name == "roc_auc" else 2)
+    factor, digits = (100, 1) if name in _POINTS else (1, 4 if name in ("roc_auc", "brier") else 2)
     value, low, high = (f"{number * factor:+.{digits}f}" for number in (metric.value, metric.low, metric.high))
     return f"{value} ({low} to {high})"
 
@@ -92,6 +93,22 @@ def _make_group_table(comparison: Comparison) -> PlainTable:
             format_difference(group.metric, group.difference),
             group.better or NO_DIFFERENCE,
         ]
-        for group in comparison.groups[:_GROUPS_SHOWN]
+        for group in comparison.groups.rows[:_GROUPS_SHOWN]
     ]
-    return PlainTable("By group: where the two differ most clearly", columns, rows, left=3)
+    title = f"By group: the {len(rows)} clearest of {comparison.groups.looked_at} differences"
+    caption = f"95 % for all {comparison.groups.looked_at} intervals together, not for each"
+    return PlainTable(title, columns, rows, left=3, caption=caption)
+
+
+def _make_source_table(comparison: Comparison) -> PlainTable:
+    rows, ends = [], []
+    for row in comparison.sources:
+        for place, cell in enumerate(row.cells):
+            shown = [cell.mae, cell.in_bracket, cell.accuracy]
+            cells = []
+            for name, metric in zip(("mae", "in_bracket", "accuracy"), shown, strict=True):
+                cells += [format_value(name, metric.value), format_interval(name, metric)]
+            rows.append([*((row.source, f"{row.n:,}") if not place else ("", "")), cell.name, *cells])
+        ends.append(len(rows) - 1)
+    columns = ["data", "faces", "model", "MAE (years)", "95 %", "in the bracket", "95 %", "accuracy", "95 %"]
+    return PlainTable("Table 4: by data set", columns, rows, left=3, sections=frozenset(ends[:-1]))

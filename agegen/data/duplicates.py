@@ -20,7 +20,7 @@ def find_pairs(
     """Return the pairs (P, 2), first < second, of hashes (N, bits) at most ``max_distance`` bits apart.
 
     Compares all with all through one matrix product per pair of blocks: exact, in bounded memory, and
-    quadratic in N (see README for what that takes).
+    quadratic in N (tests/benchmarks/README.md has what that takes).
     """
     bits = hashes.shape[1]
     starts = range(0, len(hashes), _ROWS_AT_ONCE)
@@ -56,6 +56,20 @@ def find_duplicates(
     return np.concatenate([pairs.reshape(-1, 2), np.stack([firsts[copies], copies], axis=1)])
 
 
+def find_near(
+    hashes: NDArray[np.bool_], others: NDArray[np.bool_], max_distance: int = MAX_DISTANCE
+) -> NDArray[np.bool_]:
+    """Return which of hashes (N, bits) have one among ``others`` (M, bits) at most ``max_distance`` bits apart."""
+    bits = hashes.shape[1]
+    near = np.zeros(len(hashes), dtype=bool)
+    for right in range(0, len(others), _ROWS_AT_ONCE):
+        signs = _make_signs(others[right : right + _ROWS_AT_ONCE])
+        for left in range(0, len(hashes), _ROWS_AT_ONCE):
+            part = slice(left, left + _ROWS_AT_ONCE)
+            near[part] |= (_make_signs(hashes[part]) @ signs.T >= bits - 2 * max_distance).any(axis=1)
+    return near
+
+
 def group_duplicates(hashes: NDArray[np.bool_], sha256: list[str]) -> NDArray[np.int64]:
     """Return a group number (N,) per picture: that of the first picture it is a near-duplicate of.
 
@@ -66,15 +80,12 @@ def group_duplicates(hashes: NDArray[np.bool_], sha256: list[str]) -> NDArray[np
 
 def join_pairs(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the group number (count,) per picture that pairs (P, 2) amount to, chains of them joined."""
-    parents = np.arange(count)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def find_root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = int(parents[index])
-        return index
-
-    for first, second in pairs.tolist():
-        low, high = sorted((find_root(first), find_root(second)))
-        parents[high] = low
-    return np.array([find_root(index) for index in range(count)], dtype=np.int64)
+    links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    _, labels = connected_components(links, directed=False)
+    # Named after its first picture: the same data gives the same numbers, however components are counted.
+    firsts = np.full(labels.max(initial=-1) + 1, count, dtype=np.int64)
+    np.minimum.at(firsts, labels, np.arange(count))
+    return np.asarray(firsts[labels], dtype=np.int64)

@@ -15,6 +15,9 @@ from agegen.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
+# Thumbnails of a NAS (Synology), and a Mac's copies of metadata in archives.
+_SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
+
 # A hundred megapixels is the largest photograph that people have; more is taken for a bomb.
 MAX_PIXELS = 110_000_000
 
@@ -24,6 +27,17 @@ RGB = NDArray[np.uint8]
 def is_image_name(path: Path) -> bool:
     """Return whether the name ends as a picture's does."""
     return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Return the pictures in a folder and all folders in it, sorted; what systems put there besides is passed over."""
+    found = (path for path in folder.rglob("*") if is_image_name(path))
+    return sorted(path for path in found if not is_hidden(path.relative_to(folder)))
+
+
+def is_hidden(path: Path) -> bool:
+    """Return whether a path leads through a hidden name, or to what a Mac or a NAS leaves beside pictures."""
+    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in path.parts if part not in (".", ".."))
 
 
 def read_image_file(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Labels: the range of ages, the groups that faces fall into, and what one would say without looking."""
+"""Labels: ages (exact, in brackets, or missing), genders, the groups that faces fall into, and the baseline."""
 
 from __future__ import annotations
 
@@ -6,16 +6,99 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
+# UTKFace's oldest; few people have lived longer.
 MAX_AGE = 116
-
 AGE_CLASSES = MAX_AGE + 1
-
+SPLITS = ("train", "val", "test")
+# Groups of fewer faces are marked: a share of 29 moves by 3 points with a single face.
 SMALL_GROUP = 30
-
+# Childhood is told apart more finely: three years change a face more there than thirty do later.
 _AGE_BANDS = (0, 3, 10, 20, 30, 40, 50, 60, 70, 80, AGE_CLASSES)
+# Columns that name a person: whoever is in one part of a split must be in no other, and in no table by name.
+IDENTITY_COLUMNS = (
+    "identity",
+    "subject",
+    "person",
+    "person_id",
+    "subject_id",
+    "celebrity",
+    "celebrity_id",
+    "name",
+    "id",
+)
+# A column of more values than this is no grouping that anyone reads; each costs a bootstrap.
+MOST_GROUPS = 50
+# So few values are a grouping even of a handful of faces.
+_FEW_GROUPS = 5
+# Columns of a frame that hold labels; age_from and age_to are there where some ages are no exact ones.
+AGE_BOUNDS = ("age_from", "age_to")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of N faces, float32 (N,) each.
+
+    Attributes:
+        low: the least age in years that the label allows, and ``high`` the greatest, both included: equal where
+            the age is exact, NaN where there is none.
+        female: 0 or 1; NaN where it isn't known.
+    """
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    female: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    @property
+    def exact(self) -> NDArray[np.bool_]:
+        """Which faces (N,) have an exact age."""
+        return np.equal(self.low, self.high)
+
+    @property
+    def bracketed(self) -> NDArray[np.bool_]:
+        """Which faces (N,) have a bracket of ages."""
+        return np.less(self.low, self.high)
+
+    @property
+    def gendered(self) -> NDArray[np.bool_]:
+        """Which faces (N,) have a gender."""
+        return ~np.isnan(self.female)
+
+    @property
+    def middle(self) -> NDArray[np.float32]:
+        """The exact age or the middle of the bracket (N,) in years; NaN where there is neither."""
+        return np.asarray((self.low + self.high) / 2, dtype=np.float32)
+
+    def pick(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Labels:
+        """Return the labels of some faces."""
+        return Labels(self.low[rows], self.high[rows], self.female[rows])
+
+
+def read_labels(frame: pd.DataFrame) -> Labels:
+    """Return the labels of a frame: columns ``age`` (exact, else NaN), ``female``, and age_from and age_to if any."""
+    low, high = AGE_BOUNDS if set(AGE_BOUNDS) <= set(frame.columns) else ("age", "age")
+    columns = (frame[name].to_numpy(dtype="float32", na_value=float("nan")) for name in (low, high, "female"))
+    return Labels(*columns)
+
+
+def format_age(low: float, high: float) -> str:
+    """Return an age as people read it: 25, 20–29, or a dash where it isn't known."""
+    if low != low:
+        return "–"
+    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+
+
+def format_gender(female: float) -> str:
+    """Return female, male, or a dash where it isn't known."""
+    return "–" if female != female else "female" if female > 0.5 else "male"
 
 
 @dataclass(frozen=True)
@@ -26,20 +109,45 @@ class Baseline:
     female: bool
 
 
-SPLITS = ("train", "val", "test")
-
-
 def find_baseline(train: pd.DataFrame) -> Baseline:
-    """Return the baseline of a training split (columns age, female)."""
-    return Baseline(float(train["age"].median()), bool(train["female"].mean() >= 0.5))
+    """Return the baseline of a training split; of brackets the middles count where no age is exact."""
+    labels = read_labels(train)
+    ages = labels.middle[labels.exact] if labels.exact.any() else labels.middle[labels.bracketed]
+    known = labels.female[labels.gendered]
+    return Baseline(float(np.median(ages)) if len(ages) else 0.0, bool(len(known) and known.mean() >= 0.5))
+
+
+def choose_groups(frame: pd.DataFrame, columns: list[str]) -> tuple[list[str], list[str]]:
+    """Return which columns group faces, and which don't: what names persons or has a value for nearly each face."""
+    chosen: list[str] = []
+    left: list[str] = []
+    for name in columns:
+        values = frame[name].nunique()
+        grouping = (
+            values <= min(MOST_GROUPS, max(_FEW_GROUPS, len(frame) // 2)) and name.lower() not in IDENTITY_COLUMNS
+        )
+        (chosen if grouping else left).append(name)
+    return chosen, left
 
 
 def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]:
-    """Return each grouping's label per face: age band, gender, then the data's own columns."""
+    """Return each grouping's label per face: age band, gender, then the data's own columns.
+
+    A bracket falls into the band that holds it whole, else it is a band of its own; what isn't known is in none.
+    """
     import pandas as pd
 
+    labels = read_labels(frame)
     names = [f"{low}–{high - 1}" for low, high in pairwise(_AGE_BANDS)]
-    bands = pd.cut(frame["age"], _AGE_BANDS, right=False, labels=names)
+    low, high = (
+        pd.cut(pd.Series(ages, index=frame.index), _AGE_BANDS, right=False, labels=names)
+        for ages in (labels.low, labels.high)
+    )
+    bands = low.astype(object).where(low.astype(object) == high.astype(object))
+    wide = bands.isna() & pd.Series(labels.bracketed, index=frame.index)
+    own_bands = [f"{a:.0f}–{b:.0f}" for a, b in zip(labels.low[wide], labels.high[wide], strict=True)]
+    bands[wide] = own_bands
+    every = sorted({*names, *own_bands}, key=lambda name: (int(name.split("–")[0]), int(name.split("–")[1])))
     gender = frame["female"].map({True: "female", False: "male"}).astype("category")
     own = {name: frame[name].astype(str).astype("category") for name in groups}
-    return {"age_band": bands, "gender": gender, **own}
+    return {"age_band": bands.astype(pd.CategoricalDtype(every, ordered=True)), "gender": gender, **own}

@@ -1,22 +1,21 @@
-"""Manifests: CSV and Parquet tables of labelled pictures, as people really write them."""
+"""From a raw table of labelled pictures to records: which columns mean what, and which rows can be used."""
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agegen.data.labels import MAX_AGE
-from agegen.data.records import Exclusion, FaceRecords, FileStore, ImageStore
+from agegen.data.labels import AGE_BOUNDS, MAX_AGE
+from agegen.data.records import Exclusion, FaceRecords, FileStore
+from agegen.data.tables import RawTable, read_table, shorten
+from agegen.data.values import Age, choose_codes, is_missing, parse_age, parse_gender
 from agegen.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_GENDERS = {"male": False, "m": False, "0": False, "female": True, "f": True, "1": True}
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -26,155 +25,231 @@ _SPLIT_NAMES = {
     "validation": "val",
     "test": "test",
 }
-
-_NEEDED = ("path", "age", "gender")
-
-_SEPARATORS = (",", ";", "\t")
-
+# How tables of faces call their columns, in any capitals; the likeliest first.
+_ALIASES = {
+    "path": (
+        *("path", "file_name", "filename", "file", "file_path", "filepath", "img_path", "image_path", "image_name"),
+        *(
+            "image_file",
+            "image",
+            "img",
+            "img_name",
+            "imgname",
+            "picture",
+            "photo",
+            "photo_path",
+            "face_path",
+            "full_path",
+        ),
+    ),
+    "age": ("age", "real_age", "ages", "age_range", "age_group", "age_bracket"),
+    "gender": ("gender", "sex", "genders"),
+    "age_low": ("age_low", "age_min", "min_age"),
+    "age_high": ("age_high", "age_max", "max_age"),
+    "split": ("split",),
+}
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-
-# Longer headers and names belong to no table of faces.
-_LONGEST_HEADER, _LONGEST_NAME = 100_000, 4096
+# What file systems take; longer cells are no names.
+_LONGEST_NAME = 4096
+_QUOTED = 5
 
 
 @dataclass(frozen=True)
-class ColumnStore:
-    """Pictures inside a Parquet file, in the Hugging Face form {bytes, path}."""
+class ReadOptions:
+    """How data is to be read.
 
-    column: Any
+    Attributes:
+        age_column: which column holds the age, where a table has several.
+        gender_codes: what 0 and 1, or 1 and 2, stand for, e.g. ``male,female``; None for UTKFace's.
+    """
 
-    def read(self, row: int) -> bytes:
-        """Return the row's bytes."""
-        content = (self.column[row].as_py() or {}).get("bytes")
-        if not content:
-            raise DataError("no picture in this row")
-        return bytes(content)
+    age_column: str | None = None
+    gender_codes: str | None = None
 
 
-def load_manifest(path: Path) -> FaceRecords:
-    """Load a manifest; rows that can't be used are listed as exclusions, with the reason.
+PLAIN = ReadOptions()
 
-    CSV may be separated by commas, semicolons or tabs, in UTF-8 (with or without BOM) or Latin-1.
+
+def load_manifest(path: Path, options: ReadOptions = PLAIN) -> FaceRecords:
+    """Load a table of labelled pictures; rows that can't be used are listed as exclusions, with the reason.
 
     Raises:
-        DataError: it can't be read, or lacks a column.
+        DataError: it can't be read, lacks a column, or one whose every cell is unknown.
     """
-    frame, images = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    frame.columns = [str(name).strip() for name in frame.columns]
-    missing = [name for name in _NEEDED if name not in frame.columns]
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(missing)}; it has {_shorten(', '.join(frame.columns))}")
+    table = read_table(path)
+    base = path if path.is_dir() else path.parent
+    return build_records(table, base, str(path), options)
+
+
+def build_records(
+    table: RawTable, base: Path, source: str, options: ReadOptions = PLAIN, layout: str = "", terms: str = ""
+) -> FaceRecords:
+    """Return the records of a raw table with a column of paths (relative to ``base``) and ages, genders, or both.
+
+    Raises:
+        DataError: it lacks a column, or one can't be understood at all.
+    """
+    frame = rename_columns(table.frame, options.age_column, source)
+    if "path" not in frame.columns or not {"age", "gender", "age_low"} & set(frame.columns):
+        wanted = "path" if "path" not in frame.columns else "age and no column gender"
+        raise DataError(f"{source} has no column {wanted}; it has {shorten(', '.join(map(str, table.frame.columns)))}")
     frame["row"] = range(len(frame))
+    images = table.images
+    in_files = images is None
     if images is None:
-        images = FileStore(tuple(path.parent / _clean_name(name) for name in frame["path"]))
-    reasons = explain_rows(frame, in_files=isinstance(images, FileStore))
-    frame, excluded = _parse_labels(frame, reasons)
-    return FaceRecords(frame, images, str(path), tuple(excluded))
+        frame["path"] = frame["path"].map(clean_name)
+        images = FileStore(tuple(base / shield_name(name) for name in frame["path"]))
+    ages, age_reasons = _parse_ages(frame, table.decimal_comma, source)
+    female, gender_reasons, coded = _parse_genders(frame, options.gender_codes, source)
+    reasons = explain_rows(frame, ages, female, (age_reasons, gender_reasons), in_files)
+    kept, excluded = _keep_usable(frame, ages, female, reasons)
+    notices = tuple(_list_notices(ages, coded and options.gender_codes is None and layout == ""))
+    return FaceRecords(kept, images, source, tuple(excluded), terms=terms, layout=layout, notices=notices)
 
 
-def explain_rows(frame: pd.DataFrame, in_files: bool) -> pd.Series:
+def rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> pd.DataFrame:
+    """Return the table with agegen's own names for what it knows; the other columns keep theirs, without blanks.
+
+    Raises:
+        DataError: ``age_column`` isn't there.
+    """
+    frame = raw.copy()
+    frame.columns = [str(name).strip() for name in frame.columns]
+    if age_column is not None:
+        if age_column not in frame.columns:
+            raise DataError(f"{source} has no column {age_column}; it has {shorten(', '.join(frame.columns))}")
+        frame = frame.drop(columns=[name for name in frame.columns if name == "age" != age_column])
+        frame = frame.rename(columns={age_column: "age"})
+    lower = {name.lower(): name for name in reversed(list(frame.columns))}
+    names = {}
+    for own, others in _ALIASES.items():
+        if found := next((lower[other] for other in others if other in lower), None):
+            names[found] = own
+    frame = frame.rename(columns=names)
+    # Names that agegen's own columns take; the user's keep theirs with a mark.
+    taken = {"row", "female", "source", *AGE_BOUNDS} & set(frame.columns)
+    frame = frame.rename(columns={name: f"{name}_" for name in taken})
+    # pandas' own index, written without a name, says nothing.
+    return frame.drop(columns=[name for name in frame.columns if name == "" or name.startswith("Unnamed: ")])
+
+
+def explain_rows(
+    frame: pd.DataFrame,
+    ages: list[Age | None],
+    female: list[bool | None],
+    problems: tuple[list[str], list[str]],
+    in_files: bool,
+) -> pd.Series:
     """Return per row of a raw manifest why it can't be used, "" where it can."""
     import pandas as pd
 
-    ages = pd.to_numeric(frame["age"], errors="coerce").astype(float)
-    reasons = pd.Series("", index=frame.index)
-    reasons[frame["gender"].map(_parse_gender).isna()] = "gender is none of male, female, m, f, 0, 1"
-    reasons[~ages.between(0, MAX_AGE)] = f"age is no number in 0–{MAX_AGE}"
+    by_age, by_gender = (pd.Series(found, index=frame.index, dtype=str) for found in problems)
+    nothing = pd.Series([age is None and said is None for age, said in zip(ages, female, strict=True)], frame.index)
+    reasons = pd.Series("", index=frame.index).mask(nothing, "neither age nor gender is known")
+    reasons = by_gender.where(by_gender != "", reasons)
+    reasons = by_age.where(by_age != "", reasons)
     if "split" in frame.columns:
         reasons[frame["split"].map(_parse_split).isna()] = "split is none of train, val, test"
+    names = frame["path"].map(str)
+    reasons[names.duplicated()] = "the path is named twice"
     if in_files:
-        names = frame["path"].map(str)
-        reasons[names.duplicated()] = "the path is named twice"
-        problems = names.map(_explain_path)
-        reasons = problems.where(problems != "", reasons)
+        found = names.map(_explain_path)
+        reasons = found.where(found != "", reasons)
     return reasons
 
 
-def _read_csv(path: Path) -> tuple[pd.DataFrame, ImageStore | None]:
-    import pandas as pd
+def clean_name(name: Any) -> str:
+    """Return a path as it is meant: without blanks around it, with slashes where Windows has backslashes."""
+    text = str(name).strip()
+    return text.replace("\\", "/") if "\\" in text and "/" not in text else text
 
-    encoding, separator = _sniff(path)
+
+def shield_name(name: str) -> str:
+    """Return a name that a path can be made from; what it can't be is explained by :func:`explain_rows`."""
+    return name if len(name) <= _LONGEST_NAME and "\x00" not in name else "unusable"
+
+
+def _parse_ages(frame: pd.DataFrame, decimal_comma: bool, source: str) -> tuple[list[Age | None], list[str]]:
+    if "age" not in frame.columns and "age_low" in frame.columns and "age_high" in frame.columns:
+        bounds = zip(frame["age_low"], frame["age_high"], strict=True)
+        cells = ["" if is_missing(low) and is_missing(high) else f"{low}-{high}" for low, high in bounds]
+    elif "age" in frame.columns:
+        cells = [str(cell) for cell in frame["age"]]
+    else:
+        return [None] * len(frame), [""] * len(frame)
+    understood: dict[str, Age | None] = {}
+    wrong: dict[str, str] = {}
+    for cell in dict.fromkeys(cells):
+        try:
+            understood[cell] = parse_age(cell, decimal_comma)
+        except ValueError:
+            wrong[cell] = f"age '{shorten(cell)}' is no age in 0–{MAX_AGE} nor a bracket of ages"
+    if cells and not any(understood.values()) and (wrong or "gender" not in frame.columns):
+        _refuse_column(source, "age", [*wrong, *understood])
+    return [understood.get(cell) for cell in cells], [wrong.get(cell, "") for cell in cells]
+
+
+def _parse_genders(frame: pd.DataFrame, wanted: str | None, source: str) -> tuple[list[bool | None], list[str], bool]:
+    """Return what each row says, why it can't be understood, and whether the column has number codes."""
+    if "gender" not in frame.columns:
+        return [None] * len(frame), [""] * len(frame), False
+    cells = [str(cell) for cell in frame["gender"]]
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding=encoding, sep=separator)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, OSError, csv.Error) as error:
-        raise DataError(f"can't read {path} as CSV: {_shorten(str(error).splitlines()[0])}") from error
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise DataError(f"can't read {path} as CSV: its rows have more cells than its header")
-    return frame, None
+        codes = choose_codes(dict.fromkeys(cells), wanted)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+    understood: dict[str, bool | None] = {}
+    wrong: dict[str, str] = {}
+    for cell in dict.fromkeys(cells):
+        try:
+            understood[cell] = parse_gender(cell, codes)
+        except ValueError:
+            wrong[cell] = f"gender '{shorten(cell)}' is none of male, female, m, f, 0, 1 and the like"
+    if cells and all(value is None for value in understood.values()) and (wrong or "age" not in frame.columns):
+        _refuse_column(source, "gender", [*wrong, *understood])
+    return [understood.get(cell) for cell in cells], [wrong.get(cell, "") for cell in cells], bool(codes)
 
 
-def _sniff(path: Path) -> tuple[str, str]:
-    """Return a CSV file's encoding and separator."""
-    try:
-        with path.open("rb") as file:
-            header = file.readline(_LONGEST_HEADER)
-            encoding = "utf-8-sig" if _is_utf8(file, header) else "latin-1"
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error
-    if b"\x00" in header or len(header) >= _LONGEST_HEADER:
-        raise DataError(f"can't read {path} as CSV: its first line is no header")
-    text = header.decode(encoding, errors="replace")
-    separator = max(_SEPARATORS, key=text.count)
-    try:
-        names = [name.strip() for name in next(csv.reader(text.splitlines()[:1], delimiter=separator), [])]
-    except csv.Error as error:
-        raise DataError(f"can't read {path} as CSV: {error}") from error
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{path} has the column '{_shorten(twice[0])}' twice")
-    return encoding, separator
+def _refuse_column(source: str, column: str, cells: list[str]) -> None:
+    shown = ", ".join(f"'{shorten(cell)}'" for cell in cells[:_QUOTED])
+    raise DataError(f"{source}: no cell of the column {column} can be understood; the first are {shown}")
 
 
-def _is_utf8(file: Any, header: bytes) -> bool:
-    import codecs
-
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        decoder.decode(header)
-        while block := file.read(1 << 20):
-            decoder.decode(block)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _read_parquet(path: Path) -> tuple[pd.DataFrame, ImageStore | None]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"can't read {path} as Parquet: {_shorten(str(error).splitlines()[0])}") from error
-    for field in table.schema:
-        if pa.types.is_struct(field.type) and {"bytes", "path"} <= {inner.name for inner in field.type}:
-            column = table[field.name]
-            frame = table.drop_columns([field.name]).to_pandas()
-            names = [(value.as_py() or {}).get("path") for value in column]
-            frame["path"] = [name or f"row-{index}" for index, name in enumerate(names)]
-            return frame, ColumnStore(column)
-    return table.to_pandas(), None
-
-
-def _parse_labels(frame: pd.DataFrame, reasons: pd.Series) -> tuple[pd.DataFrame, list[Exclusion]]:
+def _keep_usable(
+    frame: pd.DataFrame, ages: list[Age | None], female: list[bool | None], reasons: pd.Series
+) -> tuple[pd.DataFrame, list[Exclusion]]:
     import pandas as pd
 
     bad = reasons != ""
     excluded = [
-        Exclusion(_shorten(str(name)), reason) for name, reason in zip(frame["path"][bad], reasons[bad], strict=True)
+        Exclusion(shorten(str(name)), reason) for name, reason in zip(frame["path"][bad], reasons[bad], strict=True)
     ]
-    frame = frame[~bad].reset_index(drop=True)
-    ages = pd.to_numeric(frame["age"], errors="coerce").astype(float)
-    frame = frame.assign(age=ages, female=frame["gender"].map(_parse_gender)).drop(columns="gender")
+    bounds = pd.DataFrame(
+        [(float("nan"), float("nan")) if age is None else (age.low, age.high) for age in ages],
+        columns=list(AGE_BOUNDS),
+        index=frame.index,
+        dtype=float,
+    )
+    said = pd.Series([float("nan") if value is None else float(value) for value in female], frame.index, dtype=float)
+    exact = bounds["age_from"].where(bounds["age_from"] == bounds["age_to"])
+    frame = frame.drop(columns=["gender", "age_low", "age_high"], errors="ignore").assign(age=exact, female=said)
+    frame = frame.join(bounds)[~bad].reset_index(drop=True)
+    if frame["age"].notna().all():
+        frame = frame.drop(columns=list(AGE_BOUNDS))
+    if frame["female"].notna().all():
+        frame = frame.astype({"female": bool})
     if "split" in frame.columns:
         frame["split"] = frame["split"].map(_parse_split)
-    return frame.astype({"path": str, "female": bool}), excluded
+    return frame.astype({"path": str}), excluded
 
 
-def _parse_gender(value: Any) -> bool | None:
-    text = str(value).strip().lower()
-    # A column of numbers with gaps comes as floats.
-    return _GENDERS.get(text.removesuffix(".0"))
+def _list_notices(ages: list[Age | None], coded: bool) -> list[str]:
+    notices = []
+    if dated := sum(age is not None and age.dated for age in ages):
+        notices.append(f"{dated:,} ages look like brackets that a spreadsheet turned into dates (03-Sep is 3–9)")
+    if coded:
+        notices.append("gender 0 is taken for male and 1 for female, as in UTKFace; --gender-codes says otherwise")
+    return notices
 
 
 def _parse_split(value: Any) -> str | None:
@@ -191,14 +266,3 @@ def _explain_path(name: str) -> str:
     if Path(os.path.normpath(name)).parts[:1] == (os.pardir,):
         return "the path leads out of the manifest's folder"
     return ""
-
-
-def _clean_name(name: Any) -> str:
-    """Return a name that a path can be made from; what it can't be is explained by :func:`explain_rows`."""
-    text = str(name)
-    return text if len(text) <= _LONGEST_NAME and "\x00" not in text else "unusable"
-
-
-def _shorten(text: str) -> str:
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:200])
-    return printable if len(text) <= 200 else printable[:197] + "…"

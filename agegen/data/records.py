@@ -1,17 +1,21 @@
-"""Records of labelled faces: folders in UTKFace naming, CSV and Parquet manifests."""
+"""Records of labelled faces, wherever they come from, and the stores that hold their pictures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from agegen.data.images import read_image_file
+from agegen.data.images import RGB, decode_image, read_image_file
+from agegen.data.labels import AGE_BOUNDS, IDENTITY_COLUMNS, Labels, choose_groups, read_labels
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_LABEL_COLUMNS = ("path", "age", "female", "split", "row")
+_LABEL_COLUMNS = ("path", "age", "female", "split", "row", *AGE_BOUNDS)
+# Where several data sets come together, this column says which one a face is from.
+SOURCE_COLUMN = "source"
 
 
 class ImageStore(Protocol):
@@ -33,6 +37,24 @@ class FileStore:
 
 
 @dataclass(frozen=True)
+class JoinedStore:
+    """The pictures of several data sets, one after the other; ``starts`` are the first rows of each."""
+
+    stores: tuple[ImageStore, ...]
+    starts: tuple[int, ...]
+
+    def read(self, row: int) -> bytes:
+        """Return the bytes from the store that the row lies in."""
+        store, inner = self.find(row)
+        return store.read(inner)
+
+    def find(self, row: int) -> tuple[ImageStore, int]:
+        """Return the store that a row lies in, and the row in it."""
+        which = bisect_right(self.starts, row) - 1
+        return self.stores[which], row - self.starts[which]
+
+
+@dataclass(frozen=True)
 class Exclusion:
     """A file or row that was left out, and why."""
 
@@ -41,12 +63,43 @@ class Exclusion:
 
 
 @dataclass(frozen=True)
+class Trim:
+    """The square part of each picture of a data set that is taken, in shares of its sides; it may reach beyond.
+
+    Data sets cut faces with more or less around them: this brings them to one crop.
+    """
+
+    left: float
+    top: float
+    side: float
+
+    def cut(self, image: RGB) -> RGB:
+        """Return the part of a picture; beyond its edges the outermost pixels go on."""
+        import cv2
+
+        height, width = image.shape[:2]
+        x0, y0 = round(self.left * width), round(self.top * height)
+        x1, y1 = round((self.left + self.side) * width), round((self.top + self.side) * height)
+        beyond = max(0, -x0, -y0, x1 - width, y1 - height)
+        if beyond:
+            image = cv2.copyMakeBorder(image, beyond, beyond, beyond, beyond, cv2.BORDER_REPLICATE)
+        return image[y0 + beyond : y1 + beyond, x0 + beyond : x1 + beyond]
+
+
+@dataclass(frozen=True)
 class FaceRecords:
     """Labelled faces.
 
-    ``frame`` has the columns ``path`` (relative to ``source``), ``age`` (years, float), ``female``
-    (bool), ``row`` (in ``images``), ``split`` where the data brings one, and the group columns.
-    ``terms`` are those of the data, where they are known.
+    ``frame`` has the columns ``path`` (relative to ``source``), ``age`` (years, float, NaN where it isn't exact),
+    ``age_from`` and ``age_to`` where some ages are brackets or missing, ``female`` (bool; 0, 1 or NaN where some are
+    missing), ``row`` (in ``images``), ``split`` where the data brings one, and the group columns.
+
+    Attributes:
+        terms: those of the data, where they are known.
+        layout: what it was recognised as, e.g. ``FairFace``.
+        notices: what the user should know of how it was read.
+        trims: the part that is taken of each picture, by source (``source`` itself where there is one only).
+        weights: how often a face of a source is drawn, by source; 1 where it isn't named.
     """
 
     frame: pd.DataFrame
@@ -55,14 +108,47 @@ class FaceRecords:
     excluded: tuple[Exclusion, ...] = ()
     drawn: bool = False
     terms: str = ""
+    layout: str = ""
+    notices: tuple[str, ...] = ()
+    trims: dict[str, Trim] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.frame)
 
     @property
+    def labels(self) -> Labels:
+        """The labels of all faces."""
+        return read_labels(self.frame)
+
+    @property
     def group_columns(self) -> list[str]:
-        """Columns besides the labels, for reports by group."""
+        """Columns besides the labels by which to report."""
+        return choose_groups(self.frame, self._own_columns)[0]
+
+    @property
+    def ungrouped_columns(self) -> list[str]:
+        """Columns besides the labels that are no groups; see :func:`agegen.data.labels.choose_groups`."""
+        return choose_groups(self.frame, self._own_columns)[1]
+
+    @property
+    def identity_columns(self) -> list[str]:
+        """Columns that name the person."""
+        return [name for name in self._own_columns if name.lower() in IDENTITY_COLUMNS]
+
+    @property
+    def _own_columns(self) -> list[str]:
         return [str(name) for name in self.frame.columns if name not in _LABEL_COLUMNS]
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the data sets, in their order; one where there is no column ``source``."""
+        names = self.frame[SOURCE_COLUMN] if SOURCE_COLUMN in self.frame.columns else None
+        return [self.source] if names is None else [str(name) for name in names.unique()]
+
+    def name_source(self, index: int) -> str:
+        """Return the name of the data set that the record at ``index`` is from."""
+        return str(self.frame[SOURCE_COLUMN].iloc[index]) if SOURCE_COLUMN in self.frame.columns else self.source
 
     def select(self, mask: Any) -> FaceRecords:
         """Return the records where ``mask`` (N,) is true."""
@@ -71,3 +157,9 @@ class FaceRecords:
     def read(self, index: int) -> bytes:
         """Return the encoded picture of the record at ``index``."""
         return self.images.read(int(self.frame["row"].iloc[index]))
+
+    def decode(self, index: int, content: bytes | None = None) -> RGB:
+        """Return the picture of the record at ``index``, trimmed; ``content`` where it was read already."""
+        image = decode_image(self.read(index) if content is None else content)
+        trim = self.trims.get(self.name_source(index)) if self.trims else None
+        return image if trim is None else trim.cut(image)

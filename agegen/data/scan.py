@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.data.images import RGB, decode_image, resize_image
+from agegen.data.images import RGB, resize_image
 from agegen.data.records import Exclusion, FaceRecords
 from agegen.errors import DataError
 from agegen.machine import count_cores
@@ -71,7 +71,7 @@ def scan_images(records: FaceRecords, size: int | None = None, on_progress: Prog
     def scan_one(index: int) -> None:
         try:
             content = records.read(index)
-            image = decode_image(content)
+            image = records.decode(index, content)
         except DataError as error:
             reasons[index] = str(error)
             return

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from agegen.data.duplicates import group_duplicates
+from agegen.data.duplicates import find_duplicates, find_near, join_pairs
 from agegen.data.labels import SPLITS
 from agegen.data.records import Exclusion
-from agegen.data.scan import Scan
+from agegen.data.scan import HASH_BITS, Scan
 from agegen.errors import DataError
 from agegen.files import replace_atomically
 
@@ -21,12 +24,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPLIT_COLUMNS = ["path", "sha256", "group", "split"]
+# Perceptual hashes, by which later data is searched for near-duplicates; splits of older runs lack them.
+HASH_COLUMN = "hash"
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def split_scan(scan: Scan, seed: int) -> pd.DataFrame:
-    """Return a split (columns path, sha256, group, split) of scanned pictures, one row each, in their order.
+    """Return a split (columns path, sha256, group, split, hash) of scanned pictures, one row each, in their order.
+
+    Faces of one group lie on one side: near-duplicates, and where a column names the person, all of that person.
 
     Where the data brings a column ``split`` it is kept. Otherwise 80/10/10, stratified by age band
     (tens of years) and gender. Pictures are ordered by a hash of the seed and their content, never
@@ -35,10 +42,55 @@ def split_scan(scan: Scan, seed: int) -> pd.DataFrame:
     import pandas as pd
 
     frame = scan.records.frame
-    groups = group_duplicates(scan.hashes, scan.sha256)
+    groups = group_faces(scan)
     names = frame["split"].to_numpy() if "split" in frame.columns else _assign_groups(scan, groups, seed)
-    columns = {"path": frame["path"], "sha256": scan.sha256, "group": groups, "split": names}
+    hashes = [np.packbits(bits).tobytes().hex() for bits in scan.hashes]
+    columns = {"path": frame["path"], "sha256": scan.sha256, "group": groups, "split": names, HASH_COLUMN: hashes}
     return pd.DataFrame(columns)
+
+
+def group_faces(scan: Scan) -> NDArray[np.int64]:
+    """Return a group number (N,) per face: near-duplicates and the pictures of one person share theirs."""
+    pairs = [find_duplicates(scan.hashes, scan.sha256)]
+    for column in scan.records.identity_columns:
+        persons = number_persons(scan.records.frame[column])
+        order = np.argsort(persons, kind="stable")
+        order = order[persons[order] >= 0]
+        same = persons[order[1:]] == persons[order[:-1]]
+        pairs.append(np.stack([order[:-1][same], order[1:][same]], axis=1))
+    return join_pairs(len(scan.hashes), np.concatenate(pairs))
+
+
+def number_persons(names: pd.Series) -> NDArray[np.int64]:
+    """Return the number (N,) of each face's person, -1 where the name is empty or missing."""
+    import pandas as pd
+
+    known = names.notna() & ~names.astype(str).str.strip().str.lower().isin(("", "nan", "none", "unknown"))
+    return np.asarray(pd.factorize(names.where(known))[0], dtype=np.int64)
+
+
+def find_seen(split: pd.DataFrame, sha256: Sequence[str], hashes: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Return which pictures (N,) a training saw: in its training part, or a near-duplicate of one there.
+
+    Args:
+        split: of the training.
+        sha256: of each picture.
+        hashes: perceptual ones (N, 256); None, or a split without them, finds only what the split knows.
+    """
+    trained = split["split"] == "train"
+    groups = set(split["group"][trained])
+    seen_before = set(split["sha256"][trained]) | set(split["sha256"][split["group"].isin(groups)])
+    seen = np.array([digest in seen_before for digest in sha256], dtype=bool)
+    if hashes is not None and HASH_COLUMN in split.columns and len(hashes) and trained.any():
+        unsure = np.flatnonzero(~seen)
+        seen[unsure] = find_near(hashes[unsure], unpack_hashes(split[HASH_COLUMN][trained]))
+    return seen
+
+
+def unpack_hashes(texts: Iterable[str]) -> NDArray[np.bool_]:
+    """Return hashes (N, 256) from their hexadecimal form."""
+    packed = np.frombuffer(b"".join(bytes.fromhex(text) for text in texts), dtype=np.uint8)
+    return np.unpackbits(packed.reshape(-1, HASH_BITS // 8), axis=1).astype(bool)
 
 
 def count_leaking_groups(split: pd.DataFrame) -> int:
@@ -71,7 +123,7 @@ def apply_split(scan: Scan, split: pd.DataFrame, origin: str) -> tuple[Scan, pd.
             f"{len(changed)} pictures differ from those in {origin}, the first: {rows['path'][changed[0]]}; "
             "restore the files or make a new split"
         )
-    return scan, rows[SPLIT_COLUMNS]
+    return scan, rows[[*SPLIT_COLUMNS, *([HASH_COLUMN] if HASH_COLUMN in rows.columns else [])]]
 
 
 def read_split(path: Path) -> pd.DataFrame:
@@ -83,7 +135,9 @@ def read_split(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        split = pd.read_csv(path, dtype={"path": str, "sha256": str, "split": str}, keep_default_na=False)
+        split = pd.read_csv(
+            path, dtype={"path": str, "sha256": str, "split": str, HASH_COLUMN: str}, keep_default_na=False
+        )
     except (OSError, ValueError) as error:
         raise DataError(f"can't read the split {path}: {error}") from error
     missing = [name for name in SPLIT_COLUMNS if name not in split.columns]
@@ -109,25 +163,33 @@ def fingerprint_split(split: pd.DataFrame) -> str:
 
 
 def _assign_groups(scan: Scan, groups: np.ndarray, seed: int) -> list[str]:
-    """Give each group, in stratified order, to the split that lacks most of its share so far."""
+    """Give each group, in stratified order, to the split that lacks most of its share so far.
+
+    Data sets are dealt out one after the other, so that each has the split that it would have alone.
+    """
     members: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         members[int(group)].append(index)
-    bands = (scan.records.frame["age"] // 10).astype(int).to_numpy()
-    female = scan.records.frame["female"].to_numpy()
+    labels = scan.records.labels
+    # Faces without an age are a band of their own, those without a gender a gender.
+    bands = np.nan_to_num(labels.middle // 10, nan=-1).astype(int)
+    female = np.nan_to_num(labels.female, nan=-1).astype(int)
+    sources = {name: place for place, name in enumerate(scan.records.sources)}
+    origins = [sources[scan.records.name_source(index)] for index in range(len(groups))]
 
-    def make_key(indices: list[int]) -> tuple[int, bool, str]:
-        first = min(indices, key=lambda index: scan.sha256[index])
+    def make_key(indices: list[int]) -> tuple[int, int, int, str]:
+        first = min(indices, key=lambda index: (origins[index], scan.sha256[index]))
         draw = hashlib.sha256(f"{seed}:{scan.sha256[first]}".encode()).hexdigest()
-        return int(bands[first]), bool(female[first]), draw
+        return origins[first], int(bands[first]), int(female[first]), draw
 
     names = [""] * len(groups)
-    counts = dict.fromkeys(SHARES, 0)
-    seen = 0
-    for indices in sorted(members.values(), key=make_key):
-        seen += len(indices)
-        name = max(SHARES, key=lambda split: SHARES[split] * seen - counts[split])
-        counts[name] += len(indices)
-        for index in indices:
-            names[index] = name
+    ordered = sorted(((make_key(indices), indices) for indices in members.values()), key=lambda pair: pair[0])
+    for _, dealt in groupby(ordered, key=lambda pair: pair[0][0]):
+        counts, seen = dict.fromkeys(SHARES, 0), 0
+        for _, indices in dealt:
+            seen += len(indices)
+            name = max(SHARES, key=lambda split: SHARES[split] * seen - counts[split])
+            counts[name] += len(indices)
+            for index in indices:
+                names[index] = name
     return names

@@ -16,7 +16,7 @@ from agegen.errors import CheckpointError
 from agegen.files import replace_atomically
 from agegen.machine import Compute
 from agegen.model.calibration import Calibration, bound_ages
-from agegen.model.loss import compute_loss, make_age_distribution
+from agegen.model.loss import Targets, compute_loss
 from agegen.model.network import expect_age
 from agegen.model.views import average_outputs, measure_spread, run_views
 
@@ -90,9 +90,9 @@ def estimate_batches(network: nn.Module, source: BatchSource, compute: Compute) 
     with torch.inference_mode():
         for batch in source.iterate(0):
             outputs = run_views(network, batch.views, compute)
-            targets = make_age_distribution(batch.ages.to(compute.device))
-            loss += float(compute_loss(outputs[0], targets, batch.female.to(compute.device))) * len(batch.ages)
-            count += len(batch.ages)
+            targets = Targets(*(part.to(compute.device) for part in batch.targets))
+            loss += float(compute_loss(outputs[0], targets)) * batch.size
+            count += batch.size
             ages, p_female = average_outputs(outputs)
             for column, values in zip(columns, (expect_age(ages), measure_spread(ages), p_female), strict=True):
                 column.append(values.cpu())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,20 +10,24 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agegen.batches.batch import BatchSource
-from agegen.data.labels import SMALL_GROUP, Baseline, label_groups
+from agegen.data.labels import SMALL_GROUP, Baseline, Labels, label_groups, read_labels
 from agegen.data.scan import Scan
 from agegen.evaluate.estimates import Estimates, estimate_batches, make_predictions
 from agegen.evaluate.metrics import (
     AgeMetrics,
     AnyMetrics,
+    BracketMetrics,
+    Brackets,
     ConfidentMetrics,
     GenderMetrics,
     IntervalMetrics,
     Metric,
     measure_age,
+    measure_brackets,
     measure_confident,
     measure_gender,
     measure_intervals,
+    widen_brackets,
 )
 from agegen.machine import Compute
 from agegen.model.calibration import Calibration, bound_ages
@@ -41,6 +45,7 @@ class GroupMetrics:
     n: int
     small: bool
     age: AgeMetrics
+    bracket: BracketMetrics
     gender: GenderMetrics
     interval: IntervalMetrics
 
@@ -49,23 +54,29 @@ class GroupMetrics:
 class Evaluation:
     """All that ``agegen eval`` reports of N faces.
 
-    ``min_confidence`` is the threshold, 0.5–1, of ``confident``.
+    Attributes:
+        counts: faces with an exact ``age``, with a ``bracket``, with a ``gender``: what each metric stands on.
+        min_confidence: the threshold, 0.5–1, of ``confident``.
     """
 
     n: int
+    counts: dict[str, int]
     age: AgeMetrics
+    bracket: BracketMetrics
     gender: GenderMetrics
     interval: IntervalMetrics
     confident: ConfidentMetrics
     min_confidence: float
     groups: list[GroupMetrics]
-    baseline: tuple[AgeMetrics, GenderMetrics]
+    baseline: tuple[AgeMetrics, BracketMetrics, GenderMetrics]
 
     def to_json(self) -> dict[str, Any]:
         """Return the stable JSON form: each metric ``x`` with its interval ``x_ci95``; NaN is null."""
         return {
             "n": self.n,
+            "counts": self.counts,
             "age": flatten_metrics(self.age),
+            "bracket": flatten_metrics(self.bracket),
             "gender": flatten_metrics(self.gender),
             "interval": flatten_metrics(self.interval),
             "confident": {"min_confidence": self.min_confidence, **flatten_metrics(self.confident)},
@@ -76,6 +87,7 @@ class Evaluation:
                     "n": group.n,
                     "small": group.small,
                     "age": flatten_metrics(group.age),
+                    "bracket": flatten_metrics(group.bracket),
                     "gender": flatten_metrics(group.gender),
                     "interval": flatten_metrics(group.interval),
                 }
@@ -83,29 +95,78 @@ class Evaluation:
             ],
             "baseline": {
                 "age": flatten_metrics(self.baseline[0]),
-                "gender": flatten_metrics(self.baseline[1]),
+                "bracket": flatten_metrics(self.baseline[1]),
+                "gender": flatten_metrics(self.baseline[2]),
             },
         }
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Estimates beside the labels of the same faces, so that any part of them can be measured."""
+
+    estimates: Estimates
+    labels: Labels
+    brackets: Brackets
+    bounds: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+    def measure_age(self, inside: NDArray[np.bool_]) -> AgeMetrics:
+        rows = inside & self.labels.exact
+        return measure_age(self.estimates.age[rows], self.labels.low[rows].astype(float))
+
+    def measure_brackets(self, inside: NDArray[np.bool_]) -> BracketMetrics:
+        rows = inside & self.labels.bracketed
+        return measure_brackets(self.estimates.age[rows], Brackets(*(part[rows] for part in self.brackets)))
+
+    def measure_gender(self, inside: NDArray[np.bool_]) -> GenderMetrics:
+        rows = inside & self.labels.gendered
+        return measure_gender(self.estimates.p_female[rows], self.labels.female[rows] > 0.5)
+
+    def measure_intervals(self, inside: NDArray[np.bool_]) -> IntervalMetrics:
+        rows = inside & self.labels.exact
+        low, high = (bound[rows] for bound in self.bounds)
+        return measure_intervals(low, high, self.labels.low[rows].astype(float))
 
 
 def evaluate_estimates(
     estimates: Estimates, frame: pd.DataFrame, groups: list[str], baseline: Baseline, calibration: Calibration
 ) -> Evaluation:
-    """Compare estimates with the labels of ``frame`` (columns age, female and the group columns)."""
-    ages = frame["age"].to_numpy(dtype=float)
-    female = frame["female"].to_numpy(dtype=bool)
-    constant_age = np.full(len(ages), baseline.age)
-    constant_gender = np.full(len(ages), float(baseline.female))
-    return Evaluation(
-        n=len(ages),
-        age=measure_age(estimates.age, ages),
-        gender=measure_gender(estimates.p_female, female),
-        interval=measure_intervals(*bound_ages(estimates.age, estimates.spread, calibration), ages),
-        confident=measure_confident(estimates.p_female, female, calibration.min_confidence),
-        min_confidence=calibration.min_confidence,
-        groups=_measure_groups(estimates, frame, groups, calibration),
-        baseline=(measure_age(constant_age, ages), measure_gender(constant_gender, female)),
+    """Compare estimates with the labels of ``frame`` (see :class:`agegen.data.records.FaceRecords`)."""
+    judged = _judge(estimates, frame, calibration)
+    labels, every = judged.labels, np.ones(len(frame), dtype=bool)
+    constant = replace(
+        estimates,
+        age=np.full(len(frame), baseline.age),
+        p_female=np.full(len(frame), float(baseline.female)),
     )
+    trivial = _judge(constant, frame, calibration)
+    known = labels.gendered
+    return Evaluation(
+        n=len(frame),
+        counts={
+            "age": int(labels.exact.sum()),
+            "bracket": int(labels.bracketed.sum()),
+            "gender": int(known.sum()),
+        },
+        age=judged.measure_age(every),
+        bracket=judged.measure_brackets(every),
+        gender=judged.measure_gender(every),
+        interval=judged.measure_intervals(every),
+        confident=measure_confident(estimates.p_female[known], labels.female[known] > 0.5, calibration.min_confidence),
+        min_confidence=calibration.min_confidence,
+        groups=_measure_groups(judged, frame, groups),
+        baseline=(trivial.measure_age(every), trivial.measure_brackets(every), trivial.measure_gender(every)),
+    )
+
+
+def _judge(estimates: Estimates, frame: pd.DataFrame, calibration: Calibration) -> _Judged:
+    labels = read_labels(frame)
+    rows = np.flatnonzero(labels.bracketed)
+    low, high = labels.low.astype(float), labels.high.astype(float)
+    near_low, near_high = low.copy(), high.copy()
+    near_low[rows], near_high[rows] = widen_brackets(low[rows], high[rows])[2:]
+    bounds = bound_ages(estimates.age, estimates.spread, calibration)
+    return _Judged(estimates, labels, Brackets(low, high, near_low, near_high), bounds)
 
 
 def flatten_metrics(metrics: AnyMetrics) -> dict[str, Any]:
@@ -128,33 +189,6 @@ def round_number(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
-def _measure_groups(
-    estimates: Estimates, frame: pd.DataFrame, groups: list[str], calibration: Calibration
-) -> list[GroupMetrics]:
-    low, high = bound_ages(estimates.age, estimates.spread, calibration)
-    ages, female = frame["age"].to_numpy(dtype=float), frame["female"].to_numpy(dtype=bool)
-
-    def measure(column: str, value: str, inside: NDArray[np.bool_]) -> GroupMetrics:
-        n = int(inside.sum())
-        return GroupMetrics(
-            column=column,
-            value=value,
-            n=n,
-            small=n < SMALL_GROUP,
-            age=measure_age(estimates.age[inside], ages[inside]),
-            gender=measure_gender(estimates.p_female[inside], female[inside]),
-            interval=measure_intervals(low[inside], high[inside], ages[inside]),
-        )
-
-    rows = []
-    for column, labels in label_groups(frame, groups).items():
-        for value in labels.cat.categories:
-            inside = (labels == value).to_numpy(dtype=bool)
-            if inside.any():
-                rows.append(measure(column, str(value), inside))
-    return rows
-
-
 def evaluate_source(
     network: nn.Module,
     source: BatchSource,
@@ -169,3 +203,24 @@ def evaluate_source(
     frame = scan.records.frame[chosen].reset_index(drop=True)
     evaluation = evaluate_estimates(estimates, frame, scan.records.group_columns, baseline, calibration)
     return evaluation, make_predictions(estimates, frame, np.array(scan.sha256)[chosen], calibration)
+
+
+def _measure_groups(judged: _Judged, frame: pd.DataFrame, groups: list[str]) -> list[GroupMetrics]:
+    rows = []
+    for column, labels in label_groups(frame, groups).items():
+        for value in labels.cat.categories:
+            inside = (labels == value).to_numpy(dtype=bool, na_value=False)
+            if n := int(inside.sum()):
+                rows.append(
+                    GroupMetrics(
+                        column=column,
+                        value=str(value),
+                        n=n,
+                        small=n < SMALL_GROUP,
+                        age=judged.measure_age(inside),
+                        bracket=judged.measure_brackets(inside),
+                        gender=judged.measure_gender(inside),
+                        interval=judged.measure_intervals(inside),
+                    )
+                )
+    return rows

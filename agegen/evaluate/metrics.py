@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,39 @@ Weights = NDArray[np.int32]
 
 _Compute = Callable[[Weights], dict[str, Floats]]
 
+# As in Guo et al., whose numbers others compare with.
 CALIBRATION_BINS = 15
 
+# The 2.5th percentile of so many is the 25th of them: known to about a tenth of an interval's width.
 BOOTSTRAP_SAMPLES = 1000
 
+# 16 MB of weights at once.
 _CELLS_AT_ONCE = 4_000_000
+# Whole years: a label of 29 stands for all until the next birthday.
+_HALF_YEAR = 0.5
+# Metrics that are shares of all the faces.
+SHARES = ("cs3", "cs5", "cs10", "accuracy", "coverage", "named", "in_bracket", "near_bracket")
+
+
+class Brackets(NamedTuple):
+    """Brackets of n faces, bounds (n,) in years; ``near`` ones reach over the brackets beside each."""
+
+    low: Floats
+    high: Floats
+    near_low: Floats
+    near_high: Floats
+
+
+def widen_brackets(low: Floats, high: Floats) -> Brackets:
+    """Return brackets with those beside them, as far as these stand in the same data."""
+    kinds = sorted(set(zip(low.tolist(), high.tolist(), strict=True)))
+    place = {kind: index for index, kind in enumerate(kinds)}
+    rows = np.array([place[kind] for kind in zip(low.tolist(), high.tolist(), strict=True)], dtype=int)
+    lows, highs = (np.array([kind[side] for kind in kinds], dtype=float) for side in (0, 1))
+    before, after = np.maximum(rows - 1, 0), np.minimum(rows + 1, max(len(kinds) - 1, 0))
+    if not len(kinds):
+        return Brackets(low, high, low, high)
+    return Brackets(low, high, np.minimum(lows[before], low), np.maximum(highs[after], high))
 
 
 @dataclass(frozen=True)
@@ -44,12 +73,24 @@ class AgeMetrics:
 
 
 @dataclass(frozen=True)
+class BracketMetrics:
+    """The share of faces, 0–1, whose estimate lies in the bracket that labels them; that in it or one beside it; and
+    the mean distance of the estimates to their brackets in years.
+    """
+
+    in_bracket: Metric
+    near_bracket: Metric
+    distance: Metric
+
+
+@dataclass(frozen=True)
 class GenderMetrics:
-    """Accuracy, ROC-AUC and expected calibration error, each 0–1."""
+    """Accuracy, ROC-AUC, expected calibration error (debiased) and Brier score, each 0–1."""
 
     accuracy: Metric
     roc_auc: Metric
     ece: Metric
+    brier: Metric
 
 
 @dataclass(frozen=True)
@@ -68,7 +109,7 @@ class ConfidentMetrics:
     named_accuracy: Metric
 
 
-AnyMetrics = AgeMetrics | GenderMetrics | IntervalMetrics | ConfidentMetrics
+AnyMetrics = AgeMetrics | BracketMetrics | GenderMetrics | IntervalMetrics | ConfidentMetrics
 
 
 def draw_bootstrap_weights(n: int, samples: int, seed: int = 0) -> Weights:
@@ -105,13 +146,39 @@ def compute_gender_values(p_female: Floats, female: Bools, weights: Weights) -> 
         "accuracy": weights @ right / weights.sum(axis=1),
         "roc_auc": _compute_roc_auc(p_female, female, weights),
         "ece": _compute_calibration_error(p_female, right, weights),
+        "brier": weights @ (p_female - female) ** 2 / weights.sum(axis=1),
     }
+
+
+def compute_bracket_values(estimates: Floats, brackets: Brackets, weights: Weights) -> dict[str, Floats]:
+    """Return each bracket metric under each row of weights, as :func:`compute_age_values` does."""
+    distance = measure_distance(estimates, brackets.low, brackets.high)
+    near = measure_distance(estimates, brackets.near_low, brackets.near_high)
+    total = weights.sum(axis=1)
+    return {
+        "in_bracket": weights @ (distance == 0).astype(float) / total,
+        "near_bracket": weights @ (near == 0).astype(float) / total,
+        "distance": weights @ distance / total,
+    }
+
+
+def measure_distance(estimates: Floats, low: NDArray[Any], high: NDArray[Any]) -> Floats:
+    """Return how far estimates (n,) lie outside brackets of whole years (n,), in years: 29.4 is still 29."""
+    below, above = low - _HALF_YEAR - estimates, estimates - high - _HALF_YEAR
+    return np.asarray(np.maximum(np.maximum(below, above), 0.0), dtype=np.float64)
 
 
 def measure_age(estimates: Floats, ages: Floats, samples: int = BOOTSTRAP_SAMPLES) -> AgeMetrics:
     """Return the age metrics of estimates (n,) against true ages (n,), both in years."""
     error = np.asarray(estimates, dtype=float) - ages
     return AgeMetrics(**_measure(len(error), samples, lambda weights: compute_age_values(error, weights)))
+
+
+def measure_brackets(estimates: Floats, brackets: Brackets, samples: int = BOOTSTRAP_SAMPLES) -> BracketMetrics:
+    """Return the bracket metrics of estimates (n,) in years."""
+    return BracketMetrics(
+        **_measure(len(estimates), samples, lambda weights: compute_bracket_values(estimates, brackets, weights))
+    )
 
 
 def measure_gender(p_female: Floats, female: Bools, samples: int = BOOTSTRAP_SAMPLES) -> GenderMetrics:
@@ -144,7 +211,10 @@ def measure_confident(
         accuracy = np.divide(weights @ right, count, out=np.full(len(weights), np.nan), where=count > 0)
         return {"named": count / weights.sum(axis=1), "named_accuracy": accuracy}
 
-    return ConfidentMetrics(**_measure(len(p_female), samples, compute))
+    measured = _measure(len(p_female), samples, compute)
+    accuracy = measured["named_accuracy"].value
+    measured["named_accuracy"] = Metric(accuracy, *bound_share(accuracy, int(named.sum())))
+    return ConfidentMetrics(**measured)
 
 
 def summarize_samples(value: float, samples: Floats) -> Metric:
@@ -157,9 +227,41 @@ def summarize_samples(value: float, samples: Floats) -> Metric:
 
 
 def _measure(n: int, samples: int, compute: _Compute) -> dict[str, Metric]:
+    if not n:
+        nothing = compute(np.zeros((1, 0), dtype=np.int32))
+        return dict.fromkeys(nothing, Metric(float("nan"), float("nan"), float("nan")))
     values = {name: float(value[0]) for name, value in compute(np.ones((1, n), dtype=np.int32)).items()}
     resampled = resample(n, samples, compute)
-    return {name: summarize_samples(value, resampled[name]) for name, value in values.items()}
+    return {name: _summarize(name, value, resampled[name], n) for name, value in values.items()}
+
+
+def _summarize(name: str, value: float, samples: Floats, n: int) -> Metric:
+    if name in SHARES:
+        return Metric(value, *bound_share(value, n))
+    return summarize_samples(*debias(value, samples)) if name == "ece" else summarize_samples(value, samples)
+
+
+def bound_share(share: float, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share (0–1) of n faces: it has a width even where all are right.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    from scipy.stats import binomtest
+
+    if np.isnan(share) or not n:
+        return float("nan"), float("nan")
+    bounds = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return float(bounds.low), float(bounds.high)
+
+
+def debias(value: float, samples: Floats) -> tuple[float, Floats]:
+    """Return a calibration error and its bootstrap samples without the bias that bins of few faces give it.
+
+    The error of a perfectly calibrated model is above 0 by chance, that of its resamples by as much again: what
+    resampling adds is taken off the value once and off the samples twice.
+    """
+    bias = float(np.mean(samples)) - value
+    return max(0.0, value - bias), np.maximum(samples - 2 * bias, 0.0)
 
 
 def resample(n: int, samples: int, compute: _Compute, seed: int = 0) -> dict[str, Floats]:

@@ -12,7 +12,7 @@ from agegen.errors import CheckpointError
 from agegen.files import write_text
 from agegen.model.metadata import CheckpointInfo, read_info
 from agegen.render.formats import METRIC_TITLES, format_bounds, format_value
-from agegen.runs import RunFolder, count_seconds
+from agegen.runs import RunFolder, count_seconds, list_sources
 
 UNKNOWN_TERMS = "those of the training data"
 
@@ -103,7 +103,13 @@ def _describe_model(facts: _Facts) -> dict[str, Any]:
         "base": info.base,
         "input_size": info.input_spec["size"],
         "terms": terms,
-        "data": {**data, "source_name": Path(str(data["source"])).name},
+        "data": {
+            **data,
+            "source_name": " and ".join(Path(one.partition("::")[0]).name for one in list_sources(record)),
+        },
+        "split_origin": data.get("split_origin", "seed"),
+        "leaks": data.get("leaking_groups", 0),
+        "notices": data.get("notices", []),
         "counts": ", ".join(f"{count:,} {name}" for name, count in data.get("counts", {}).items()),
         "seed": record["seed"],
         "command": record.get("command", f"agegen train --model {info.model}"),
@@ -113,18 +119,32 @@ def _describe_model(facts: _Facts) -> dict[str, Any]:
         "machine": record["machine"],
         "libraries": record["libraries"],
         "best": record["best"],
+        "validation": _phrase_validation(record["best"]),
+        "persons": bool(data.get("persons")),
         "epochs": settings["epochs"],
     }
 
 
+def _phrase_validation(best: dict[str, Any]) -> str:
+    kinds = (
+        ("val_mae", "mae", "MAE {} years"),
+        ("val_in_bracket", "in_bracket", "{} in the bracket"),
+        ("val_accuracy", "accuracy", "accuracy {}"),
+    )
+    return ", ".join(
+        form.format(format_value(name, best[key])) for key, name, form in kinds if best.get(key) is not None
+    )
+
+
 def _describe_quality(facts: _Facts) -> dict[str, Any]:
     report = facts.report
-    flat = {**report["age"], **report["interval"], **report["gender"], **report["confident"]}
-    trivial = {**report["baseline"]["age"], **report["baseline"]["gender"]}
+    parts = ("age", "bracket", "interval", "gender", "confident")
+    flat = {name: value for part in parts for name, value in report.get(part, {}).items()}
+    trivial = {name: value for part in report["baseline"].values() for name, value in part.items()}
     metrics = [
         [title, format_value(name, flat[name]), _format_bounds(name, flat), format_value(name, trivial.get(name))]
         for name, title in METRIC_TITLES.items()
-        if name in flat
+        if flat.get(name) is not None
     ]
     return {
         "evaluation": report,
@@ -139,28 +159,42 @@ def _describe_quality(facts: _Facts) -> dict[str, Any]:
 
 
 def list_failures(groups: list[dict[str, Any]]) -> list[str]:
-    """Return in words where a model is worst: the groups with the largest MAE and the lowest accuracy."""
+    """Return in words where a model is worst: the groups with the largest MAE, the fewest ages in their brackets, and
+    the lowest accuracy.
+    """
     large = [group for group in groups if group["n"] >= _LEAST_FACES]
-    by_age = sorted(large, key=lambda group: -group["age"]["mae"])[:_FAILURES_SHOWN]
-    by_gender = sorted(large, key=lambda group: group["gender"]["accuracy"])[:_FAILURES_SHOWN]
-    ages = [f"{group['column']} {group['value']} ({group['age']['mae']:.1f} years MAE)" for group in by_age]
-    genders = [
-        f"{group['column']} {group['value']} ({group['gender']['accuracy'] * 100:.1f} % right)" for group in by_gender
-    ]
-    return [f"Age is worst for {', '.join(ages)}.", f"Gender is worst for {', '.join(genders)}."] if large else []
+    kinds = (
+        ("age", "mae", "Age", "{:.1f} years MAE", 1, False),
+        ("bracket", "in_bracket", "Age in brackets", "{:.1f} % in theirs", 100, True),
+        ("gender", "accuracy", "Gender", "{:.1f} % right", 100, True),
+    )
+    lines = []
+    for part, name, title, form, factor, more_is_better in kinds:
+        known = [group for group in large if group.get(part, {}).get(name) is not None]
+        worst = sorted(known, key=lambda group: group[part][name], reverse=not more_is_better)[:_FAILURES_SHOWN]
+        said = [f"{one['column']} {one['value']} ({form.format(one[part][name] * factor)})" for one in worst]
+        lines += [f"{title} is worst for {', '.join(said)}."] if said else []
+    return lines
 
 
 def _describe_group(group: dict[str, Any]) -> list[str]:
+    bracket = group.get("bracket", {})
     return [
-        str(group["column"]),
-        str(group["value"]),
+        _escape(group["column"]),
+        _escape(group["value"]),
         f"{group['n']:,}{'*' if group['small'] else ''}",
         format_value("mae", group["age"]["mae"]),
         _format_bounds("mae", group["age"]),
         format_value("coverage", group["interval"]["coverage"]),
+        format_value("in_bracket", bracket.get("in_bracket")),
         format_value("accuracy", group["gender"]["accuracy"]),
         _format_bounds("accuracy", group["gender"]),
     ]
+
+
+def _escape(value: Any) -> str:
+    """Return a cell of a Markdown table: a bar in it would end it, a line break the row."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _describe_repeat(run: RunFolder) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +10,10 @@ import numpy as np
 from agegen.data.images import RGB
 from agegen.errors import CheckpointError
 from agegen.faces.detectors import DetectedFace, Detector, YuNet
-from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similarity, list_corners
+from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similarity
 
 # The side of UTKFace's crops in pixels; ours are cut in the same size and then resized as those are.
 CROP_SIZE = 200
-
-_LEAST_CROPS = 20
 
 
 @dataclass(frozen=True)
@@ -51,34 +48,19 @@ class CropContract:
 
 def align_face(image: RGB, face: DetectedFace, detector: Detector, contract: CropContract) -> RGB:
     """Cut a face out of a photograph: (200, 200, 3), turned and scaled as the contract says."""
-    target = _express_in_crop(detector, contract) * CROP_SIZE
+    target = express_in_crop(detector, contract) * CROP_SIZE
     return cut_square(image, fit_similarity(face.landmarks, target), CROP_SIZE)
 
 
-def find_corners(face: DetectedFace, detector: Detector, contract: CropContract) -> Points:
-    """Return the crop's corners (4, 2) in the photograph's pixels, clockwise from its upper left."""
-    back = fit_similarity(_express_in_crop(detector, contract), face.landmarks)
-    return apply_matrix(back, list_corners(1.0))
+def fit_contract(landmarks: Points, reference: Points) -> CropContract:
+    """Return the contract of crops whose landmarks (5, 2), in shares of the side, a detector sees in these places.
 
-
-def measure_contract(crops: Iterable[RGB], detector: Detector) -> CropContract | None:
-    """Return the contract that a data set's crops have: the median landmarks where a face is detected.
-
-    None where fewer than half of them, or fewer than 20, show a detectable face: drawings, say.
+    ``reference`` (5, 2) is where it sees those of UTKFace's crops: detectors differ by 2 to 4 % of the side.
     """
-    found, count = [], 0
-    for crop in crops:
-        count += 1
-        if faces := detector.detect(crop):
-            largest = max(faces, key=lambda face: face.box[2] - face.box[0])
-            found.append(largest.landmarks / (crop.shape[1], crop.shape[0]))
-    if len(found) < max(_LEAST_CROPS, count / 2):
-        return None
-    measured = np.median(np.array(found), axis=0)
-    return CropContract(_freeze(apply_matrix(fit_similarity(detector.reference, measured), YuNet.reference)))
+    return CropContract(_freeze(apply_matrix(fit_similarity(reference, landmarks), YuNet.reference)))
 
 
-def _express_in_crop(detector: Detector, contract: CropContract) -> Points:
+def express_in_crop(detector: Detector, contract: CropContract) -> Points:
     """Return where the detector's landmarks lie in the contract's crop, in shares of its side."""
     return apply_matrix(fit_similarity(YuNet.reference, np.array(contract.landmarks)), detector.reference)
 

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.data.labels import MAX_AGE
+from agegen.data.labels import MAX_AGE, Labels
 from agegen.errors import CheckpointError
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+# What the field reports; wide enough to mean something, narrow enough to be of use.
 COVERAGE = 0.90
+# What intervals are fitted to.
+EXACT, BRACKETS = "exact ages", "brackets of ages"
 
 # Gender is named where, on validation, at least this share of those named was right.
 WANTED_ACCURACY = 0.97
@@ -34,13 +37,14 @@ class Calibration:
         interval_scale: half the width of an interval, in spreads of the age distribution.
         coverage: the share of faces, 0–1, whose age such intervals contain.
         min_confidence: the probability of the likelier gender, 0.5–1, from which on it is named.
-        faces: that this was measured on.
+        faces: whose ages the intervals were fitted to; ``basis`` says whether these were exact or brackets.
     """
 
     interval_scale: float
     coverage: float
     min_confidence: float
     faces: int
+    basis: str = "exact ages"
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that checkpoints hold."""
@@ -76,22 +80,46 @@ def read_calibration(content: Any) -> Calibration:
     return UNCALIBRATED if content is None else Calibration.from_json(content)
 
 
-def calibrate(age: Floats, spread: Floats, p_female: Floats, true_age: Floats, female: Bools) -> Calibration:
+def calibrate(age: Floats, spread: Floats, p_female: Floats, labels: Labels) -> Calibration:
     """Calibrate on n validation faces.
 
     Args:
         age: estimates (n,) in years, and ``spread`` (n,) the standard deviation of each age distribution.
         p_female: (n,), 0–1.
-        true_age: labels (n,) in years, and ``female`` (n,).
+        labels: of the same faces. Intervals are fitted to exact ages; where there are none, to ages drawn evenly
+            from the brackets.
 
     Split-conformal prediction with the normalised residual as score. Source: Lei et al., "Distribution-free
     predictive inference for regression", JASA 2018. The guarantee holds on average over faces like those.
     """
-    scores = np.sort(np.abs(true_age - age) / np.maximum(spread, _LEAST_SPREAD))
+    scale, faces, basis = UNCALIBRATED.interval_scale, 0, UNCALIBRATED.basis
+    for kind, rows in ((EXACT, labels.exact), (BRACKETS, labels.bracketed)):
+        if rows.any():
+            ages = _draw_ages(labels.pick(rows))
+            scale, faces, basis = _fit_scale(np.abs(ages - age[rows]), spread[rows]), int(rows.sum()), kind
+            break
+    known = labels.gendered
+    return Calibration(scale, COVERAGE, _fit_threshold(p_female[known], labels.female[known] > 0.5), faces, basis)
+
+
+def _draw_ages(labels: Labels) -> Floats:
+    """Return an age (n,) per label: the exact one, or one drawn evenly from its bracket."""
+    low, high = labels.low.astype(np.float64), labels.high.astype(np.float64)
+    return low + (high - low) * np.random.default_rng(0).random(len(low))
+
+
+def _fit_scale(residuals: Floats, spread: Floats) -> float:
+    scores = np.sort(residuals / np.maximum(spread, _LEAST_SPREAD))
     rank = min(int(np.ceil((len(scores) + 1) * COVERAGE)), len(scores))
-    confidence = np.maximum(p_female, 1 - p_female)
-    threshold = choose_min_confidence(confidence, (p_female >= 0.5) == female)
-    return Calibration(round(float(scores[rank - 1]), 4), COVERAGE, threshold, len(scores))
+    # Rounded up: the face that set the scale stays inside.
+    return float(np.ceil(scores[rank - 1] * 10_000) / 10_000)
+
+
+def _fit_threshold(p_female: Floats, female: Bools) -> float:
+    # From faces of one gender nothing can be learnt of how well two are told apart.
+    if not len(female) or female.all() or not female.any():
+        return 1.0
+    return choose_min_confidence(np.maximum(p_female, 1 - p_female), (p_female >= 0.5) == female)
 
 
 def choose_min_confidence(confidence: Floats, right: Bools) -> float:

@@ -11,16 +11,21 @@ METRIC_TITLES = {
     "cs3": "CS@3",
     "cs5": "CS@5",
     "cs10": "CS@10",
+    "in_bracket": "in the bracket",
+    "near_bracket": "in it or the next",
+    "distance": "mean distance to it (years)",
     "coverage": "90 % interval covers",
     "width": "its mean width (years)",
     "accuracy": "accuracy",
     "roc_auc": "ROC-AUC",
     "ece": "calibration error",
+    "brier": "Brier score",
     "named": "gender named",
     "named_accuracy": "accuracy where named",
 }
 
-_SHARES = ("cs3", "cs5", "cs10", "accuracy", "ece", "coverage", "named", "named_accuracy")
+# Kept as shares of 1, shown as per cent.
+_SHARES = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece", "coverage", "named", "named_accuracy")
 
 
 def format_duration(seconds: float) -> str:
@@ -54,4 +59,4 @@ def format_value(name: str, value: float | None) -> str:
         return "–"
     if name in _SHARES:
         return f"{value * 100:.1f} %"
-    return f"{value:.4f}" if name == "roc_auc" else f"{value:.2f}"
+    return f"{value:.4f}" if name in ("roc_auc", "brier") else f"{value:.2f}"

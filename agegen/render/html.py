@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from agegen.data.images import RGB, decode_image, resize_image
+from agegen.data.images import RGB, resize_image
 from agegen.data.records import FaceRecords
 from agegen.errors import AgegenError
 
@@ -65,7 +65,7 @@ def encode_face(records: FaceRecords, position: int | None) -> str | None:
     if position is None:
         return None
     try:
-        return encode_picture(resize_image(decode_image(records.read(position)), _FACE_SIZE))
+        return encode_picture(resize_image(records.decode(position), _FACE_SIZE))
     except AgegenError:
         return None
 

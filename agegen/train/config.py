@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from agegen.backbone import Backbone
 from agegen.batches.sources import SourceOptions
 from agegen.errors import AgegenError, CheckpointError
 from agegen.machine import Compute
-from agegen.runs import open_run
+from agegen.runs import list_sources, open_run
 
 # These change nothing of the result, or only where it comes about.
 _FREE = ("workers", "cache_dir", "save_every", "resume", "out")
@@ -20,14 +21,14 @@ _PATHS = ("split_file",)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of ``agegen train``; None stands for the backbone's own default.
+    """Options of ``agegen train``; None stands for the backbone's own default; ``data`` names one data set or more.
 
     ``save_every``: seconds after which the state is saved again. ``resume``: the folder of an
     unfinished run, to which the other options belong; see :func:`agegen.train.config.read_config`.
     """
 
     model: str
-    data: str
+    data: tuple[str, ...]
     out: Path | None = None
     epochs: int | None = None
     batch_size: int | None = None
@@ -40,6 +41,8 @@ class TrainConfig:
     split_file: Path | None = None
     cache_dir: Path | None = None
     save_every: float = 60.0
+    age_column: str | None = None
+    gender_codes: str | None = None
     resume: Path | None = None
 
 
@@ -68,24 +71,38 @@ def read_config(run: Path, given: dict[str, Any]) -> TrainConfig:
         raise AgegenError(f"{folder.path} is finished; there is nothing to go on with")
     try:
         options = dict(record["options"])
-        options["data"] = record["data"]["source"]
+        options["data"] = list_sources(record)
         known = {field.name for field in fields(TrainConfig)}
         kept = {name: value for name, value in options.items() if name in known and name not in _FREE}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder.path / 'run.json'} is damaged: it lacks {error}") from error
     if clashes := [name for name, value in given.items() if name in kept and _clashes(name, value, kept[name])]:
-        said = ", ".join(f"--{name.replace('_', '-')} {given[name]} (the run has {kept[name]})" for name in clashes)
+        said = ", ".join(
+            f"--{name.replace('_', '-')} {_phrase(given[name])} (the run has {_phrase(kept[name])})" for name in clashes
+        )
         raise AgegenError(f"{folder.path} can't go on with other options: {said}; leave them out, or train anew")
     kept |= {name: Path(kept[name]) for name in _PATHS if kept.get(name)}
     kept |= {name: given[name] for name in _FREE if given.get(name) is not None}
     return TrainConfig(**(kept | {"resume": folder.path}))
 
 
+def resolve_sources(data: Sequence[str]) -> tuple[str, ...]:
+    """Return data sets by absolute paths, weights kept; ``demo`` is no path."""
+    named = (one.partition("::") for one in data)
+    return tuple(
+        (path if path == "demo" else str(Path(path).resolve())) + mark + weight for path, mark, weight in named
+    )
+
+
+def _phrase(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list | tuple) else str(value)
+
+
 def _clashes(name: str, given: Any, kept: Any) -> bool:
     if given is None:
         return False
-    if name == "data" and given != "demo":
-        return Path(str(given)).resolve() != Path(str(kept))
+    if name == "data":
+        return resolve_sources(given) != tuple(kept)
     return str(given) != str(kept)
 
 

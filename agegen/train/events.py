@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,9 @@ class EpochResult:
     """One epoch, counted from 1, validated with the averaged weights.
 
     Attributes:
-        val_mae: years.
+        val_mae: years, of exact ages; NaN without any.
         val_accuracy: of gender, 0–1.
+        val_in_bracket: the share, 0–1, of estimates in the brackets that label them; NaN without any.
         seconds: since the first step of the training, validation included.
         images_per_second: in training.
         best: whether this is the best epoch so far (lowest :func:`score_epoch`).
@@ -44,6 +46,7 @@ class EpochResult:
     seconds: float
     images_per_second: float
     best: bool
+    val_in_bracket: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,41 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from agegen.batches.batch import Batch, BatchSource
+from agegen.batches.batch import Batch, BatchSource, smooth_ages, spread_ages
+from agegen.data.labels import Labels
 from agegen.errors import AgegenError
 from agegen.evaluate.estimates import Estimates, estimate_batches
+from agegen.evaluate.metrics import measure_distance
 from agegen.machine import Compute
-from agegen.model.loss import compute_loss, make_age_distribution
+from agegen.model.loss import Targets, compute_loss
+from agegen.model.network import TwoHeads
 from agegen.train.config import FitSettings
 from agegen.train.events import BatchResult, EpochResult
 
 EMA_DECAY = 0.998
 
 WARMUP_SHARE = 0.1
+_LEAST_FACES = 1e-3
 
 # In choosing the best epoch, one point of gender accuracy weighs as much as 0.1 years of MAE.
 ACCURACY_YEARS = 10.0
+# Where half of the estimates lie in their brackets of ten years, exact ages have an MAE of about 5.
+BRACKET_YEARS = 10.0
+
+
+class QuickMetrics(NamedTuple):
+    """Metrics of a validation: MAE in years of exact ages, shares 0–1 in the bracket and of right genders."""
+
+    mae: float
+    in_bracket: float
+    accuracy: float
 
 
 @dataclass
@@ -65,6 +79,28 @@ def make_trainer(network: nn.Module, settings: FitSettings, compute: Compute) ->
     return Trainer(network, average_network(network), make_optimizer(network, settings), settings, compute)
 
 
+def fit_biases(heads: TwoHeads, labels: Labels) -> None:
+    """Let fresh heads begin at what one would say without looking: the training split's ages and share of females.
+
+    Otherwise they begin at an even distribution, an age of 58, and short trainings end worse than the median.
+    """
+    shares, known = spread_ages(labels)
+    if known.any():
+        # A thousandth of a face in each year: ages that nobody has stay possible.
+        density = smooth_ages(shares[known].sum(axis=0)) + _LEAST_FACES
+        _get_bias(heads.age).data.copy_(torch.from_numpy(np.log(density / density.sum())))
+    female = labels.female[labels.gendered]
+    if len(female):
+        # As if one face of either gender were there besides, so that one gender alone gives a finite logit.
+        share = (female.sum() + 1) / (len(female) + 2)
+        _get_bias(heads.gender).data.fill_(math.log(share / (1 - share)))
+
+
+def _get_bias(branch: nn.Module) -> Tensor:
+    last = [module for module in branch.modules() if isinstance(module, nn.Linear)][-1]
+    return last.bias
+
+
 def average_network(network: nn.Module) -> AveragedModel:
     """Return the exponential moving average of a network's weights and buffers, with a warm-up."""
 
@@ -98,8 +134,8 @@ def fit(trainer: Trainer, train: BatchSource, val: BatchSource) -> Iterator[Batc
             waited += time.monotonic() - mark
             loss = take_step(trainer, batch, len(train))
             progress.batch += 1
-            progress.seen += len(batch.ages)
-            progress.loss_sum += loss * len(batch.ages)
+            progress.seen += batch.size
+            progress.loss_sum += loss * batch.size
             progress.seconds += time.monotonic() - mark
             spent = max(progress.seconds - seconds_before, 1e-9)
             rate = (progress.seen - seen_before) / spent
@@ -119,10 +155,10 @@ def take_step(trainer: Trainer, batch: Batch, batches: int) -> float:
     for group in trainer.optimizer.param_groups:
         group["lr"] = settings.lr * factor
     inputs = batch.views[0].to(compute.device, non_blocking=True)
-    targets = make_age_distribution(batch.ages.to(compute.device))
+    targets = Targets(*(part.to(compute.device) for part in batch.targets))
     with compute.autocast():
         outputs = trainer.network(inputs)
-    loss = compute_loss(outputs, targets, batch.female.to(compute.device))
+    loss = compute_loss(outputs, targets)
     trainer.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     trainer.optimizer.step()
@@ -138,15 +174,16 @@ def end_epoch(trainer: Trainer, val: BatchSource, batches: int, rate: float) -> 
     progress, settings = trainer.progress, trainer.settings
     started = time.monotonic()
     estimates = estimate_batches(trainer.averaged, val, trainer.compute)
-    mae, accuracy = measure_quickly(estimates, val)
-    score = score_epoch(mae, accuracy)
+    quick = measure_quickly(estimates, val.labels)
+    score = score_epoch(quick)
     progress.seconds += time.monotonic() - started
     result = EpochResult(
         epoch=progress.epoch + 1,
         train_loss=progress.loss_sum / progress.seen,
         val_loss=estimates.loss,
-        val_mae=mae,
-        val_accuracy=accuracy,
+        val_mae=quick.mae,
+        val_in_bracket=quick.in_bracket,
+        val_accuracy=quick.accuracy,
         lr=settings.lr * scale_lr((progress.epoch + 1) * batches, settings.epochs * batches),
         seconds=progress.seconds,
         images_per_second=rate,
@@ -157,9 +194,16 @@ def end_epoch(trainer: Trainer, val: BatchSource, batches: int, rate: float) -> 
     return result
 
 
-def score_epoch(mae: float, accuracy: float) -> float:
-    """Return what the best epoch has least of: MAE in years + 10 × (1 − gender accuracy)."""
-    return mae + ACCURACY_YEARS * (1 - accuracy)
+def score_epoch(quick: QuickMetrics) -> float:
+    """Return what the best epoch has least of, in years: the error in age, and 10 × the share of wrong genders.
+
+    The error in age is the MAE of exact ages; of brackets, 10 × the share of estimates outside, which is of its size;
+    of both, their mean. What has no labels counts nothing.
+    """
+    ages = [quick.mae, BRACKET_YEARS * (1 - quick.in_bracket)]
+    known = [value for value in ages if not math.isnan(value)]
+    wrong = 0.0 if math.isnan(quick.accuracy) else ACCURACY_YEARS * (1 - quick.accuracy)
+    return (sum(known) / len(known) if known else 0.0) + wrong
 
 
 def scale_lr(step: int, total: int) -> float:
@@ -180,11 +224,14 @@ def make_optimizer(network: nn.Module, settings: FitSettings) -> torch.optim.Opt
     return torch.optim.AdamW(groups, lr=settings.lr)
 
 
-def measure_quickly(estimates: Estimates, source: BatchSource) -> tuple[float, float]:
-    """Return (MAE in years, gender accuracy 0–1) of estimates against a source's labels."""
-    ages, female = source.labels
-    mae = float(np.abs(estimates.age - ages).mean())
-    return mae, float(((estimates.p_female >= 0.5) == (female > 0.5)).mean())
+def measure_quickly(estimates: Estimates, labels: Labels) -> QuickMetrics:
+    """Return what the best epoch is chosen by, of estimates against labels; NaN for what has none."""
+    exact, brackets, known = labels.exact, labels.bracketed, labels.gendered
+    error = np.abs(estimates.age - labels.low)[exact]
+    distance = measure_distance(estimates.age[brackets], labels.low[brackets], labels.high[brackets])
+    right = ((estimates.p_female >= 0.5) == (labels.female > 0.5))[known]
+    means = (float(part.mean()) if len(part) else math.nan for part in (error, distance == 0, right))
+    return QuickMetrics(*means)
 
 
 def _explain_divergence(epoch: int, batch: int) -> str:

@@ -20,8 +20,8 @@ from agegen.data.scan import Scan
 from agegen.data.splits import count_leaking_groups, fingerprint_split
 from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
-from agegen.train.config import TrainConfig
-from agegen.train.events import BatchResult, TrainStart
+from agegen.train.config import TrainConfig, resolve_sources
+from agegen.train.events import BatchResult, EpochResult, TrainStart
 from agegen.train.setup import Training
 
 if TYPE_CHECKING:
@@ -74,6 +74,11 @@ def describe_origin(training: Training) -> dict[str, Any]:
     }
 
 
+def describe_epoch(epoch: EpochResult) -> dict[str, Any]:
+    """Return an epoch's numbers for files: NaN, which is no JSON, as None."""
+    return {name: None if value != value else value for name, value in asdict(epoch).items()}
+
+
 def announce_training(training: Training) -> TrainStart:
     """Return what to tell the user before the first epoch."""
     options = training.options
@@ -99,7 +104,9 @@ def announce_training(training: Training) -> TrainStart:
 
 def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
     """Return what the user should know of the data: drawn faces, exclusions, duplicates, leaks."""
-    notices = []
+    notices = list(scan.records.notices)
+    if scan.records.layout:
+        notices.append(f"data: {scan.records.layout}, {len(scan.records):,} faces")
     if scan.records.drawn:
         notices.append("these faces are drawn, not photographed: the model is good for trying agegen out only")
     if scan.records.excluded:
@@ -133,11 +140,16 @@ def describe_training(config: TrainConfig, training: Training, started: float) -
         "settings": {**asdict(settings), "views": options.views, "compute": str(options.compute)},
         "parameters": {"total": total, "trainable": trainable},
         "data": {
-            "source": str(Path(config.data).resolve()) if not training.scan.records.drawn else config.data,
+            "source": name_data(config.data),
+            "layout": training.scan.records.layout,
+            "trims": {name: asdict(trim) for name, trim in training.scan.records.trims.items()},
             "faces": len(training.split),
             "fingerprint": fingerprint_split(training.split),
             "terms": training.scan.records.terms,
             "counts": count_splits(training.split),
+            "split_origin": name_split(config, training.scan),
+            "leaking_groups": count_leaking_groups(training.split),
+            "persons": training.scan.records.identity_columns,
             "excluded": [asdict(item) for item in training.scan.records.excluded],
         },
         "baseline": asdict(training.baseline),
@@ -155,6 +167,19 @@ def describe_training(config: TrainConfig, training: Training, started: float) -
     }
 
 
+def name_split(config: TrainConfig, scan: Scan) -> str:
+    """Return who decided the split: ``file``, the ``data`` itself, or the ``seed``."""
+    if config.split_file is not None:
+        return "file"
+    return "data" if "split" in scan.records.frame.columns else "seed"
+
+
+def name_data(data: tuple[str, ...]) -> str | list[str]:
+    """Return the data sets by absolute paths, one as text."""
+    resolved = resolve_sources(data)
+    return resolved[0] if len(resolved) == 1 else list(resolved)
+
+
 def count_splits(split: pd.DataFrame) -> dict[str, int]:
     """Return the number of faces in each split."""
     return {name: int((split["split"] == name).sum()) for name in SPLITS}
@@ -163,7 +188,9 @@ def count_splits(split: pd.DataFrame) -> dict[str, int]:
 def format_command(config: TrainConfig) -> str:
     """Return the command that a training amounts to: the options that are not left to their defaults."""
     plain = TrainConfig(config.model, config.data)
-    words = ["agegen", "train", "--model", config.model, "--data", config.data]
+    words = ["agegen", "train", "--model", config.model]
+    for one in config.data:
+        words += ["--data", one]
     for field in fields(config):
         value = getattr(config, field.name)
         if value != getattr(plain, field.name) and field.name not in _NOT_IN_COMMAND:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from agegen import runs
 from agegen.batches.sources import SourceOptions, scan_for
-from agegen.data.images import decode_image
 from agegen.data.labels import Baseline, find_baseline
-from agegen.data.loading import load_records
+from agegen.data.loading import load_sources
+from agegen.data.manifests import ReadOptions
 from agegen.data.scan import ProgressHook, Scan
 from agegen.data.splits import apply_split, read_split, split_scan, write_split
 from agegen.errors import DataError
-from agegen.faces.alignment import CropContract, measure_contract
-from agegen.faces.detectors import DEFAULT_DETECTOR, create_detector
+from agegen.faces.alignment import CropContract
+from agegen.faces.matching import match_crops, read_trims, survey_crops
 from agegen.machine import choose_compute
 from agegen.model.network import AgeGenderModel
 from agegen.model.plugins import Plugin, build_backbone, load_backbone
@@ -25,9 +24,6 @@ from agegen.train.config import FitSettings, TrainConfig, choose_settings
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# How many of the pictures are searched for landmarks to learn how they are cropped.
-_CROPS_MEASURED = 200
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,15 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     settings, options = choose_settings(config, backbone_class, compute)
     torch.manual_seed(config.seed)
     model = AgeGenderModel(build_backbone(plugin, backbone_class)).to(compute.device)
-    scan = scan_for(backbone_class, load_records(config.data), on_progress)
+    reading = ReadOptions(config.age_column, config.gender_codes)
+    records = load_sources(config.data, reading)
     if config.resume is not None:
         run = runs.open_run(config.resume)
+        records = replace(records, trims=read_trims(run.read()["data"].get("trims", {})))
+    else:
+        records = replace(records, trims=match_crops(records))
+    scan = scan_for(backbone_class, records, on_progress)
+    if config.resume is not None:
         scan, split = apply_split(scan, read_split(run.split), "the run's split.csv")
     else:
         scan, split = split_data(scan, config)
@@ -83,6 +85,4 @@ def split_data(scan: Scan, config: TrainConfig) -> tuple[Scan, pd.DataFrame]:
 
 def measure_crops(scan: Scan) -> CropContract | None:
     """Return where the landmarks lie in a sample of the pictures; None where they show no faces to detect."""
-    rows = np.random.default_rng(0).permutation(len(scan.records))[:_CROPS_MEASURED]
-    crops = (decode_image(scan.records.read(int(row))) for row in rows)
-    return measure_contract(crops, create_detector(DEFAULT_DETECTOR))
+    return survey_crops(scan.records).contract

@@ -24,8 +24,15 @@ from agegen.render.plots import plot_curves
 from agegen.runs import RunFolder
 from agegen.train.config import TrainConfig
 from agegen.train.events import BatchResult, EpochResult, TrainEvent, TrainNotice, TrainResult
-from agegen.train.loop import Trainer, fit, make_trainer
-from agegen.train.record import LimitFinder, announce_training, begin_record, describe_origin, format_time
+from agegen.train.loop import Trainer, fit, fit_biases, make_trainer
+from agegen.train.record import (
+    LimitFinder,
+    announce_training,
+    begin_record,
+    describe_epoch,
+    describe_origin,
+    format_time,
+)
 from agegen.train.setup import Training, prepare_training
 from agegen.train.state import StateFiles
 
@@ -65,7 +72,7 @@ def train_run(
         model = calibrate_best(training, sources)
         result = evaluate_best(training, sources, model)
         epochs = float(rows["seconds"].iloc[-1])
-        record |= {"finished": format_time(time.time()), "best": asdict(best)}
+        record |= {"finished": format_time(time.time()), "best": describe_epoch(best)}
         record["seconds"] = {
             # With what processes before this one spent on epochs, where the run was resumed.
             "total": round(time.time() - started + max(0.0, epochs - fitting), 1),
@@ -91,6 +98,7 @@ def fit_and_keep(
     Raises:
         TrainingInterrupted: ``should_stop`` said yes; the state is saved.
     """
+    fit_biases(training.model.heads, sources.train.labels)
     trainer = make_trainer(sources.network, training.settings, training.options.compute)
     states = StateFiles(training.run.path)
     restored = states.restore(trainer)
@@ -122,7 +130,7 @@ def keep_epoch(training: Training, trainer: Trainer, event: EpochResult, rows: l
     """Write an epoch's row, and its averaged weights where it is the best so far."""
     if event.best:
         best = share_backbone(training.model, trainer.averaged.module)
-        note = {**asdict(event), **describe_origin(training)}
+        note = {**describe_epoch(event), **describe_origin(training)}
         save_checkpoint(training.run.checkpoint, best, describe_model(training.plugin, best, note))
     training.run.write_epochs(rows)
 
@@ -157,8 +165,7 @@ def calibrate_best(training: Training, sources: TrainSources) -> BestModel:
     compute = training.options.compute
     model.to(compute.device)
     estimates = estimate_batches(choose_network(model), sources.val, compute)
-    ages, female = sources.val.labels
-    calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, ages.astype(float), female > 0.5)
+    calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, sources.val.labels)
     crop = None if training.crop is None else training.crop.to_json()
     info = replace(info, calibration=calibration.to_json(), crop=crop)
     save_checkpoint(training.run.checkpoint, model, info)

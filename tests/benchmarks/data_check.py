@@ -64,7 +64,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             write_variants(options.data, Path(name), size)
             watch = Watch()
-            report = check_data(CheckConfig(name), watch)
+            report = check_data(CheckConfig((name,)), watch)
             total = time.monotonic() - watch.started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(

@@ -24,6 +24,7 @@ from agegen.batches.augmentation import build_view_augmentation
 from agegen.batches.feature_cache import FeatureCache
 from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers
 from agegen.batches.sources import SourceOptions, make_train_sources
+from agegen.data.labels import read_labels
 from agegen.data.loading import load_records
 from agegen.data.scan import Scan, scan_images
 from agegen.data.splits import split_scan
@@ -50,7 +51,7 @@ def time_uncached(backbone: type[Backbone], model: AgeGenderModel, scan: Scan, s
     def pick(name: str) -> LabelledPixels:
         rows = np.flatnonzero(splits == name)
         pixels = Pixels(scan.records, backbone.input_spec.size, scan.pixels, rows)
-        return LabelledPixels(pixels, *(frame[column].to_numpy("float32")[rows] for column in ("age", "female")))
+        return LabelledPixels(pixels, read_labels(frame).pick(rows))
 
     augmentation = build_view_augmentation(backbone.input_spec)
     train = TrainBatches(pick("train"), augmentation, backbone.defaults.batch_size, 0, choose_workers(None))

@@ -30,7 +30,7 @@ CLAIM_MAE, CLAIM_ACCURACY = 7.3, 0.858
 def train_agegen(folder: Path, out: Path) -> float:
     """Return the images/s of one epoch."""
     last = None
-    for event in train_run(TrainConfig("scratch", str(folder), out, epochs=1)):
+    for event in train_run(TrainConfig("scratch", (str(folder),), out, epochs=1)):
         if isinstance(event, BatchResult):
             last = event
         elif isinstance(event, TrainNotice):
@@ -70,7 +70,7 @@ def compare(data: Path, python: Path, rounds: int, count: int) -> None:
 def time_claim(data: Path, epochs: int, batch_size: int | None, age_balance: float | None) -> None:
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "run"
-        config = TrainConfig("scratch", str(data), out, epochs, batch_size=batch_size, age_balance=age_balance)
+        config = TrainConfig("scratch", (str(data),), out, epochs, batch_size=batch_size, age_balance=age_balance)
         for event in train_run(config):
             if isinstance(event, TrainNotice):
                 print(event.notices[0])

@@ -40,7 +40,7 @@ def faulty(faces_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(faulty):
-    return check_data(CheckConfig(str(faulty["folder"])))
+    return check_data(CheckConfig((str(faulty["folder"]),)))
 
 
 def test_unusable_files_have_their_reasons(report):
@@ -56,7 +56,7 @@ def test_duplicates_and_conflicts(report, faulty):
     assert [pair.first for pair in same] == [faulty["copy"].name]
     names = {path.name for path in faulty["conflict"]}
     (conflict,) = [pair for pair in report.duplicates.conflicts if {pair.first, pair.second} == names]
-    assert conflict.female[0] != conflict.female[1]
+    assert conflict.genders_differ
     assert not conflict.same_file
     assert report.duplicates.faces >= 4
 
@@ -78,7 +78,7 @@ def test_the_clean_manifest_is_clean(report, faulty, tmp_path):
     assert (len(clean), len(reasons)) == (kept, left_out)
     assert kept + left_out == len(list(faulty["folder"].iterdir()))
     assert reasons["reason"].notna().all()
-    again = check_data(CheckConfig(str(tmp_path / "clean.csv")))
+    again = check_data(CheckConfig((str(tmp_path / "clean.csv"),)))
     assert again.faces == kept
     assert (again.excluded, again.tiny, again.duplicates.pairs) == ([], [], [])
     assert {faulty["conflict"][0].name, "grandma.jpg"} <= set(reasons["path"])
@@ -92,7 +92,7 @@ def test_a_trained_model_points_out_wrong_labels(trained_run, faces_folder, tmp_
     info, model = load_checkpoint(trained_run / "best.safetensors")
     sure = replace(info, calibration=Calibration(0.4, 0.9, 0.5, 100).to_json())
     save_checkpoint(tmp_path / "sure.safetensors", model, sure)
-    report = check_data(CheckConfig(str(folder), run=tmp_path / "sure.safetensors", device="cpu"))
+    report = check_data(CheckConfig((str(folder),), run=tmp_path / "sure.safetensors", device="cpu"))
     assert report.suspects is not None
     assert wrong.name in {suspect.path for suspect in report.suspects[:5]}
     suspect = next(suspect for suspect in report.suspects if suspect.path == wrong.name)
@@ -107,7 +107,7 @@ def test_leaks_between_the_splits_of_a_manifest(faces_folder, tmp_path):
     rows = [(name, 30, 1, "train" if index < 6 else "test", index % 3) for index, name in enumerate(names)]
     rows.append((copy, 30, 1, "test", 7))
     pd.DataFrame(rows, columns=["path", "age", "gender", "split", "person"]).to_csv(tmp_path / "m.csv", index=False)
-    report = check_data(CheckConfig(str(tmp_path / "m.csv")))
+    report = check_data(CheckConfig((str(tmp_path / "m.csv"),)))
     assert report.leaks == 1
     assert {straddle.kind for straddle in report.straddles} == {"near-duplicates", "person", "capture second"}
     assert any("straddle the splits" in line for line in list_findings(report))
@@ -165,7 +165,7 @@ def test_the_real_data(utkface, tmp_path):
     bad = [name for name in names if len(name.split("_")) != 4 or not name.split("_")[3][:17].isdigit()]
     for name in [*names[::200], *bad]:
         (tmp_path / name).symlink_to(utkface / name)
-    report = check_data(CheckConfig(str(tmp_path)))
+    report = check_data(CheckConfig((str(tmp_path),)))
     assert len(bad) >= 3
     assert {item.path for item in report.excluded} <= set(bad)
     assert len(report.excluded) >= 3

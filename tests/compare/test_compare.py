@@ -5,7 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agegen.compare.compare import CompareConfig, align_predictions, choose_runs, compare_runs, name_runs, write_verdict
+from agegen.compare.compare import (
+    CompareConfig,
+    align_predictions,
+    choose_runs,
+    compare_runs,
+    mark_seen,
+    name_runs,
+    write_verdict,
+)
 from agegen.compare.costs import Cost, find_settled_epoch
 from agegen.compare.differences import find_group_differences, measure_rows
 from agegen.errors import AgegenError
@@ -59,7 +67,9 @@ def test_groups_come_with_the_clearest_difference_first():
     worse = second.assign(
         estimated_age=second["estimated_age"].where(second["race"] != "Asian", second["estimated_age"] + 30)
     )
-    groups = find_group_differences(NAMES, {"first": first, "second": worse})
+    found = find_group_differences(NAMES, {"first": first, "second": worse})
+    groups = found.rows
+    assert found.looked_at == len(groups)
     assert (groups[0].column, groups[0].value, groups[0].metric, groups[0].better) == ("race", "Asian", "mae", "first")
     assert all(group.n >= 30 for group in groups)
 
@@ -85,11 +95,27 @@ def test_verdict_is_made_from_the_numbers():
     tables = {"first": make_table(10, 0.9), "second": make_table(5, 0.9, seed=1)}
     age, gender = measure_rows(NAMES, tables)
     verdict = write_verdict(NAMES, 400, age, gender, costs)
-    assert verdict.startswith("On 400 faces that neither model trained on, second is better at age (an MAE of ")
-    assert f"{age[0].values[1].value:.2f} against {age[0].values[0].value:.2f} years" in verdict
+    assert verdict.startswith(
+        "On 400 faces that neither was trained on, this training of second is better at age (an MAE of "
+    )
+    assert f"{age[0].values[1].value:.2f} years against {age[0].values[0].value:.2f} years" in verdict
     assert "gender shows no clear difference" in verdict
     assert "; first trained 1.00M parameters in 12 minutes, second trained" in verdict
-    assert verdict.endswith(" 9.00M parameters in 31 minutes after 20 for its features.")
+    assert " 9.00M parameters in 31 minutes after 20 for its features. This compares one training of each" in verdict
+    assert "faces that both were trained on" in write_verdict(NAMES, 400, age, gender, costs, trained=True)
+    assert "(of 3 runs, this speaks of the first two)" in write_verdict((*NAMES, "third"), 400, age, gender, costs)
+
+
+def test_chance_makes_no_group_clear():
+    """Two equal models on 40 groups: at 95 % for each, several would look different; together hardly any does."""
+    rng = np.random.default_rng(0)
+    clear = 0
+    for seed in range(10):
+        first, second = (make_table(8, 0.9, seed=2 * seed + side) for side in (0, 1))
+        places = rng.integers(0, 10, len(first)).astype(str)
+        tables = {"first": first.assign(place=places), "second": second.assign(place=places)}
+        clear += any(row.better for row in find_group_differences(NAMES, tables).rows)
+    assert clear <= 3
 
 
 @pytest.fixture
@@ -117,7 +143,9 @@ def test_only_faces_that_nobody_trained_on_are_compared(two_runs):
     moved = tables[0]["sha256"].iloc[:5]
     split.loc[split["sha256"].isin(moved), "split"] = "train"
     split.to_csv(runs[1].split, index=False)
-    aligned, source = align_predictions(runs, NAMES, tables, CompareConfig())
+    splits = [pd.read_csv(run.split) for run in runs]
+    tables = [mark_seen(table, own, splits) for table, own in zip(tables, splits, strict=True)]
+    aligned, source = align_predictions(NAMES, tables, CompareConfig())
     assert not set(aligned["first"]["sha256"]) & set(moved)
     assert len(aligned["first"]) == len(tables[0]) - 5
     assert source == "the common test faces"
@@ -125,12 +153,12 @@ def test_only_faces_that_nobody_trained_on_are_compared(two_runs):
 
 def test_what_cannot_be_compared_is_refused_with_the_reason(two_runs):
     runs = [RunFolder(path) for path in two_runs]
-    tables = [pd.read_parquet(run.predictions) for run in runs]
+    tables = [pd.read_parquet(run.predictions).assign(seen=False) for run in runs]
     other = tables[1].assign(sha256="x" + tables[1]["sha256"])
     with pytest.raises(AgegenError, match=r"only 0 faces are in the test set of each \(first 48, second 48\)"):
-        align_predictions(runs, NAMES, [tables[0], other], CompareConfig())
+        align_predictions(NAMES, [tables[0], other], CompareConfig())
     with pytest.raises(AgegenError, match="the same faces have different labels"):
-        align_predictions(runs, NAMES, [tables[0], tables[1].assign(age=3.0)], CompareConfig())
+        align_predictions(NAMES, [tables[0], tables[1].assign(age=3.0)], CompareConfig())
     with pytest.raises(AgegenError, match="at least two different finished runs"):
         choose_runs((two_runs[0], two_runs[0]))
     record = runs[0].read()
@@ -140,7 +168,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(two_runs):
 
 
 def test_comparison_on_other_data_runs_both(two_runs, faces_folder):
-    result = compare_runs(CompareConfig(tuple(two_runs), data=str(faces_folder), split="all"))
+    result = compare_runs(CompareConfig(tuple(two_runs), data=(str(faces_folder),), split="all"))
     trained = set(pd.read_csv(two_runs[0] / "split.csv").query("split == 'train'")["sha256"])
     assert 0 < result.n <= 60
     assert not set(result.predictions["one"]["sha256"]) & trained

@@ -32,7 +32,7 @@ def test_report_goes_without_faces_where_the_data_is_gone(comparison, monkeypatc
     def fail(data):
         raise DataError("gone")
 
-    monkeypatch.setattr("agegen.compare.page.load_records", fail)
+    monkeypatch.setattr("agegen.compare.page.load_sources", fail)
     html = render_html(comparison)
     assert "largest errors" not in html
     assert "Table 1: age" in html

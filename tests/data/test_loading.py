@@ -1,7 +1,8 @@
 import pandas as pd
 import pytest
 
-from agegen.data.loading import load_records, parse_utkface_name, resolve_data
+from agegen.data.layouts.utkface import parse_name
+from agegen.data.loading import load_records, resolve_data
 from agegen.data.scan import scan_images
 from agegen.errors import DataError
 
@@ -17,7 +18,7 @@ from agegen.errors import DataError
     ],
 )
 def test_utkface_names(name, parsed):
-    assert parse_utkface_name(name) == parsed
+    assert parse_name(name) == parsed
 
 
 def test_folder_is_searched_recursively_and_bad_names_are_listed(faces_folder, tmp_path):
@@ -54,13 +55,13 @@ def test_manifest_labels_and_exclusions(faces_folder, tmp_path, kind):
         gender=["male", "F", "m", "f", "0", "1", "other"],
         camera=list("aabbccd"),
     )
-    assert list(records.frame["age"]) == [20.0, 31.5]
-    assert list(records.frame["female"]) == [False, True]
-    assert [item.reason for item in records.excluded] == ["age is no number in 0–116"] * 4 + [
-        "gender is none of male, female, m, f, 0, 1"
-    ]
+    labels = records.labels
+    assert labels.low.tolist() == pytest.approx([20.0, 31.5, float("nan"), 40.0], nan_ok=True)
+    assert labels.female.tolist() == pytest.approx([0, 1, 0, float("nan")], nan_ok=True)
+    reasons = [item.reason for item in records.excluded]
+    assert reasons == [f"age '{cell}' is no age in 0–116 nor a bracket of ages" for cell in ("-1", "300", "x")]
     assert records.group_columns == ["camera"]
-    assert len(scan_images(records).sha256) == 2
+    assert len(scan_images(records).sha256) == 4
 
 
 def test_manifest_paths_are_relative_to_it(faces_folder, tmp_path):
@@ -100,9 +101,11 @@ def test_parquet_in_hugging_face_form(faces_folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("path,age\na.jpg,3\n", "has no column gender; it has path, age"),
+        ("path,race\na.jpg,3\n", "has no column age and no column gender; it has path, race"),
+        ("age,gender\n3,f\n", "has no column path; it has age, gender"),
         ("", "can't read"),
-        ("path,age,gender\na.jpg,abc,0\n", "no usable face"),
+        ("path,age,gender\na.jpg,abc,0\n", "no cell of the column age can be understood; the first are 'abc'"),
+        ("path,age,gender\na.jpg,3,robot\n", "no cell of the column gender can be understood; the first are 'robot'"),
     ],
 )
 def test_bad_manifests_are_one_clear_line(tmp_path, content, message):
@@ -126,10 +129,10 @@ def test_default_data(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"UTKFace.*non-commercial.*--data demo"):
         resolve_data(None)
     (tmp_path / "data" / "utkface").mkdir(parents=True)
-    assert resolve_data(None) == "data/utkface"
+    assert resolve_data(None) == ("data/utkface",)
     monkeypatch.setenv("AGEGEN_DATA", "elsewhere")
-    assert resolve_data(None) == "elsewhere"
-    assert resolve_data("given") == "given"
+    assert resolve_data(None) == ("elsewhere",)
+    assert resolve_data(["given"]) == ("given",)
 
 
 def test_utkface_names_of_the_real_set(utkface):

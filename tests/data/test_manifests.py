@@ -47,13 +47,14 @@ def test_latin_1_names(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("x.jpg,-1,male", "age is no number in 0–116"),
-        ("x.jpg,300,male", "age is no number in 0–116"),
-        ("x.jpg,NaN,male", "age is no number in 0–116"),
-        ("x.jpg,inf,male", "age is no number in 0–116"),
-        ("x.jpg,thirty,male", "age is no number in 0–116"),
-        ("x.jpg,30,", "gender is none of"),
-        ("x.jpg,30,2", "gender is none of"),
+        ("x.jpg,-1,male", "age '-1' is no age in 0–116 nor a bracket of ages"),
+        ("x.jpg,300,male", "age '300' is no age in 0–116"),
+        ("x.jpg,NaN,", "neither age nor gender is known"),
+        ("x.jpg,inf,male", "age 'inf' is no age in 0–116"),
+        ("x.jpg,thirty,male", "age 'thirty' is no age in 0–116"),
+        ("x.jpg,30-20,male", "age '30-20' is no age in 0–116"),
+        ("x.jpg,30,robot", "gender 'robot' is none of male, female"),
+        ("x.jpg,30,2", "gender '2' is none of male, female"),
         ("a.jpg,30,male", "the path is named twice"),
         (",30,male", "the path is empty"),
         ("../x.jpg,30,male", "the path leads out of the manifest's folder"),
@@ -76,7 +77,7 @@ def test_rows_that_are_left_out_with_their_reason(tmp_path, row, reason):
     ("content", "message"),
     [
         ("", "as CSV"),
-        ("path,age\na.jpg,3\n", "has no column gender; it has path, age"),
+        ("path,race\na.jpg,3\n", "has no column age and no column gender; it has path, race"),
         ("path,age,gender,age\na.jpg,3,m,4\n", "has the column 'age' twice"),
         ("path,age,gender\n", "no usable face"),
         ("path,age,gender\na.jpg,30,male,more,cells\n", "more cells than its header"),
@@ -100,8 +101,9 @@ def test_mixed_types_in_parquet(tmp_path):
     frame = pd.DataFrame({"path": ["a.jpg", "b.jpg", "c.jpg"], "age": [3.0, None, 40.0], "gender": [1.0, 0.0, None]})
     frame.to_parquet(tmp_path / "faces.parquet")
     records = load_records(str(tmp_path / "faces.parquet"))
-    assert list(records.frame["path"]) == ["a.jpg"]
-    assert len(records.excluded) == 2
+    assert list(records.frame["path"]) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert records.labels.low.tolist() == pytest.approx([3, float("nan"), 40], nan_ok=True)
+    assert records.labels.female.tolist() == pytest.approx([1, 0, float("nan")], nan_ok=True)
 
 
 def test_broken_parquet_is_one_line(tmp_path):

@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from agegen.evaluate.metrics import compute_gender_values, draw_bootstrap_weights, measure_age, measure_gender, resample
+from agegen.evaluate.metrics import (
+    compute_gender_values,
+    draw_bootstrap_weights,
+    measure_age,
+    measure_brackets,
+    measure_gender,
+    measure_intervals,
+    resample,
+    widen_brackets,
+)
 
 
 def brute_force_auc(p, female):
@@ -20,8 +29,68 @@ def test_gender_metrics_by_hand():
     metrics = measure_gender(np.array([0.9, 0.6, 0.4, 0.2]), np.array([True, False, True, False]))
     assert metrics.accuracy.value == 0.5
     assert metrics.roc_auc.value == 0.75
+    assert metrics.brier.value == pytest.approx((0.01 + 0.36 + 0.36 + 0.04) / 4)
+
+
+def test_calibration_error_by_hand():
+    p_female, female = np.array([0.9, 0.6, 0.4, 0.2]), np.array([True, False, True, False])
+    values = compute_gender_values(p_female, female, np.ones((1, 4), dtype=np.int32))
     # Confidences 0.9, 0.6, 0.6, 0.8 fall in bins 13, 9, 9 and 12 of 15.
-    assert metrics.ece.value == pytest.approx((0.1 + abs(-0.6 - 0.6) + 0.2) / 4)
+    assert values["ece"] == pytest.approx((0.1 + abs(-0.6 - 0.6) + 0.2) / 4)
+
+
+def test_a_perfectly_calibrated_model_has_an_interval_down_to_zero():
+    """The error of few faces is above 0 by chance, and resampling adds as much again: both are taken off."""
+    inside, values, plain = 0, [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        p_female = rng.uniform(0, 1, 500)
+        female = rng.random(500) < p_female
+        metric = measure_gender(p_female, female, samples=200).ece
+        inside += metric.low <= metric.value <= metric.high
+        values.append(metric.value)
+        ones = np.ones((1, 500), dtype=np.int32)
+        plain.append(compute_gender_values(p_female, female, ones)["ece"][0])
+    assert inside == 40
+    # It can't be below 0, and so isn't 0 on average; but it is far below what bins of some 60 faces give by chance.
+    assert np.mean(values) < 0.6 * np.mean(plain)
+    rng = np.random.default_rng(0)
+    p_female = rng.uniform(0, 1, 4000)
+    sure = np.where(p_female > 0.5, 0.99, 0.01)
+    assert measure_gender(sure, rng.random(4000) < p_female).ece.value == pytest.approx(0.24, abs=0.03)
+
+
+def test_shares_near_the_ends_have_a_width():
+    """Wilson's interval, as scipy has it: 60 of 60 right are no proof of 100 %."""
+    right = measure_gender(np.full(60, 0.9), np.ones(60, dtype=bool)).accuracy
+    assert (right.value, right.high) == (1.0, 1.0)
+    assert right.low == pytest.approx(60 / (60 + 1.959964**2), abs=1e-4)
+    ages = measure_age(np.zeros(50), np.full(50, 20.0))
+    assert (ages.cs5.value, ages.cs5.low) == (0.0, 0.0)
+    assert ages.cs5.high > 0.05
+
+
+def test_bracket_metrics_by_hand():
+    low, high = np.array([0.0, 3.0, 3.0, 10.0, 70.0]), np.array([2.0, 9.0, 9.0, 19.0, 116.0])
+    estimates = np.array([2.4, 2.0, 12.0, 25.0, 60.0])
+    brackets = widen_brackets(low, high)
+    assert brackets.near_low.tolist() == [0, 0, 0, 3, 10]
+    assert brackets.near_high.tolist() == [9, 19, 19, 116, 116]
+    metrics = measure_brackets(estimates, brackets)
+    assert metrics.in_bracket.value == pytest.approx(1 / 5)
+    assert metrics.near_bracket.value == pytest.approx(5 / 5)
+    assert metrics.distance.value == pytest.approx((0 + 0.5 + 2.5 + 5.5 + 9.5) / 5)
+
+
+def test_metrics_of_nothing_are_not_defined():
+    nothing = np.empty(0)
+    for metrics in (
+        measure_age(nothing, nothing),
+        measure_gender(nothing, nothing.astype(bool)),
+        measure_brackets(nothing, widen_brackets(nothing, nothing)),
+        measure_intervals(nothing, nothing, nothing),
+    ):
+        assert all(np.isnan([metric.value, metric.low, metric.high]).all() for metric in vars(metrics).values())
 
 
 def test_roc_auc_agrees_with_counting_pairs_under_weights():

@@ -6,8 +6,10 @@ from PIL import Image
 from agegen.data.demo import draw_records
 from agegen.data.images import decode_image, resize_image
 from agegen.errors import CheckpointError
-from agegen.faces.alignment import CROP_SIZE, CropContract, align_face, find_corners, measure_contract
+from agegen.faces.alignment import CROP_SIZE, CropContract, align_face, express_in_crop
 from agegen.faces.detectors import create_detector
+from agegen.faces.geometry import apply_matrix, fit_similarity, list_corners
+from agegen.faces.matching import survey_pictures
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,12 @@ def photo(portrait):
 def crops(utkface):
     paths = sorted(utkface.glob("*.jpg"))[::400]
     return [decode_image(path.read_bytes()) for path in paths]
+
+
+def find_corners(face, detector, contract):
+    """The crop's corners (4, 2) in the photograph's pixels, clockwise from its upper left."""
+    back = fit_similarity(express_in_crop(detector, contract), face.landmarks)
+    return apply_matrix(back, list_corners(1.0))
 
 
 def measure_offset(crop, detector):
@@ -66,7 +74,7 @@ def test_aligning_an_aligned_crop_changes_little(crops, mtcnn):
 
 def test_the_contract_of_other_crops_is_measured(crops, mtcnn):
     inner = [resize_image(np.ascontiguousarray(crop[20:180, 20:180]), 200) for crop in crops]
-    wide, narrow = measure_contract(crops, mtcnn), measure_contract(inner, mtcnn)
+    wide, narrow = survey_pictures(crops, mtcnn).contract, survey_pictures(inner, mtcnn).contract
     expected = (np.array(wide.landmarks) - 0.1) / 0.8
     assert np.array(narrow.landmarks) == pytest.approx(expected, abs=0.02)
 
@@ -82,8 +90,8 @@ def test_a_model_of_narrow_crops_gets_narrow_crops(photo, mtcnn):
 
 def test_drawn_faces_have_no_contract(mtcnn):
     records = draw_records(30)
-    assert measure_contract((np.zeros((90, 90, 3), np.uint8) for _ in range(30)), mtcnn) is None
-    measured = measure_contract((decode_image(records.read(row)) for row in range(30)), mtcnn)
+    assert survey_pictures((np.zeros((90, 90, 3), np.uint8) for _ in range(30)), mtcnn).contract is None
+    measured = survey_pictures((decode_image(records.read(row)) for row in range(30)), mtcnn).contract
     assert measured is None or len(measured.landmarks) == 5
 
 

@@ -142,7 +142,7 @@ def test_what_cannot_load_is_named(plugins, key, message):
 
 
 def test_unknown_names_list_the_installed_ones():
-    with pytest.raises(PluginError, match="no backbone is called 'resnet'; installed: scratch, vgg16"):
+    with pytest.raises(PluginError, match="no backbone is called 'resnet'; installed: compact, scratch, vgg16"):
         find_plugin("resnet")
 
 

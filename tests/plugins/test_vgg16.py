@@ -21,7 +21,7 @@ def hash_base(backbone):
 
 
 def train(data, out, **options):
-    events = list(train_run(TrainConfig("vgg16", str(data), out, epochs=1, batch_size=16, **options)))
+    events = list(train_run(TrainConfig("vgg16", (str(data),), out, epochs=1, batch_size=16, **options)))
     return events[-1]
 
 
@@ -61,7 +61,7 @@ def test_features_are_computed_once_for_training_and_evaluation(faces_folder, tm
     def watch(stage, done, total):
         stages.append(stage)
 
-    config = TrainConfig("vgg16", str(faces_folder), tmp_path / "first", epochs=1, batch_size=16)
+    config = TrainConfig("vgg16", (str(faces_folder),), tmp_path / "first", epochs=1, batch_size=16)
     *_, first = train_run(config, watch)
     views = VGG16Backbone.defaults.views
     extracted = {stage for stage in stages if "extracting" in stage}

@@ -4,7 +4,7 @@ import torch
 
 from agegen.engines.torch_engine import load_torch
 from agegen.model.calibration import UNCALIBRATED
-from agegen.model.loss import make_age_distribution
+from agegen.model.loss import AGE_SIGMA, make_age_distribution
 from agegen.model.views import measure_spread
 from agegen.predict.estimator import CropModel
 from agegen.predict.results import FacePrediction, PhotoPrediction, choose_gender
@@ -31,8 +31,8 @@ def test_a_trained_model_is_calibrated_and_drawn_faces_have_the_default_crop(mod
 
 
 def test_spread_of_a_known_distribution():
-    spread = measure_spread(make_age_distribution(torch.tensor([40.0, 60.0]), sigma=6.0))
-    assert spread.tolist() == pytest.approx([6.0, 6.0], abs=0.05)
+    spread = measure_spread(make_age_distribution(torch.tensor([40.0, 60.0])))
+    assert spread.tolist() == pytest.approx([AGE_SIGMA, AGE_SIGMA], abs=0.05)
 
 
 @pytest.mark.parametrize(

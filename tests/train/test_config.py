@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("quick_training")
 @pytest.fixture
 def unfinished(faces_folder, tmp_path):
     """A run that stopped after its first batch."""
-    config = TrainConfig("scratch", str(faces_folder), tmp_path / "run", epochs=2, batch_size=12, workers=0)
+    config = TrainConfig("scratch", (str(faces_folder),), tmp_path / "run", epochs=2, batch_size=12, workers=0)
     for event in train_run(config):
         if isinstance(event, BatchResult):
             break
@@ -26,7 +26,7 @@ def test_options_that_contradict_the_run_are_refused(unfinished, faces_folder, a
     done = agegen("train", "--resume", unfinished, "--model", "vgg16")
     assert done.exit_code == 1
     assert "--model vgg16 (the run has scratch)" in done.stderr
-    assert read_config(unfinished, {"model": "scratch", "data": str(faces_folder), "workers": 3}).workers == 3
+    assert read_config(unfinished, {"model": "scratch", "data": (str(faces_folder),), "workers": 3}).workers == 3
 
 
 def test_finished_and_foreign_runs_are_refused(trained_run, tmp_path, agegen):

@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,7 +9,7 @@ from agegen.batches.augmentation import build_train_augmentation
 from agegen.batches.batch import limit_batch_size
 from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers
 from agegen.data.demo import draw_records
-from agegen.data.labels import AGE_CLASSES
+from agegen.data.labels import AGE_CLASSES, read_labels
 from agegen.data.scan import scan_images
 from agegen.errors import AgegenError
 from agegen.machine import choose_compute
@@ -28,7 +27,7 @@ def data():
     scan = scan_images(draw_records(24), 32)
     frame = scan.records.frame
     pixels = Pixels(scan.records, 32, scan.pixels)
-    return LabelledPixels(pixels, frame["age"].to_numpy(np.float32), frame["female"].to_numpy(np.float32))
+    return LabelledPixels(pixels, read_labels(frame))
 
 
 class Linear(nn.Module):
@@ -72,7 +71,7 @@ def test_two_runs_with_one_seed_give_the_same_epochs(faces_folder, tmp_path):
     epochs = []
     for name in ("first", "second"):
         config = TrainConfig(
-            "scratch", str(faces_folder), tmp_path / name, epochs=1, batch_size=16, seed=3, device="cpu", workers=1
+            "scratch", (str(faces_folder),), tmp_path / name, epochs=1, batch_size=16, seed=3, device="cpu", workers=1
         )
         events = [event for event in train_run(config) if isinstance(event, EpochResult)]
         epochs.append([(event.train_loss, event.val_loss, event.val_mae, event.val_accuracy) for event in events])
@@ -147,12 +146,12 @@ def test_run_folder_holds_all_that_is_promised(trained_run):
         ({"epochs": 0}, "--epochs must be at least 1"),
         ({"lr": math.nan}, "--lr above 0"),
         ({"device": "tpu"}, "--device is one of auto, cpu, cuda"),
-        ({"data": "nowhere"}, "no data at nowhere"),
+        ({"data": ("nowhere",)}, "no data at nowhere"),
         ({"model": "none"}, "no backbone is called 'none'"),
     ],
 )
 def test_wrong_options_are_one_clear_line(tmp_path, options, message):
-    config = TrainConfig(**{"model": "scratch", "data": "demo", "out": tmp_path / "run", **options})
+    config = TrainConfig(**{"model": "scratch", "data": ("demo",), "out": tmp_path / "run", **options})
     with pytest.raises(AgegenError, match=message):
         next(train_run(config))
     assert not (tmp_path / "run").exists()

@@ -39,7 +39,7 @@ def data(faces_folder):
 
 
 def make_config(data, path):
-    return TrainConfig("scratch", str(data), path, **OPTIONS)
+    return TrainConfig("scratch", (str(data),), path, **OPTIONS)
 
 
 def make_command(data, run, save_every):

@@ -58,14 +58,16 @@ def test_train_eval_predict_compare(agegen, draw_folder, faces_folder, tmp_path)
 
 def test_eval_json_has_the_documented_form(trained_run, agegen):
     report = json.loads(agegen("eval", trained_run, "--json", "-").stdout)
-    assert set(report) == {"n", "age", "gender", "interval", "confident", "groups", "baseline"}
+    assert set(report) == {"n", "counts", "age", "bracket", "gender", "interval", "confident", "groups", "baseline"}
     assert 0 <= report["interval"]["coverage"] <= 1
     assert report["interval"]["width"] > 0
     assert 0.5 <= report["confident"]["min_confidence"] <= 1
     assert {"named", "named_ci95", "named_accuracy"} <= set(report["confident"])
     assert all("coverage" in group["interval"] for group in report["groups"])
     assert {"mae", "mae_ci95", "rmse", "cs3", "cs5", "cs10"} <= set(report["age"])
-    assert {"accuracy", "accuracy_ci95", "roc_auc", "ece"} <= set(report["gender"])
+    assert {"accuracy", "accuracy_ci95", "roc_auc", "ece", "brier"} <= set(report["gender"])
+    assert report["counts"] == {"age": report["n"], "bracket": 0, "gender": report["n"]}
+    assert report["bracket"]["in_bracket"] is None
     low, high = report["age"]["mae_ci95"]
     assert low < report["age"]["mae"] < high
     assert report["baseline"]["age"]["mae"] > 0

@@ -1,0 +1,58 @@
+"""The layouts that data sets come in, one file each, and how a folder is recognised by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from agegen.data.manifests import ReadOptions
+from agegen.data.records import FaceRecords
+from agegen.errors import DataError, PluginError
+
+GROUP = "agegen.layouts"
+# The order in which they are asked: those that need certain files first, those that look at names last.
+_BUILT_IN = ("fairface", "metadata", "shards", "utkface")
+
+
+class Layout(Protocol):
+    """A reader of one layout: an object with a name and a function; a module serves."""
+
+    NAME: str
+    """What is printed, e.g. ``FairFace``."""
+
+    def read(self, path: Path, options: ReadOptions) -> FaceRecords | None:
+        """Return the records of a folder or file, None where it has another layout."""
+
+
+def list_layouts() -> Iterator[Layout]:
+    """Yield the readers: those of other packages (entry point ``agegen.layouts``) first, then agegen's own.
+
+    Raises:
+        PluginError: a package's reader can't be loaded.
+    """
+    for entry in entry_points(group=GROUP):
+        try:
+            yield entry.load()
+        except Exception as error:  # whatever a stranger's package raises
+            source = "" if entry.dist is None else f" of {entry.dist.name} {entry.dist.version}"
+            raise PluginError(f"the layout '{entry.name}'{source} can't be loaded: {error}") from error
+    for name in _BUILT_IN:
+        module: Layout = import_module(f"{__name__}.{name}")
+        yield module
+
+
+def read_layout(path: Path, options: ReadOptions) -> FaceRecords:
+    """Return the records of a folder by the first layout that it has.
+
+    Raises:
+        DataError: it has none that is known.
+    """
+    for layout in list_layouts():
+        records = layout.read(path, options)
+        if records is not None:
+            return records
+    names = ", ".join(layout.NAME for layout in list_layouts())
+    raise DataError(f"no usable face in {path}: it has none of the layouts that agegen knows ({names})")

@@ -1,0 +1,141 @@
+"""How data sets are cropped: where each has its landmarks, and which part of its pictures has them elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agegen.data.images import RGB
+from agegen.data.records import SOURCE_COLUMN, FaceRecords, Trim
+from agegen.errors import CheckpointError, DataError
+from agegen.faces.alignment import CropContract, fit_contract
+from agegen.faces.detectors import DEFAULT_DETECTOR, Detector, create_detector
+from agegen.faces.geometry import fit_similarity
+
+# How many of a data set's pictures are searched for landmarks: their median is then known to 0.2 % of the side.
+CROPS_MEASURED = 200
+# In shares of the side. Crops that are nearer than this to what is wanted are taken as they are: two measurements
+# of UTKFace differ by a fifth of it, and training shifts and scales its pictures by more.
+_TOLERANCE = 0.02
+# Crops of faces differ by some padding; what lies further apart (drawings, whole photographs) isn't brought together.
+_LEAST_SIDE, _GREATEST_SIDE = 0.7, 1.4
+# In UTKFace and FairFace faces lie within 0.02 of the side from their median place and 10 % of its size; in
+# photographs anywhere.
+_SCATTERED_PLACE, _SCATTERED_SIZE = 0.08, 0.25
+# Fewer pictures, or a smaller share with a face found, say nothing of how a set is cropped.
+_LEAST_CROPS, _LEAST_SHARE = 20, 0.5
+
+
+@dataclass(frozen=True)
+class CropSurvey:
+    """What a detector found in a sample of pictures.
+
+    Attributes:
+        looked: pictures searched.
+        landmarks: (F, 5, 2) of the largest face of each picture with one, in shares of its width and height.
+        reference: the detector's own (5, 2); see :class:`agegen.faces.detectors.TwoLooks`.
+    """
+
+    looked: int
+    landmarks: NDArray[np.float64]
+    reference: NDArray[np.float64]
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether enough faces were found to tell."""
+        return len(self.landmarks) >= max(_LEAST_CROPS, self.looked * _LEAST_SHARE)
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the faces lie here and there, as in photographs, rather than alike, as in aligned crops."""
+        if not self.conclusive:
+            return False
+        centres = self.landmarks.mean(axis=1)
+        sizes = np.linalg.norm(self.landmarks[:, 0] - self.landmarks[:, 1], axis=1)
+        place = float(np.median(np.linalg.norm(centres - np.median(centres, axis=0), axis=1)))
+        size = float(np.median(np.abs(sizes / np.median(sizes) - 1)))
+        return place > _SCATTERED_PLACE or size > _SCATTERED_SIZE
+
+    @property
+    def contract(self) -> CropContract | None:
+        """The crop that the pictures have; None where too few show a face to detect: drawings, say."""
+        return fit_contract(np.median(self.landmarks, axis=0), self.reference) if self.conclusive else None
+
+
+def survey_crops(records: FaceRecords, source: str | None = None) -> CropSurvey:
+    """Search a sample of the pictures, of one source or all, for landmarks."""
+    rows = np.arange(len(records))
+    if source is not None and SOURCE_COLUMN in records.frame.columns:
+        rows = np.flatnonzero((records.frame[SOURCE_COLUMN] == source).to_numpy())
+    sample = np.random.default_rng(0).permutation(rows)[:CROPS_MEASURED]
+    return survey_pictures(_decode_all(records, sample), create_detector(DEFAULT_DETECTOR))
+
+
+def survey_pictures(pictures: Iterable[RGB], detector: Detector) -> CropSurvey:
+    """Search pictures for the landmarks of their largest faces."""
+    found: list[Any] = []
+    looked = 0
+    for picture in pictures:
+        looked += 1
+        if faces := detector.detect(picture):
+            largest = max(faces, key=lambda face: face.box[2] - face.box[0])
+            found.append(largest.landmarks / (picture.shape[1], picture.shape[0]))
+    return CropSurvey(looked, np.array(found).reshape(-1, 5, 2), detector.reference)
+
+
+def _decode_all(records: FaceRecords, rows: NDArray[np.int64]) -> Iterator[RGB]:
+    for row in rows:
+        try:
+            yield records.decode(int(row))
+        except DataError:
+            continue
+
+
+def match_crops(records: FaceRecords, contract: CropContract | None = None) -> dict[str, Trim]:
+    """Return by source which part of its pictures to take, so that all faces are cut alike.
+
+    Args:
+        records: of one data set or several.
+        contract: of the crops that are wanted; None takes those of the first source, and leaves one set as it is.
+
+    Sources that are cut so already, or show no faces to detect, or are no crops at all, have no entry.
+    """
+    if contract is None and len(records.sources) == 1:
+        return {}
+    trims = {}
+    for source in records.sources:
+        survey = survey_crops(records, source)
+        measured = None if survey.scattered else survey.contract
+        if contract is None:
+            contract = measured
+        elif measured is not None and (trim := _fit_trim(measured, contract)) is not None:
+            trims[source] = trim
+    return trims
+
+
+def read_trims(content: Any) -> dict[str, Trim]:
+    """Read the trims of a run's record.
+
+    Raises:
+        CheckpointError: they have another form.
+    """
+    try:
+        return {str(name): Trim(**trim) for name, trim in content.items()}
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(f"the crops of the run's data can't be read: {error}") from error
+
+
+def _fit_trim(measured: CropContract, wanted: CropContract) -> Trim | None:
+    source, target = np.array(measured.landmarks), np.array(wanted.landmarks)
+    matrix = fit_similarity(source, target)
+    side = 1 / float(np.hypot(matrix[0, 0], matrix[1, 0]))
+    left, top = source.mean(axis=0) - side * target.mean(axis=0)
+    if max(abs(side - 1), abs(left + side / 2 - 0.5), abs(top + side / 2 - 0.5)) < _TOLERANCE:
+        return None
+    if not _LEAST_SIDE < side < _GREATEST_SIDE:
+        return None
+    return Trim(round(float(left), 4), round(float(top), 4), round(side, 4))

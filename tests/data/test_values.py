@@ -1,0 +1,92 @@
+"""What people write for ages and genders."""
+
+import pytest
+
+from agegen.data.values import Age, choose_codes, parse_age, parse_gender
+from agegen.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("cell", "low", "high"),
+    [
+        ("25", 25, 25),
+        ("25.5", 25.5, 25.5),
+        ("25.0", 25, 25),
+        (" 25 years ", 25, 25),
+        ("6 months", 0.5, 0.5),
+        ("20-29", 20, 29),
+        ("20–29", 20, 29),
+        ("20 - 29", 20, 29),
+        ("20 to 29", 20, 29),
+        ("(25, 32)", 25, 32),
+        ("[4, 6]", 4, 6),
+        ("0-2", 0, 2),
+        ("60+", 60, 116),
+        ("70 and over", 70, 116),
+        ("70 or older", 70, 116),
+        ("more than 70", 70, 116),
+        ("> 70", 70, 116),
+        ("(60, 100)", 60, 100),
+        ("(60, 120)", 60, 116),
+        ("under 3", 0, 2),
+        ("<3", 0, 2),
+        ("up to 3", 0, 3),
+    ],
+)
+def test_ages(cell, low, high):
+    assert parse_age(cell) == Age(low, high)
+
+
+@pytest.mark.parametrize(
+    ("cell", "low", "high"),
+    [("03-Sep", 3, 9), ("3-Sep", 3, 9), ("9-Mar", 3, 9), ("Oct-19", 10, 19), ("Sep-03", 3, 9), ("01-Feb", 1, 2)],
+)
+def test_brackets_that_a_spreadsheet_made_dates_of(cell, low, high):
+    assert parse_age(cell) == Age(low, high, dated=True)
+
+
+@pytest.mark.parametrize("cell", ["", "nan", "None", "NA", "unknown", "u", "?"])
+def test_missing_ages(cell):
+    assert parse_age(cell) is None
+
+
+@pytest.mark.parametrize(
+    "cell", ["-1", "117", "thirty", "30-20", "inf", "1e9", "20-29-39", "2020-01-01", "Foo-12", "()"]
+)
+def test_what_is_no_age(cell):
+    with pytest.raises(ValueError, match=""):
+        parse_age(cell)
+
+
+def test_decimal_commas_count_where_semicolons_separate():
+    assert parse_age("23,5", decimal_comma=True) == Age(23.5, 23.5)
+    # Elsewhere two numbers and a comma are a bracket that isn't one.
+    with pytest.raises(ValueError, match=""):
+        parse_age("23,5")
+
+
+@pytest.mark.parametrize("cell", ["f", "F", "Female", "woman", "W", "girl", "GIRL"])
+def test_words_for_female(cell):
+    assert parse_gender(cell, {}) is True
+
+
+@pytest.mark.parametrize("cell", ["m", "Male", "MAN", "boy"])
+def test_words_for_male(cell):
+    assert parse_gender(cell, {}) is False
+
+
+@pytest.mark.parametrize("cell", ["", "u", "unknown", "nan", "other"])
+def test_unknown_genders(cell):
+    assert parse_gender(cell, {}) is None
+
+
+def test_codes():
+    assert choose_codes(["0", "1.0", ""], None) == {"0": False, "1": True}
+    assert choose_codes(["m", "f"], None) == {}
+    assert choose_codes(["1", "2"], "male,female") == {"1": False, "2": True}
+    assert choose_codes(["0", "1"], "female, male") == {"0": True, "1": False}
+    with pytest.raises(DataError, match=r"codes 1, 2, .* --gender-codes male,female"):
+        choose_codes(["1", "2"], None)
+    for wrong in ("male", "male,male", "a,b"):
+        with pytest.raises(DataError, match="takes two words"):
+            choose_codes(["0"], wrong)
