@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agegen.predict.estimator import Estimator
     from agegen.predict.results import FacePrediction
+
+# What agegen builds on reports to its makers unless it is told not to, some of it as it is imported: onnxruntime
+# writes a device id into HOME and asks for a Microsoft host, albumentations looks for a newer release, the Hub's
+# client counts calls. So this stands before every import of them. Whoever wants it otherwise sets the variable.
+for _variable, _value in (
+    ("ORT_DISABLE_TELEMETRY", "1"),
+    ("NO_ALBUMENTATIONS_UPDATE", "1"),
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("DO_NOT_TRACK", "1"),
+):
+    os.environ.setdefault(_variable, _value)
 
 __all__ = ["Estimator", "FacePrediction", "__version__"]
 

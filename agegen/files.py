@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from agegen.errors import AgegenError
+
+# A temporary file this old is nobody's any more: it was left by a process that was killed.
+_ABANDONED_SECONDS = 24 * 3600.0
+# Read once, as the module is imported: asking for it means setting it, for all threads at once.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -24,18 +32,45 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o666 & ~_read_umask())
-        temporary.replace(path)
-    except OSError as error:
-        raise AgegenError(f"can't write {path}: {error.strerror or error}") from error
+        with _explain_failure(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+            handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
+        try:
+            yield temporary
+        except OSError as error:
+            # Only what concerns the file to be written; the body may well fail at something else.
+            if error.filename in (None, str(temporary), temporary):
+                raise _describe(path, error) from error
+            raise
+        with _explain_failure(path):
+            temporary.chmod(0o666 & ~_UMASK)
+            temporary.replace(path)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explain_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _describe(path, error) from error
+
+
+def _describe(path: Path, error: OSError) -> AgegenError:
+    return AgegenError(f"can't write {path}: {error.strerror or error}")
+
+
+def _sweep(path: Path) -> None:
+    """Delete what a killed process left of the same file."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -59,9 +94,3 @@ def write_json(path: Path, content: Any) -> None:
 def format_json(content: Any) -> str:
     """Return indented JSON with a final newline; NaN is refused, for it is no JSON."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _read_umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agegen.errors import AgegenError
@@ -14,6 +15,11 @@ from agegen.errors import AgegenError
 if TYPE_CHECKING:
     import torch
 
+# What a container may take and what it has taken, under the second version of Linux' control groups and the first.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 DEVICES = ("auto", "cpu", "cuda")
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -45,6 +51,21 @@ class Compute:
 def count_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure_free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many bytes this process may still take: what the system has free, or its container if that is less."""
+    free = [1 << 31]  # a guess where nothing tells
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        # "max", or no such file: no limit.
+        with suppress(OSError, ValueError):
+            free.append(int((groups / limit).read_text()) - int((groups / used).read_text()))
+    return max(0, min(free))
 
 
 def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:

@@ -74,13 +74,16 @@ class RunFolder:
         """
         from filelock import FileLock, Timeout
 
-        path = self.path / ".lock"
+        # The file stays: whoever deletes it after letting go may delete it under another process that holds it by then.
+        lock = FileLock(self.path / ".lock")
         try:
-            with FileLock(path, timeout=0):
-                yield
+            lock.acquire(timeout=0)
         except Timeout as error:
             raise AgegenError(f"{self.path} is in use by another process; wait for it to end") from error
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def read(self) -> dict[str, Any]:
         """Return ``run.json``.

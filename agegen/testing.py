@@ -30,12 +30,18 @@ def check_backbone(backbone: type[Backbone], *, pretrained: bool = False) -> Non
         AssertionError: the first thing that is not as the contract says.
     """
     gap = find_contract_gap(backbone)
-    assert gap is None, gap
+    _require(gap is None, str(gap))
     _check_meta(backbone)
     model = _build(backbone, pretrained)
     _check_outputs(model)
     _check_training(model)
     _check_round_trip(backbone, pretrained)
+
+
+def _require(kept: object, promise: str) -> None:
+    """Raise where a promise is broken; not with ``assert``, which ``python -O`` leaves out."""
+    if not kept:
+        raise AssertionError(promise)
 
 
 def _build(backbone: type[Backbone], pretrained: bool) -> AgeGenderModel:
@@ -55,7 +61,7 @@ def _check_meta(backbone: type[Backbone]) -> None:
     with torch.device("meta"):
         features = backbone(pretrained=False).eval()(torch.empty(2, 3, size, size))
     wanted = (2, backbone.feature_dim)
-    assert tuple(features.shape) == wanted, f"features on the meta device are {tuple(features.shape)}, not {wanted}"
+    _require(tuple(features.shape) == wanted, f"features on the meta device are {tuple(features.shape)}, not {wanted}")
 
 
 def _check_outputs(model: AgeGenderModel) -> None:
@@ -64,13 +70,13 @@ def _check_outputs(model: AgeGenderModel) -> None:
         features = model.extract_features(images)
         outputs: Outputs = model(images)
     wanted = (_FACES, model.backbone.feature_dim)
-    assert tuple(features.shape) == wanted, f"features are {tuple(features.shape)}, not {wanted}"
-    assert torch.isfinite(features).all(), "features have values that are no numbers"
-    assert features.std() > 0, "features are the same for every picture"
-    assert outputs.age_logits.shape == (_FACES, AGE_CLASSES)
-    assert outputs.gender_logit.shape == (_FACES,)
+    _require(tuple(features.shape) == wanted, f"features are {tuple(features.shape)}, not {wanted}")
+    _require(torch.isfinite(features).all(), "features have values that are no numbers")
+    _require(features.std() > 0, "features are the same for every picture")
+    _require(outputs.age_logits.shape == (_FACES, AGE_CLASSES), "the age branch gives no distribution per face")
+    _require(outputs.gender_logit.shape == (_FACES,), "the gender branch gives no logit per face")
     ages = expect_age(outputs.age_logits.float().softmax(dim=1))
-    assert ((ages >= 0) & (ages <= AGE_CLASSES - 1)).all()
+    _require(((ages >= 0) & (ages <= AGE_CLASSES - 1)).all(), "estimated ages lie outside their range")
 
 
 def _check_training(model: AgeGenderModel) -> None:
@@ -80,15 +86,16 @@ def _check_training(model: AgeGenderModel) -> None:
     outputs = model.train()(_draw_images(type(model.backbone)))
     ages = torch.tensor([1.0, 20.0, 45.0, 80.0])
     loss = compute_loss(outputs, Targets(ages, ages, torch.tensor([0.0, 1.0, 0.0, 1.0])))
-    assert torch.isfinite(loss), "the loss is no number"
+    _require(torch.isfinite(loss), "the loss is no number")
     loss.backward()  # type: ignore[no-untyped-call]
     without = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
-    assert not without, f"no gradient reaches {without[0]}"
+    _require(not without, f"no gradient reaches {', '.join(without[:3])}")
     optimizer.step()
     frozen = model.backbone.frozen
-    assert not (frozen and any(parameter.requires_grad for parameter in model.backbone.parameters()))
+    open_ends = frozen and any(parameter.requires_grad for parameter in model.backbone.parameters())
+    _require(not open_ends, "a frozen backbone has parameters that would train")
     changed = fingerprint_tensors(model.backbone) != before
-    assert changed != frozen, "a frozen backbone has changed" if frozen else "training leaves the backbone as it is"
+    _require(changed != frozen, "a frozen backbone has changed" if frozen else "training leaves the backbone as it is")
 
 
 def _check_round_trip(backbone: type[Backbone], pretrained: bool) -> None:
@@ -100,6 +107,6 @@ def _check_round_trip(backbone: type[Backbone], pretrained: bool) -> None:
         path = Path(folder) / "model.safetensors"
         save_checkpoint(path, model, describe_model(plugin, model, {}))
         info, loaded = load_checkpoint(path, _build(backbone, pretrained).backbone)
-        assert info.heads == asdict(model.heads.config)
+        _require(info.heads == asdict(model.heads.config), "the heads' options differ after save and load")
         for name, first, second in zip(Outputs._fields, model(images), loaded(images), strict=True):
-            assert torch.equal(first, second), f"{name} differs after save and load"
+            _require(torch.equal(first, second), f"{name} differs after save and load")

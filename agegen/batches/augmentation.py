@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def import_albumentations() -> Any:
-    """Import albumentations without its call home, and keep OpenCV from starting threads of its own."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    """Import albumentations, and keep OpenCV from starting threads of its own."""
     import albumentations
     import cv2
 

@@ -49,7 +49,9 @@ def _describe_entries(root: Path) -> Iterator[CacheEntry]:
         views = sum(file.suffix == ".f16" for file in files)
         try:
             meta = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (OSError, ValueError):
+            meta = None
+        if not isinstance(meta, dict):
             meta = {}
         yield CacheEntry(
             path.parent.name, path.parent, meta.get("identity", "damaged"), meta.get("faces", 0), views, size

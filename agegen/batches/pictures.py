@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +24,15 @@ from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch
 from agegen.data.images import RGB, resize_image
 from agegen.data.labels import Labels
 from agegen.data.records import FaceRecords
-from agegen.errors import DataError
-from agegen.machine import count_cores
+from agegen.errors import AgegenError, DataError
+from agegen.machine import count_cores, measure_free_memory
 from agegen.model.views import make_views, stack_images
+
+_SHARED_MEMORY = Path("/dev/shm")
+# PyTorch's default: batches that each loader has ready.
+_PREFETCHED = 2
+# Seconds. Loaders take tenths of a second for a batch; those that are this late wait for something that won't come.
+_PATIENCE = 180
 
 
 class Pixels:
@@ -43,6 +52,11 @@ class Pixels:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def bytes_each(self) -> int:
+        """What a picture takes in memory."""
+        return self._size * self._size * 3
 
     def __getitem__(self, index: int) -> RGB:
         row = int(self._rows[index])
@@ -70,7 +84,26 @@ def choose_workers(workers: int | None) -> int:
     """
     if workers is not None:
         return workers
-    return min(max(count_cores() - 1, 0), 8) if sys.platform == "linux" else 0
+    return min(max(count_cores() - 1, 0), 8) if _can_fork() else 0
+
+
+def limit_workers(workers: int, batch_bytes: int, shared: Path = _SHARED_MEMORY) -> int:
+    """Return how many of ``workers`` loader processes the shared memory has room for.
+
+    Each keeps two batches there for the training to take, and one that is being taken; Docker gives 64 MB. A loader
+    that finds no room is killed by the system, or waits for ever.
+    """
+    if sys.platform != "linux" or not workers:
+        return workers
+    try:
+        free = shutil.disk_usage(shared).free if os.access(shared, os.W_OK) else 0
+    except OSError:
+        free = 0
+    return max(0, min(workers, int(free / (batch_bytes * (_PREFETCHED + 1)))))
+
+
+def _can_fork() -> bool:
+    return sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
 
 
 class TrainBatches:
@@ -90,7 +123,13 @@ class TrainBatches:
         self._dataset = _AugmentedFaces(data, augmentation, seed)
         self._batch_size = limit_batch_size(batch_size, len(data.pixels))
         self._seed = seed
-        self._workers = workers
+        self._workers = limit_workers(workers, self._batch_size * data.pixels.bytes_each)
+        self.wanted_workers = workers
+
+    @property
+    def workers(self) -> int:
+        """The number of loader processes: as many as were wanted, as far as shared memory has room for them."""
+        return self._workers
 
     def __len__(self) -> int:
         return len(self._dataset) // self._batch_size
@@ -105,12 +144,18 @@ class TrainBatches:
             sampler=order,
             drop_last=True,
             num_workers=self._workers,
+            # Forked, loaders share the decoded pictures; started anew (Python 3.14's default) each would copy them.
+            multiprocessing_context="fork" if self._workers and _can_fork() else None,
+            timeout=_PATIENCE if self._workers else 0,
             collate_fn=_collate_samples,
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=_ignore_interrupts,
         )
-        for images, indices in loader:
-            yield Batch([images], make_targets(self.labels.pick(indices)))
+        try:
+            for images, indices in loader:
+                yield Batch([images], make_targets(self.labels.pick(indices)))
+        except RuntimeError as error:
+            raise _explain_loader(error) from error
 
     def measure_rate(self) -> float:
         """Augment a batch in this process and return the rate, times the number of loaders."""
@@ -165,6 +210,18 @@ def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 - DataLoader gives 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _explain_loader(error: RuntimeError) -> Exception:
+    """Return one line for a loader that was killed or stands still; any other error as it is."""
+    text = str(error)
+    if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
+        cause = "a loader process was killed, probably for want of memory"
+    elif "DataLoader timed out" in text:
+        cause = f"the loader processes gave nothing for {_PATIENCE} seconds"
+    else:
+        return error
+    return AgegenError(f"{cause}; go on with `agegen train --resume RUN --workers 0`, or with fewer workers")
+
+
 def _collate_samples(samples: list[_Sample]) -> tuple[Tensor, NDArray[np.int64]]:
     images, indices = zip(*samples, strict=True)
     return stack_images(list(images)), np.array(indices)
@@ -172,6 +229,4 @@ def _collate_samples(samples: list[_Sample]) -> tuple[Tensor, NDArray[np.int64]]
 
 def fits_in_memory(count: int, size: int) -> bool:
     """Return whether ``count`` square pictures take at most half of the memory that is free."""
-    if not hasattr(os, "sysconf") or "SC_AVPHYS_PAGES" not in os.sysconf_names:
-        return count * size * size * 3 < 1 << 30
-    return count * size * size * 3 < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return count * size * size * 3 < measure_free_memory() // 2

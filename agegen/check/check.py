@@ -19,6 +19,7 @@ from agegen.data.manifests import PLAIN, ReadOptions
 from agegen.data.records import Exclusion, FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import count_leaking_groups
+from agegen.faces.matching import describe_crops, survey_crops
 from agegen.model.plugins import find_checkpoint
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
     pairs = find_duplicates(scan.hashes, scan.sha256, on_progress)
     groups = join_pairs(len(scan.hashes), pairs)
     clusters = list_clusters(frame, groups)
-    suspects, notices = None, list(scan.records.notices)
+    suspects, notices = None, [*scan.records.notices, *describe_crops(survey_crops(scan.records))]
     if scan.records.layout:
         notices.insert(0, f"data: {scan.records.layout}, {len(frame):,} faces")
     if config.run is not None or config.model is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from agegen.check.check import DataReport
-from agegen.data.labels import AGE_BOUNDS, format_age, format_gender, read_labels
+from agegen.data.labels import AGE_BOUNDS, write_labels
 from agegen.data.records import Exclusion, FileStore, ImageStore, JoinedStore
 from agegen.errors import DataError
 from agegen.files import replace_atomically
@@ -24,10 +24,12 @@ def list_removals(report: DataReport) -> list[Exclusion]:
         if pair.conflicting:
             for name, other in ((pair.first, pair.second), (pair.second, pair.first)):
                 removed.setdefault(name, f"its labels contradict those of its duplicate {other}")
-        else:
-            removed.setdefault(pair.second, f"a {'copy' if pair.same_file else 'near-duplicate'} of {pair.first}")
     for suspect in report.suspects or ():
         removed.setdefault(suspect.path, f"likely a wrong label: {suspect.reason}")
+    # Last, so that no good picture goes as the copy of one that goes itself.
+    for pair in report.duplicates.pairs:
+        if not pair.conflicting and pair.first not in removed:
+            removed.setdefault(pair.second, f"a {'copy' if pair.same_file else 'near-duplicate'} of {pair.first}")
     return [Exclusion(path, reason) for path, reason in removed.items()]
 
 
@@ -56,11 +58,7 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
     files = [file.absolute() for file, stays in zip(paths, kept, strict=True) if stays and file is not None]
     base = path.absolute().parent
     places = [str(file.relative_to(base) if file.is_relative_to(base) else file) for file in files]
-    labels = read_labels(frame)
-    # As a manifest is read again: brackets with a hyphen, nothing for what isn't known.
-    written = (format_age(low, high) for low, high in zip(labels.low, labels.high, strict=True))
-    ages = ["" if age == "–" else age.replace("–", "-") for age in written]
-    genders = [format_gender(female).replace("–", "") for female in labels.female]
+    ages, genders = write_labels(frame)
     clean = frame.drop(columns=["row", "female", "age", *AGE_BOUNDS], errors="ignore").assign(path=places)
     clean.insert(1, "age", ages)
     clean.insert(2, "gender", genders)

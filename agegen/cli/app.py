@@ -36,9 +36,9 @@ class _Group(TyperGroup):
             drop_stdout()
             raise typer.Exit(1) from None
         except OSError as error:
-            # Files of the user's raise AgegenErrors; what is left is the terminal's or the pipe's side.
-            drop_stdout()
-            make_notice_console().print(f"error: can't write the output: {error.strerror}", style="red")
+            make_notice_console().print(f"error: {explain_os_error(error)}", style="red", soft_wrap=True)
+            if error.filename is None:
+                drop_stdout()
             raise typer.Exit(1) from None
 
 
@@ -61,6 +61,15 @@ Data = Annotated[
 OtherData = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH", help="Other data, as for train; may be given again. Default: the run's own."),
+]
+
+CropDetector = Annotated[
+    str | None,
+    typer.Option(
+        "--detector",
+        metavar="mtcnn|yunet",
+        help="The data are photographs: find and align the largest face of each. Default: they are crops of faces.",
+    ),
 ]
 
 AgeColumn = Annotated[
@@ -88,7 +97,14 @@ JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="W
 
 def make_notice_console() -> Console:
     """Return the console for notices and progress: stderr."""
+    _replace_unprintable(sys.stderr)
     return Console(stderr=True, **_LITERALLY)
+
+
+def _replace_unprintable(stream: Any) -> None:
+    """Let a stream write a question mark for what its encoding hasn't got (a name in Korean, on a cp1252 terminal)."""
+    if hasattr(stream, "reconfigure") and stream.errors == "strict":
+        stream.reconfigure(errors="replace")
 
 
 def show_work(notices: Console, what: str = "loading libraries") -> AbstractContextManager[Any]:
@@ -98,6 +114,7 @@ def show_work(notices: Console, what: str = "loading libraries") -> AbstractCont
 
 def make_output_console() -> Console:
     """Return the console for results: stdout; piped tables keep a readable width."""
+    _replace_unprintable(sys.stdout)
     console = Console(**_LITERALLY)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=120, **_LITERALLY)
@@ -113,6 +130,16 @@ def write_output(target: str, text: str) -> None:
         sys.stdout.flush()
     else:
         write_text(Path(target), text)
+
+
+def explain_os_error(error: OSError) -> str:
+    """Return in one line what the system refused: a file by its name; without one, the terminal or the pipe."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{error.filename}: {reason}"
+    if "temporary directory" in str(error):
+        return f"{reason}; set TMPDIR to a folder that can be written"
+    return f"can't write the output: {reason}"
 
 
 def drop_stdout() -> None:

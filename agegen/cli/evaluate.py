@@ -10,6 +10,7 @@ import typer
 from agegen.cli.app import (
     AgeColumn,
     CacheDir,
+    CropDetector,
     Device,
     GenderCodes,
     JsonOut,
@@ -35,6 +36,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    detector: CropDetector = None,
     age_column: AgeColumn = None,
     gender_codes: GenderCodes = None,
     cache_dir: CacheDir = None,
@@ -53,9 +55,8 @@ def evaluate(
         from agegen.render.progress import ProgressDisplay, show_notices
         from agegen.render.tables import render_table
 
-    config = EvalConfig(
-        run, model, tuple(data or ()), split, device, precision, cache_dir, ReadOptions(age_column, gender_codes)
-    )
+    reading = ReadOptions(age_column, gender_codes)
+    config = EvalConfig(run, model, tuple(data or ()), split, device, precision, cache_dir, reading, detector)
     with ProgressDisplay(notices) as progress:
         result = evaluate_run(config, progress)
     show_notices(notices, result.notices)

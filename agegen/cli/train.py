@@ -13,6 +13,7 @@ from rich.console import Console
 from agegen.cli.app import (
     AgeColumn,
     CacheDir,
+    CropDetector,
     Data,
     GenderCodes,
     app,
@@ -37,6 +38,7 @@ class _Interrupts:
         self._notices = notices
         self._noted = False
         self._catching = False
+        self._before: Any = signal.default_int_handler
 
     def pending(self) -> bool:
         return self._noted
@@ -44,8 +46,14 @@ class _Interrupts:
     def catch(self) -> None:
         # Signals reach the main thread alone; elsewhere they are somebody else's.
         if not self._catching and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._note)
+            self._before = signal.signal(signal.SIGINT, self._note)
             self._catching = True
+
+    def release(self) -> None:
+        """Give Ctrl-C back what it did before."""
+        if self._catching:
+            signal.signal(signal.SIGINT, self._before)
+            self._catching = False
 
     def _note(self, *_: Any) -> None:
         self._noted = True
@@ -60,7 +68,7 @@ class TrainDisplay:
         self._console = console
         self._notices = notices
         self._progress = progress
-        self._epochs = 0
+        self.epochs = 0
 
     def show(self, event: TrainEvent) -> None:
         """Render one event."""
@@ -78,7 +86,7 @@ class TrainDisplay:
             self._show_epoch(event)
 
     def _show_start(self, start: TrainStart) -> None:
-        self._epochs = start.epochs
+        self.epochs = start.epochs
         total, trainable = start.parameters
         counts = ", ".join(f"{start.counts.get(name, 0):,} {name}" for name in ("train", "val", "test"))
         show_notices(self._notices, start.notices)
@@ -86,17 +94,17 @@ class TrainDisplay:
         self._console.print(f"faces: {counts}; run folder {start.run}")
 
     def _show_batch(self, batch: BatchResult) -> None:
-        stage = f"epoch {batch.epoch}/{self._epochs}"
+        stage = f"epoch {batch.epoch}/{self.epochs}"
         note = f"loss {batch.loss:.3f}, {batch.images_per_second:,.0f} images/s"
         self._progress.update(stage, batch.batch, batch.batches, note)
         finished = batch.epoch - 1 + (batch.batch / batch.batches)
-        self._progress.update("all epochs", int(finished * batch.batches), self._epochs * batch.batches)
+        self._progress.update("all epochs", int(finished * batch.batches), self.epochs * batch.batches)
 
     def _show_epoch(self, epoch: EpochResult) -> None:
-        left = epoch.seconds / epoch.epoch * (self._epochs - epoch.epoch)
+        left = epoch.seconds / epoch.epoch * (self.epochs - epoch.epoch)
         best = "  best so far" if epoch.best else ""
         self._console.print(
-            f"epoch {epoch.epoch:>3}/{self._epochs}  loss {epoch.train_loss:.3f}  val loss {epoch.val_loss:.3f}  "
+            f"epoch {epoch.epoch:>3}/{self.epochs}  loss {epoch.train_loss:.3f}  val loss {epoch.val_loss:.3f}  "
             f"{_format_validation(epoch)}"
             f"{epoch.images_per_second:,.0f} images/s  {format_duration(left)} left{best}",
             soft_wrap=True,
@@ -152,6 +160,7 @@ def train(
     save_every: Annotated[
         float | None, typer.Option(min=0, help="Seconds between saves of the state.", show_default="60")
     ] = None,
+    detector: CropDetector = None,
     age_column: AgeColumn = None,
     gender_codes: GenderCodes = None,
     resume: Annotated[
@@ -169,9 +178,10 @@ def train(
     notices = make_notice_console()
     with show_work(notices):
         from agegen.data.loading import resolve_data
+        from agegen.machine import keep_freed_memory
         from agegen.render.progress import ProgressDisplay
         from agegen.train.config import TrainConfig, read_config
-        from agegen.train.events import BatchResult
+        from agegen.train.events import BatchResult, EpochResult
         from agegen.train.train import train_run
 
     if resume is not None:
@@ -181,11 +191,16 @@ def train(
     else:
         chosen = {name: value for name, value in given.items() if value is not None}
         config = TrainConfig(**(chosen | {"data": resolve_data(data)}))
+    # The process is this command's own: a library call must not change how all of it takes memory.
+    keep_freed_memory()
     output = make_output_console()
     interrupts = _Interrupts(notices)
     with ProgressDisplay(output if output.is_terminal else notices) as progress:
         display = TrainDisplay(output, notices, progress)
         for event in train_run(config, progress, interrupts.pending):
+            # From the last epoch on nothing is saved any more: Ctrl-C is what it always is.
             if isinstance(event, BatchResult):
                 interrupts.catch()
+            elif isinstance(event, EpochResult) and event.epoch == display.epochs:
+                interrupts.release()
             display.show(event)

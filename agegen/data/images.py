@@ -21,6 +21,13 @@ _SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 # A hundred megapixels is the largest photograph that people have; more is taken for a bomb.
 MAX_PIXELS = 110_000_000
 
+# An uncompressed photograph of that size with 16 bits a channel; larger files would only fill the memory.
+MAX_BYTES = 6 * MAX_PIXELS + (1 << 20)
+
+# Pillow warns of large pictures and odd metadata. Its messages alone are kept still, once and not around each decoding:
+# filters are the process's, and threads that change them leave each other's behind.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 RGB = NDArray[np.uint8]
 
 
@@ -45,6 +52,8 @@ def read_image_file(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise DataError("no such file" if not path.exists() else "not a regular file")
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path.stat().st_size / 1e9:.1f} GB are too much for a picture")
         return path.read_bytes()
     except OSError as error:
         raise DataError(error.strerror or str(error)) from error
@@ -75,16 +84,14 @@ def decode_photo(content: bytes, limit: int | None) -> Photo:
     A large JPEG is decoded at a half, a quarter or an eighth of its size at once, which saves time and memory.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as picture:
-                longest = max(picture.size)
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise DataError(f"{picture.width}×{picture.height} pixels are too many to decode")
-                if limit is not None:
-                    share = min(1.0, limit / longest)
-                    picture.draft("RGB", (int(picture.width * share), int(picture.height * share)))
-                image = np.asarray(_convert_to_rgb(_turn_upright(picture)))
+        with Image.open(io.BytesIO(content)) as picture:
+            longest = max(picture.size)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise DataError(f"{picture.width}×{picture.height} pixels are too many to decode")
+            if limit is not None:
+                share = min(1.0, limit / longest)
+                picture.draft("RGB", (int(picture.width * share), int(picture.height * share)))
+            image = np.asarray(_convert_to_rgb(_turn_upright(picture)))
     except DataError:
         raise
     except Image.DecompressionBombError as error:

@@ -101,6 +101,14 @@ def format_gender(female: float) -> str:
     return "–" if female != female else "female" if female > 0.5 else "male"
 
 
+def write_labels(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return ages and genders as a manifest has them: brackets with a hyphen, nothing for what isn't known."""
+    labels = read_labels(frame)
+    ages = [format_age(low, high) for low, high in zip(labels.low, labels.high, strict=True)]
+    genders = [format_gender(female) for female in labels.female]
+    return ["" if age == "–" else age.replace("–", "-") for age in ages], [one.replace("–", "") for one in genders]
+
+
 @dataclass(frozen=True)
 class Baseline:
     """What one would say without looking: the training split's median age and majority gender."""

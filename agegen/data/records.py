@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -100,6 +101,7 @@ class FaceRecords:
         notices: what the user should know of how it was read.
         trims: the part that is taken of each picture, by source (``source`` itself where there is one only).
         weights: how often a face of a source is drawn, by source; 1 where it isn't named.
+        cropper: what cuts the face out of each picture, where the pictures are photographs; None for crops.
     """
 
     frame: pd.DataFrame
@@ -112,6 +114,7 @@ class FaceRecords:
     notices: tuple[str, ...] = ()
     trims: dict[str, Trim] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    cropper: Callable[[RGB], RGB] | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -159,7 +162,9 @@ class FaceRecords:
         return self.images.read(int(self.frame["row"].iloc[index]))
 
     def decode(self, index: int, content: bytes | None = None) -> RGB:
-        """Return the picture of the record at ``index``, trimmed; ``content`` where it was read already."""
+        """Return the picture of the record at ``index``, cropped as all are; ``content`` where it was read already."""
         image = decode_image(self.read(index) if content is None else content)
+        if self.cropper is not None:
+            return self.cropper(image)
         trim = self.trims.get(self.name_source(index)) if self.trims else None
         return image if trim is None else trim.cut(image)

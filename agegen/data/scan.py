@@ -41,7 +41,9 @@ class Scan:
     sides: NDArray[np.int32]
 
     def select(self, mask: NDArray[np.bool_]) -> Scan:
-        """Return the part where ``mask`` (N,) is true."""
+        """Return the part where ``mask`` (N,) is true; all of it is itself, without copying the pixels."""
+        if mask.all():
+            return self
         digests = [digest for digest, kept in zip(self.sha256, mask, strict=True) if kept]
         pixels = None if self.pixels is None else self.pixels[mask]
         return Scan(self.records.select(mask), digests, self.hashes[mask], pixels, self.sides[mask])

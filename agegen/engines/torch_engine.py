@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,17 @@ from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel, expect_age
 from agegen.model.views import average_outputs, make_views, measure_spread, run_views
+
+
+def _go_single() -> None:
+    """Compute with one thread: the threads that OpenMP had in the parent are not in a forked child, which would wait
+    for them for ever (gunicorn --preload, multiprocessing with fork).
+    """
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_go_single)
 
 
 class TorchEngine:

@@ -19,7 +19,8 @@ from agegen.data.splits import apply_split, find_seen, fingerprint_split, read_s
 from agegen.errors import AgegenError, DataError
 from agegen.evaluate.evaluation import Evaluation, evaluate_source
 from agegen.faces.alignment import CropContract
-from agegen.faces.matching import match_crops, read_trims
+from agegen.faces.cropping import FaceCropper
+from agegen.faces.matching import CropSurvey, describe_crops, match_crops, read_trims
 from agegen.machine import choose_compute
 from agegen.model.calibration import read_calibration
 from agegen.model.checkpoint import load_checkpoint
@@ -50,6 +51,7 @@ class EvalConfig:
     precision: str = "auto"
     cache_dir: Path | None = None
     reading: ReadOptions = PLAIN
+    detector: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
         raise AgegenError(f"--split is one of {', '.join(SPLIT_CHOICES)}")
     subject = find_subject(config)
     info, model = load_checkpoint(subject.checkpoint)
-    records = match_records(load_sources(subject.data, config.reading), subject, info)
+    records, cropping = match_records(load_sources(subject.data, config.reading), subject, info, config.detector)
     scan = scan_for(type(model.backbone), records, on_progress)
     scan, origin = locate_splits(scan, subject, info)
     chosen = choose_faces(scan, origin, subject, config)
@@ -114,7 +116,7 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
     calibration = read_calibration(info.calibration)
     baseline = read_baseline(info, scan)
     evaluation, predictions = evaluate_source(network, source, scan, chosen, baseline, calibration, options.compute)
-    notices = [*_describe_data(scan, subject, config), *_describe_origin(origin, chosen, subject, config)]
+    notices = [*cropping, *_describe_data(scan, subject, config), *_describe_origin(origin, chosen, subject, config)]
     if swapped := describe_swap(evaluation.gender.accuracy.value, evaluation.counts["gender"]):
         notices.append(swapped)
     path = subject.checkpoint if subject.run is None else subject.run.path
@@ -135,13 +137,25 @@ def find_subject(config: EvalConfig) -> _Subject:
     return _Subject(run, run.checkpoint, config.data or list_sources(run.read()), own=not config.data)
 
 
-def match_records(records: FaceRecords, subject: _Subject, info: CheckpointInfo) -> FaceRecords:
-    """Return the records, cut as those that the model was trained on: as its run remembers, or as measured now."""
-    if subject.run is not None and subject.own:
-        return replace(records, trims=read_trims(subject.run.read()["data"].get("trims", {})))
-    if info.crop is None or records.drawn:
-        return records
-    return replace(records, trims=match_crops(records, CropContract.from_json(info.crop)))
+def match_records(
+    records: FaceRecords, subject: _Subject, info: CheckpointInfo, detector: str | None
+) -> tuple[FaceRecords, list[str]]:
+    """Return the records, cut as those that the model was trained on, and what the user should know of that.
+
+    Cut by a detector where one is given; else as the model's run remembers, or as measured now.
+    """
+    contract = CropContract.from_json(info.crop) if info.crop is not None else None
+    remembered = subject.run.read() if subject.run is not None and subject.own else {}
+    if chosen := detector or remembered.get("options", {}).get("detector"):
+        return replace(records, cropper=FaceCropper(chosen, contract)), []
+    if remembered:
+        return replace(records, trims=read_trims(remembered["data"].get("trims", {}))), []
+    if records.drawn:
+        return records, []
+    surveys: list[CropSurvey] = []
+    trims = match_crops(records, contract or CropContract(), surveys)
+    notices = list(dict.fromkeys(notice for survey in surveys for notice in describe_crops(survey)))
+    return replace(records, trims=trims if contract is not None else {}), notices
 
 
 def locate_splits(scan: Scan, subject: _Subject, info: CheckpointInfo) -> tuple[Scan, _Origin]:

@@ -30,7 +30,13 @@ class _Facts:
     info: CheckpointInfo
 
 
-def write_card(path: Path, run: RunFolder, weights: Path, repeats: tuple[RunFolder, ...] = ()) -> None:
+def write_card(
+    path: Path,
+    run: RunFolder,
+    weights: Path,
+    repeats: tuple[RunFolder, ...] = (),
+    record: dict[str, Any] | None = None,
+) -> None:
     """Write the card of a finished run.
 
     Args:
@@ -38,20 +44,23 @@ def write_card(path: Path, run: RunFolder, weights: Path, repeats: tuple[RunFold
         run: whose ``run.json``, ``eval.json`` and checkpoint are read.
         weights: the file that the card describes: the checkpoint, or what was exported from it.
         repeats: further runs of the same command, to be reported beside it.
+        record: what ``run.json`` is about to hold; None reads it.
 
     Raises:
         CheckpointError: the run isn't finished or lacks a file.
     """
-    write_text(path, render_card(run, weights, repeats))
+    write_text(path, render_card(run, weights, repeats, record))
 
 
-def render_card(run: RunFolder, weights: Path, repeats: tuple[RunFolder, ...] = ()) -> str:
+def render_card(
+    run: RunFolder, weights: Path, repeats: tuple[RunFolder, ...] = (), record: dict[str, Any] | None = None
+) -> str:
     """Return the card as Markdown; see :func:`write_card`."""
     from importlib.metadata import version
 
     from jinja2 import Environment, PackageLoader
 
-    facts = _read_facts(run)
+    facts = _read_facts(run, record)
     environment = Environment(
         loader=PackageLoader("agegen.render"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -65,8 +74,8 @@ def render_card(run: RunFolder, weights: Path, repeats: tuple[RunFolder, ...] = 
     )
 
 
-def _read_facts(run: RunFolder) -> _Facts:
-    record = run.read()
+def _read_facts(run: RunFolder, record: dict[str, Any] | None = None) -> _Facts:
+    record = run.read() if record is None else record
     if not record.get("finished"):
         raise CheckpointError(f"{run.path} is not finished; there is no card to write yet")
     return _Facts(record, _read_report(run), read_info(run.checkpoint))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from agegen.engines.loading import ONNX_SUFFIX
 from agegen.errors import AgegenError
 from agegen.export.card import write_card
@@ -49,6 +51,9 @@ def export_run(config: ExportConfig) -> list[Path]:
 def export_weights(run: RunFolder, weights: Path, repeats: tuple[Path, ...]) -> list[Path]:
     """Write a run's best weights as float16 safetensors, and ``MODEL_CARD.md`` beside them; return both paths."""
     info, model = load_checkpoint(run.checkpoint)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.abs().max() > torch.finfo(torch.float16).max:
+            raise AgegenError(f"{run.checkpoint}: the tensor {name} has values too large for half precision")
     save_checkpoint(weights, model.half(), info)
     card = weights.parent / CARD_FILE
     write_card(card, run, weights, tuple(open_run(path) for path in repeats))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from agegen.hub import explain_failure, quiet_hub
 YUNET_REPO = "opencv/face_detection_yunet"
 
 YUNET_FILE = "face_detection_yunet_2026may.onnx"
+# What was measured with, and what OpenCV's parser may be given: no other file of that name, whoever puts it there.
+YUNET_SHA256 = "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0"
 
 DEFAULT_DETECTOR = "mtcnn"
 
@@ -30,6 +33,10 @@ _CLOSE_SIDE, _CLOSE_SHARE = 320, 0.75
 
 # A face that turns out to be tilted by more degrees than this is turned upright and looked at once more.
 _TILT = 5.0
+
+
+# Landmarks nearer than this share of the distance between the eyes are of one face; those of two lie over one apart.
+_SAME_FACE = 0.5
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class TwoLooks:
         """Return the faces in a photograph (height, width, 3), from left to right."""
         small, scale = scale_for_search(image, self.search_side)
         found = [_scale_face(face, 1 / scale) for face in self.search(small, close=False)]
-        faces = [self._look_closer(image, face) for face in found]
+        faces = drop_repeated([self._look_closer(image, face) for face in found])
         return sorted(faces, key=lambda face: (face.box[0], face.box[1]))
 
     def _look_closer(self, image: RGB, face: DetectedFace) -> DetectedFace:
@@ -97,6 +104,16 @@ class TwoLooks:
             if abs(measure_turn(fit_similarity(target, nearest.landmarks))) < _TILT:
                 break
         return face
+
+
+def drop_repeated(faces: list[DetectedFace]) -> list[DetectedFace]:
+    """Return the faces without those that a second look led to the same place as a surer one."""
+    kept: list[DetectedFace] = []
+    for face in sorted(faces, key=lambda face: -face.score):
+        eyes = max(float(np.linalg.norm(face.landmarks[0] - face.landmarks[1])), 1.0)
+        if all(_measure_distance(face.landmarks, other.landmarks) > _SAME_FACE * eyes for other in kept):
+            kept.append(face)
+    return kept
 
 
 class YuNet(TwoLooks):
@@ -186,15 +203,31 @@ def find_yunet_weights() -> Path:
 
     cached = try_to_load_from_cache(YUNET_REPO, YUNET_FILE)
     if isinstance(cached, str):
-        return Path(cached)
+        return check_weights(Path(cached))
     try:
         with quiet_hub():
-            return Path(hf_hub_download(YUNET_REPO, YUNET_FILE))
+            path = Path(hf_hub_download(YUNET_REPO, YUNET_FILE))
     except Exception as error:  # the Hub client raises its own, requests' and OS errors
         raise AgegenError(
             f"the weights of the detector yunet ({YUNET_REPO}) are not in the Hugging Face cache and can't be "
             f"downloaded ({explain_failure(error)}); go online once, or use --detector mtcnn, which needs no download"
         ) from error
+    return check_weights(path)
+
+
+def check_weights(path: Path) -> Path:
+    """Return a file of weights that is the one that agegen knows.
+
+    Raises:
+        AgegenError: it is another one.
+    """
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != YUNET_SHA256:
+        raise AgegenError(
+            f"{path} is not the detector that agegen knows (SHA-256 {found[:12]}…, not {YUNET_SHA256[:12]}…); "
+            "delete it, or use --detector mtcnn"
+        )
+    return path
 
 
 def scale_for_search(image: RGB, side: int) -> tuple[RGB, float]:

@@ -66,6 +66,17 @@ class CropSurvey:
         return fit_contract(np.median(self.landmarks, axis=0), self.reference) if self.conclusive else None
 
 
+def describe_crops(survey: CropSurvey) -> list[str]:
+    """Return a notice where pictures are no crops of faces: models are trained on crops, and guess elsewhere."""
+    if not survey.scattered:
+        return []
+    return [
+        f"these pictures look like photographs, not like aligned crops of faces (their faces lie here and there, in "
+        f"{len(survey.landmarks)} of {survey.looked} looked at): give --detector mtcnn, or make crops with "
+        "`agegen data crop PATH OUT`"
+    ]
+
+
 def survey_crops(records: FaceRecords, source: str | None = None) -> CropSurvey:
     """Search a sample of the pictures, of one source or all, for landmarks."""
     rows = np.arange(len(records))
@@ -95,12 +106,15 @@ def _decode_all(records: FaceRecords, rows: NDArray[np.int64]) -> Iterator[RGB]:
             continue
 
 
-def match_crops(records: FaceRecords, contract: CropContract | None = None) -> dict[str, Trim]:
+def match_crops(
+    records: FaceRecords, contract: CropContract | None = None, surveys: list[CropSurvey] | None = None
+) -> dict[str, Trim]:
     """Return by source which part of its pictures to take, so that all faces are cut alike.
 
     Args:
         records: of one data set or several.
         contract: of the crops that are wanted; None takes those of the first source, and leaves one set as it is.
+        surveys: a list to which what was found in each source is added.
 
     Sources that are cut so already, or show no faces to detect, or are no crops at all, have no entry.
     """
@@ -109,6 +123,8 @@ def match_crops(records: FaceRecords, contract: CropContract | None = None) -> d
     trims = {}
     for source in records.sources:
         survey = survey_crops(records, source)
+        if surveys is not None:
+            surveys.append(survey)
         measured = None if survey.scattered else survey.contract
         if contract is None:
             contract = measured

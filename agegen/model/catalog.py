@@ -99,7 +99,9 @@ def describe_weights(plugin: Plugin) -> dict[str, Any]:
 def _identify(plugin: Plugin) -> str:
     """Return what a description depends on: the plugin, its files, and whatever else is installed."""
     spec = find_module(plugin)
+    folders = (spec.submodule_search_locations or ()) if spec else ()
     files = [
+        *(path for folder in folders for path in sorted(Path(folder).rglob("*.py"))),
         locate_file(plugin, WEIGHTS_FILE),
         Path(spec.origin) if spec and spec.origin else None,
         # Installing or removing any package touches these folders.

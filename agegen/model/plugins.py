@@ -166,7 +166,7 @@ def find_module(plugin: Plugin) -> ModuleSpec | None:
     """Return where a plugin's module lies, without importing it; None where there is none."""
     try:
         return find_spec(plugin.entry_point.module)
-    except (ImportError, ValueError, AttributeError):
+    except (Exception, SystemExit):  # looking into a package imports it, and a stranger's may raise anything
         return None
 
 

@@ -29,7 +29,10 @@ NO_DETECTOR = "none"
 # The longer side, in pixels, to which photographs are decoded.
 LARGEST_SIDE = 4096
 
+# A batch of so many faces is as quick per face as a larger one.
 _BATCH_FACES, _BATCH_PHOTOS = 64, 128
+# Decoded photographs that wait for their estimates, where they are kept for annotation.
+_BATCH_BYTES = 200_000_000
 
 _IN_MEMORY = "picture"
 
@@ -44,14 +47,16 @@ class CropModel:
         self.contract = CropContract.from_json(info.crop) if info.crop else CropContract()
 
     def estimate(self, crops: list[RGB]) -> list[FaceEstimate]:
-        """Return estimates for aligned crops (RGB pictures of any size), made in one batch."""
-        if not crops:
-            return []
-        images = np.stack([resize_image(crop, self.engine.input_size) for crop in crops])
-        age, spread, p_female = self.engine.run(images)
-        low, high = bound_ages(age, spread, self.calibration)
-        columns = np.stack([age, low, high, p_female], axis=1)
-        return [FaceEstimate(*row) for row in columns.tolist()]
+        """Return estimates for aligned crops (RGB pictures of any size); a crowd is estimated in several batches."""
+        estimates = []
+        for start in range(0, len(crops), _BATCH_FACES):
+            part = crops[start : start + _BATCH_FACES]
+            images = np.stack([resize_image(crop, self.engine.input_size) for crop in part])
+            age, spread, p_female = self.engine.run(images)
+            low, high = bound_ages(age, spread, self.calibration)
+            columns = np.stack([age, low, high, p_female], axis=1)
+            estimates += [FaceEstimate(*row) for row in columns.tolist()]
+        return estimates
 
 
 @dataclass(frozen=True)
@@ -139,13 +144,14 @@ class Estimator:
         the number of photographs. ``keep_images`` leaves the photograph and the crops in each result.
         """
         threads = count_cores()
-        stream = stream_in_order(lambda path: self._prepare(path, keep_images), paths, threads, 4 * threads)
+        # Photographs that stay wait in memory, up to 50 MB each: then no more of them than there are threads.
+        ahead = threads if keep_images else 4 * threads
+        stream = stream_in_order(lambda path: self._prepare(path, keep_images), paths, threads, ahead)
         batch: list[_Prepared] = []
         for item in stream:
             if not isinstance(item, Waiting):
                 batch.append(item)
-            full = sum(len(photo.crops) for photo in batch) >= _BATCH_FACES or len(batch) >= _BATCH_PHOTOS
-            if full or isinstance(item, Waiting):
+            if _is_full(batch) or isinstance(item, Waiting):
                 yield from self._finish(batch)
                 batch = []
         yield from self._finish(batch)
@@ -212,6 +218,14 @@ class Estimator:
             p_female=round(estimate.p_female, 4),
             detector=self.detector,
         )
+
+
+def _is_full(batch: list[_Prepared]) -> bool:
+    """Return whether photographs make a batch: by their faces, their number, or what they take in memory."""
+    held = sum(photo.photo.image.nbytes for photo in batch if photo.photo is not None)
+    return (
+        sum(len(photo.crops) for photo in batch) >= _BATCH_FACES or len(batch) >= _BATCH_PHOTOS or held >= _BATCH_BYTES
+    )
 
 
 def _round_box(face: DetectedFace, photo: Photo) -> tuple[int, int, int, int]:

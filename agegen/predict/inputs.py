@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from agegen.data.images import is_image_name
+from agegen.data.images import is_hidden, is_image_name
 from agegen.errors import AgegenError
 
 STDIN = "-"
@@ -51,9 +51,15 @@ def _expand(name: str) -> Iterator[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        folders.sort()
+    """Yield the pictures in a folder; one that can't be listed stands for itself, to become a row with its reason."""
+    refused: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=lambda error: refused.append(Path(error.filename))):
+        # What systems keep beside pictures: hidden names, thumbnails of a NAS, a Mac's metadata.
+        folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
         for name in sorted(names):
             path = Path(root, name)
-            if is_image_name(path) and not path.is_dir():
+            if is_image_name(path) and not is_hidden(Path(name)) and not path.is_dir():
                 yield path
+        while refused:
+            yield refused.pop()
+    yield from refused

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import io
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -158,8 +161,19 @@ def save_annotated(photo: PhotoPrediction, folder: Path, base: Path) -> None:
 
 def find_base(inputs: Iterable[str]) -> Path:
     """Return the folder that all inputs lie in: the folders given, and those of the files given."""
-    folders = [Path(name) if Path(name).is_dir() else Path(name).parent for name in inputs]
+    folders = [_find_folder(name) for name in inputs]
     return Path(os.path.commonpath([folder.absolute() for folder in folders]))
+
+
+def _find_folder(name: str) -> Path:
+    """Return the folder that an input lies in; of a glob, the part before its first sign."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if os.path.lexists(path) or not glob.has_magic(name):
+        return path.parent
+    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+    return Path(*plain)
 
 
 def place_copy(file: str, folder: Path, base: Path, ending: str) -> Path:
@@ -182,6 +196,9 @@ def _save(path: Path, image: RGB, source: str) -> None:
 
 def find_demo_photo() -> str:
     """Return the path of the public-domain portrait of Grace Hopper that matplotlib brings."""
-    import matplotlib
-
-    return str(Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg"))
+    # Located, not imported: matplotlib wants a folder to write to before it tells where its data lies.
+    spec = find_spec("matplotlib")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (photo := Path(folder, "mpl-data", "sample_data", "grace_hopper.jpg")).is_file():
+            return str(photo)
+    raise AgegenError("matplotlib, which brings the portrait, is not installed; give a photograph instead of --demo")

@@ -23,6 +23,10 @@ CSV_COLUMNS = [field.name for field in fields(FacePrediction) if field.name != "
 ]
 
 
+# A spreadsheet computes cells that begin so; an apostrophe before them says that they are text. Names of files may.
+_FORMULA = ("=", "+", "-", "@")
+
+
 class RowWriter(Protocol):
     """Writes the rows of one photograph at a time, whole."""
 
@@ -97,9 +101,14 @@ class CsvWriter(_Writer):
 def format_cells(cells: list[Any]) -> str:
     """Return a line of CSV, ended by a newline."""
     text = io.StringIO()
+    cells = [f"'{cell}" if isinstance(cell, str) and _looks_like_formula(cell) else cell for cell in cells]
     # With this line end the csv module quotes carriage returns in names too; Python 3.11 does not otherwise.
     csv.writer(text, lineterminator="\r\n").writerow(cells)
     return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _looks_like_formula(cell: str) -> bool:
+    return cell.lstrip("'").startswith(_FORMULA)
 
 
 def format_row(row: FacePrediction) -> str:
@@ -172,7 +181,8 @@ def _read_csv(text: str, path: Path) -> list[tuple[str, str]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     if next(reader, None) != CSV_COLUMNS:
         raise DataError(f"{path} is no output of `agegen predict --csv`; --resume can't go on with it")
-    return [(cells[0] if cells else "", format_cells(cells)) for cells in reader]
+    rows = ([cell[1:] if cell[:1] == "'" and _looks_like_formula(cell) else cell for cell in cells] for cells in reader)
+    return [(cells[0] if cells else "", format_cells(cells)) for cells in rows]
 
 
 _READERS: dict[str, Callable[[str, Path], list[tuple[str, str]]]] = {"jsonl": _read_lines, "csv": _read_csv}

@@ -10,6 +10,7 @@ from typing import Any
 from agegen.data.images import RGB, resize_image
 from agegen.data.records import FaceRecords
 from agegen.errors import AgegenError
+from agegen.render.plots import save_figure
 
 _FACE_SIZE = 160
 
@@ -56,7 +57,7 @@ def render_page(template: str, **content: Any) -> str:
 def encode_figure(figure: Any) -> str:
     """Return a matplotlib figure as a PNG data URI."""
     stream = io.BytesIO()
-    figure.savefig(stream, dpi=130, format="png")
+    save_figure(figure, stream, dpi=130, format="png")
     return _encode_uri("image/png", stream.getvalue())
 
 

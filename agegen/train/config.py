@@ -43,6 +43,7 @@ class TrainConfig:
     save_every: float = 60.0
     age_column: str | None = None
     gender_codes: str | None = None
+    detector: str | None = None
     resume: Path | None = None
 
 

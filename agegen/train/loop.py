@@ -159,14 +159,21 @@ def take_step(trainer: Trainer, batch: Batch, batches: int) -> float:
     with compute.autocast():
         outputs = trainer.network(inputs)
     loss = compute_loss(outputs, targets)
+    value = float(loss.item())
     trainer.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    # Before the step, so that what is no number never gets into the weights, nor into a state that is saved.
+    if not (math.isfinite(value) and _are_finite(trainer.network)):
+        raise AgegenError(_explain_divergence(progress.epoch, progress.batch + 1))
     trainer.optimizer.step()
     trainer.averaged.update_parameters(trainer.network)
-    value = float(loss.item())
-    if not math.isfinite(value):
-        raise AgegenError(_explain_divergence(progress.epoch, progress.batch + 1))
     return value
+
+
+def _are_finite(network: nn.Module) -> bool:
+    """Return whether all gradients are numbers: their norm is."""
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    return not gradients or bool(torch.isfinite(nn.utils.get_total_norm(gradients)))
 
 
 def end_epoch(trainer: Trainer, val: BatchSource, batches: int, rate: float) -> EpochResult:
@@ -236,6 +243,7 @@ def measure_quickly(estimates: Estimates, labels: Labels) -> QuickMetrics:
 
 def _explain_divergence(epoch: int, batch: int) -> str:
     return (
-        f"the loss is no number any more in epoch {epoch + 1}, batch {batch}; the best epoch so far is kept. "
+        f"the loss or its gradient is no number any more in epoch {epoch + 1}, batch {batch}; the best epoch so far is "
+        "kept. "
         "Usual causes: the learning rate is too high (try --lr a tenth of it), or --precision bf16 (try fp32)"
     )

@@ -15,9 +15,10 @@ import torch
 
 from agegen.batches.cache_folder import choose_cache_dir
 from agegen.batches.pictures import choose_workers
-from agegen.data.labels import SPLITS
+from agegen.data.labels import SPLITS, format_gender
 from agegen.data.scan import Scan
 from agegen.data.splits import count_leaking_groups, fingerprint_split
+from agegen.faces.matching import describe_crops
 from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
 from agegen.train.config import TrainConfig, resolve_sources
@@ -79,6 +80,12 @@ def describe_epoch(epoch: EpochResult) -> dict[str, Any]:
     return {name: None if value != value else value for name, value in asdict(epoch).items()}
 
 
+def describe_result(epoch: EpochResult) -> dict[str, Any]:
+    """Return what an epoch came to, without the times that it took: equal trainings give equal checkpoints."""
+    times = ("seconds", "images_per_second")
+    return {name: value for name, value in describe_epoch(epoch).items() if name not in times}
+
+
 def announce_training(training: Training) -> TrainStart:
     """Return what to tell the user before the first epoch."""
     options = training.options
@@ -98,7 +105,7 @@ def announce_training(training: Training) -> TrainStart:
         parameters=count_parameters(training.model),
         epochs=training.settings.epochs,
         setting=setting,
-        notices=tuple(describe_data(training.scan, training.split)),
+        notices=(*describe_data(training.scan, training.split), *describe_crops(training.survey)),
     )
 
 
@@ -107,6 +114,10 @@ def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
     notices = list(scan.records.notices)
     if scan.records.layout:
         notices.append(f"data: {scan.records.layout}, {len(scan.records):,} faces")
+    known = scan.records.labels.female[scan.records.labels.gendered]
+    if len(known) and known.min() == known.max():
+        gender = format_gender(known[0])
+        notices.append(f"every face is {gender}: of gender nothing can be learnt, and predict will say 'uncertain'")
     if scan.records.drawn:
         notices.append("these faces are drawn, not photographed: the model is good for trying agegen out only")
     if scan.records.excluded:

@@ -13,10 +13,10 @@ from agegen.data.labels import Baseline, find_baseline
 from agegen.data.loading import load_sources
 from agegen.data.manifests import ReadOptions
 from agegen.data.scan import ProgressHook, Scan
-from agegen.data.splits import apply_split, read_split, split_scan, write_split
-from agegen.errors import DataError
-from agegen.faces.alignment import CropContract
-from agegen.faces.matching import match_crops, read_trims, survey_crops
+from agegen.data.splits import apply_split, fingerprint_split, read_split, split_scan, write_split
+from agegen.errors import AgegenError, DataError
+from agegen.faces.cropping import FaceCropper
+from agegen.faces.matching import CropSurvey, match_crops, read_trims, survey_crops
 from agegen.machine import choose_compute
 from agegen.model.network import AgeGenderModel
 from agegen.model.plugins import Plugin, build_backbone, load_backbone
@@ -38,7 +38,7 @@ class Training:
     split: pd.DataFrame
     run: runs.RunFolder
     baseline: Baseline
-    crop: CropContract | None
+    survey: CropSurvey
 
 
 def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training:
@@ -54,16 +54,45 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         run = runs.open_run(config.resume)
         records = replace(records, trims=read_trims(run.read()["data"].get("trims", {})))
     else:
-        records = replace(records, trims=match_crops(records))
+        records = replace(records, trims={} if config.detector else match_crops(records))
+    if config.detector is not None:
+        records = replace(records, cropper=FaceCropper(config.detector))
     scan = scan_for(backbone_class, records, on_progress)
     if config.resume is not None:
         scan, split = apply_split(scan, read_split(run.split), "the run's split.csv")
+        check_same(run, split, plugin, settings, options)
     else:
         scan, split = split_data(scan, config)
         run = runs.create_run(config.out, plugin.name)
         write_split(run.split, split)
     train = scan.records.frame[(split["split"] == "train").to_numpy()]
-    return Training(plugin, settings, options, model, scan, split, run, find_baseline(train), measure_crops(scan))
+    survey = measure_crops(scan)
+    return Training(plugin, settings, options, model, scan, split, run, find_baseline(train), survey)
+
+
+def check_same(
+    run: runs.RunFolder, split: pd.DataFrame, plugin: Plugin, settings: FitSettings, options: SourceOptions
+) -> None:
+    """Check that a run goes on with what it began with; else its saved position would point to other batches.
+
+    Raises:
+        AgegenError: pictures are gone or lie in another part, or the plugin, its settings or the precision differ.
+    """
+    record = run.read()
+    kept, begun = record["settings"], record.get("plugin", {})
+    pairs = (
+        ("the model", record["model"], plugin.name),
+        ("faces", record["data"].get("faces"), len(split)),
+        ("its data's fingerprint", record["data"].get("fingerprint"), fingerprint_split(split)),
+        (f"the plugin {plugin.name}", f"{begun.get('distribution')} {begun.get('version')}", plugin.source),
+        ("weight decay", kept.get("weight_decay"), settings.weight_decay),
+        ("views of each face", kept.get("views"), options.views),
+        ("device and precision", kept.get("compute"), str(options.compute)),
+    )
+    for what, before, now in pairs:
+        if before != now:
+            said = f"{what} was {before}, and is now {now}"
+            raise AgegenError(f"{run.path} can't go on as it began: {said}; restore that, or train anew")
 
 
 def split_data(scan: Scan, config: TrainConfig) -> tuple[Scan, pd.DataFrame]:
@@ -79,10 +108,21 @@ def split_data(scan: Scan, config: TrainConfig) -> tuple[Scan, pd.DataFrame]:
     for name, least in (("train", 2), ("val", 1), ("test", 1)):
         count = int((split["split"] == name).sum())
         if count < least:
-            raise DataError(f"the split '{name}' has {count} of {len(split)} faces; agegen needs more data")
+            raise DataError(_explain_empty(name, count, len(split), scan, config))
     return scan, split
 
 
-def measure_crops(scan: Scan) -> CropContract | None:
-    """Return where the landmarks lie in a sample of the pictures; None where they show no faces to detect."""
-    return survey_crops(scan.records).contract
+def _explain_empty(name: str, count: int, total: int, scan: Scan, config: TrainConfig) -> str:
+    if config.split_file is not None:
+        return f"{config.split_file} names {count} faces for '{name}'; a training needs train, val and test"
+    if "split" in scan.records.frame.columns:
+        return (
+            f"the column split names no {name} row ({count} of {total} faces are in it); a training needs train, val "
+            "and test: name some, or leave the column out and agegen splits the data itself"
+        )
+    return f"the split '{name}' has {count} of {total} faces; agegen needs more data"
+
+
+def measure_crops(scan: Scan) -> CropSurvey:
+    """Return where the landmarks lie in a sample of the pictures."""
+    return survey_crops(scan.records)

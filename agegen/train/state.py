@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,11 @@ from torch import Tensor
 
 from agegen.errors import CheckpointError
 from agegen.files import write_bytes
-from agegen.train.loop import Progress, Trainer
+from agegen.train.loop import Trainer
 
 _METADATA_KEY = "agegen-state"
 
 _NAMES = ("state-1.safetensors", "state-2.safetensors")
-
-
-@dataclass(frozen=True)
-class Restored:
-    """The position that a training goes on from, and notices about damaged files."""
-
-    progress: Progress
-    notices: tuple[str, ...]
 
 
 class StateFiles:
@@ -52,8 +44,10 @@ class StateFiles:
         write_bytes(self._paths[self._turn], save(tensors, metadata=metadata))
         self._turn = 1 - self._turn
 
-    def restore(self, trainer: Trainer) -> Restored:
+    def restore(self, trainer: Trainer) -> tuple[str, ...]:
         """Bring a trainer to the newest state that is whole; without one it starts from the beginning.
+
+        Returns notices about damaged files.
 
         Raises:
             CheckpointError: the state is that of another model.
@@ -67,11 +61,11 @@ class StateFiles:
             except CheckpointError as error:
                 notices.append(str(error))
         if not found:
-            return Restored(trainer.progress, tuple(notices))
+            return tuple(notices)
         turn, tensors, content = max(found, key=lambda state: _order(state[2]))
         _fill_trainer(self._paths[turn], trainer, tensors, content)
         self._turn = 1 - turn
-        return Restored(trainer.progress, tuple(notices))
+        return tuple(notices)
 
     def clear(self) -> None:
         """Delete the state of a finished training."""

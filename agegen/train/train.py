@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from agegen.batches.batch import TrainSource
+from agegen.batches.pictures import Pixels, TrainBatches
 from agegen.batches.sources import TrainSources, choose_network, make_train_sources, share_backbone
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.errors import AgegenError, TrainingInterrupted
@@ -15,7 +20,6 @@ from agegen.evaluate.evaluation import Evaluation, evaluate_source
 from agegen.export.card import write_card
 from agegen.export.onnx import export_model
 from agegen.files import write_json
-from agegen.machine import keep_freed_memory
 from agegen.model.calibration import Calibration, calibrate
 from agegen.model.checkpoint import describe_model, load_checkpoint, save_checkpoint
 from agegen.model.metadata import CheckpointInfo
@@ -31,6 +35,7 @@ from agegen.train.record import (
     begin_record,
     describe_epoch,
     describe_origin,
+    describe_result,
     format_time,
 )
 from agegen.train.setup import Training, prepare_training
@@ -38,6 +43,9 @@ from agegen.train.state import StateFiles
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Enough to find an operation that is computed otherwise; each takes two passes of the whole model.
+_CROPS_TRIED = 8
 
 
 def train_run(
@@ -54,7 +62,6 @@ def train_run(
         AgegenError: whatever the user can put right, from the plugin's name to a full disk.
     """
     started = time.time()
-    keep_freed_memory()
     training = prepare_training(config, on_progress)
     with training.run.lock():
         record = begin_record(config, training, started)
@@ -64,6 +71,8 @@ def train_run(
         sources = make_train_sources(
             training.model, training.scan, training.split["split"].to_numpy(), training.options, on_progress
         )
+        if (limited := describe_workers(sources.train)) is not None:
+            yield TrainNotice((limited,))
         fit_started = time.time()
         yield from fit_and_keep(training, sources, config.save_every, should_stop)
         fitting = time.time() - fit_started
@@ -80,12 +89,23 @@ def train_run(
             "epochs": round(epochs, 1),
             "features": round(sources.feature_seconds, 1),
         }
-        training.run.write(record)
-        write_card(training.run.card, training.run, training.run.checkpoint)
+        write_card(training.run.card, training.run, training.run.checkpoint, record=record)
         plot_curves(training.run.curves, {config.model: rows})
-        yield from export_best(training.run, model)
+        yield from export_best(training.run, model, pick_crops(training))
+        # Last of all: a run that says it is finished has everything, and one that was killed before goes on.
+        training.run.write(record)
         StateFiles(training.run.path).clear()
     yield TrainResult(training.run.path, config.model, best, result, time.time() - started)
+
+
+def describe_workers(source: TrainSource) -> str | None:
+    """Return a notice where shared memory has no room for all the loader processes that were wanted."""
+    if not isinstance(source, TrainBatches) or source.workers == source.wanted_workers:
+        return None
+    return (
+        f"shared memory (/dev/shm) has room for {source.workers} of {source.wanted_workers} loader processes; more "
+        "need a larger one (docker run --shm-size) or a smaller --batch-size"
+    )
 
 
 def fit_and_keep(
@@ -101,9 +121,8 @@ def fit_and_keep(
     fit_biases(training.model.heads, sources.train.labels)
     trainer = make_trainer(sources.network, training.settings, training.options.compute)
     states = StateFiles(training.run.path)
-    restored = states.restore(trainer)
-    if restored.notices:
-        yield TrainNotice(restored.notices)
+    if damaged := states.restore(trainer):
+        yield TrainNotice(damaged)
     rows: list[dict[Any, Any]] = []
     if trainer.progress.epoch:
         rows = list(training.run.read_epochs().to_dict("records")[: trainer.progress.epoch])
@@ -114,7 +133,9 @@ def fit_and_keep(
             rows.append(asdict(event))
             keep_epoch(training, trainer, event, rows)
         stop = should_stop()
-        if stop or time.monotonic() - saved >= save_every:
+        # What comes after the last epoch can be killed too, and is then all that is left to do.
+        over = isinstance(event, EpochResult) and event.epoch == training.settings.epochs
+        if stop or over or time.monotonic() - saved >= save_every:
             states.save(trainer)
             saved = time.monotonic()
         yield event
@@ -130,7 +151,7 @@ def keep_epoch(training: Training, trainer: Trainer, event: EpochResult, rows: l
     """Write an epoch's row, and its averaged weights where it is the best so far."""
     if event.best:
         best = share_backbone(training.model, trainer.averaged.module)
-        note = {**describe_epoch(event), **describe_origin(training)}
+        note = {**describe_result(event), **describe_origin(training)}
         save_checkpoint(training.run.checkpoint, best, describe_model(training.plugin, best, note))
     training.run.write_epochs(rows)
 
@@ -166,7 +187,8 @@ def calibrate_best(training: Training, sources: TrainSources) -> BestModel:
     model.to(compute.device)
     estimates = estimate_batches(choose_network(model), sources.val, compute)
     calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, sources.val.labels)
-    crop = None if training.crop is None else training.crop.to_json()
+    contract = None if training.survey.scattered else training.survey.contract
+    crop = None if contract is None else contract.to_json()
     info = replace(info, calibration=calibration.to_json(), crop=crop)
     save_checkpoint(training.run.checkpoint, model, info)
     return BestModel(info, model, calibration)
@@ -189,10 +211,16 @@ def evaluate_best(training: Training, sources: TrainSources, best: BestModel) ->
     return result
 
 
-def export_best(run: RunFolder, best: BestModel) -> Iterator[TrainNotice]:
+def pick_crops(training: Training) -> NDArray[np.uint8]:
+    """Return a few of the pictures (8, size, size, 3), for the ONNX file to be tried on."""
+    pixels = Pixels(training.scan.records, training.model.backbone.input_spec.size, training.scan.pixels)
+    return np.stack([pixels[row] for row in range(min(_CROPS_TRIED, len(pixels)))])
+
+
+def export_best(run: RunFolder, best: BestModel, crops: NDArray[np.uint8]) -> Iterator[TrainNotice]:
     """Write the best model as ONNX too, for predicting; a backbone that ONNX can't express does without."""
     try:
-        export_model(best.info, best.model, run.checkpoint, run.onnx)
+        export_model(best.info, best.model, run.checkpoint, run.onnx, crops)
     except AgegenError as error:
         run.onnx.unlink(missing_ok=True)
         yield TrainNotice((f"{error}; predict will use torch",))

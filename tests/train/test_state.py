@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import pytest
 import torch
 
 from agegen.errors import AgegenError, CheckpointError, TrainingInterrupted
+from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
-from agegen.train.config import TrainConfig, read_config
+from agegen.train.config import FitSettings, TrainConfig, read_config
 from agegen.train.events import BatchResult, EpochResult, TrainNotice
+from agegen.train.loop import make_trainer
 from agegen.train.state import StateFiles
 from agegen.train.train import train_run
 
@@ -172,15 +175,62 @@ def test_the_state_of_another_model_is_refused(data, tmp_path):
     run = tmp_path / "run"
     start(data, run, 2)
     config = read_config(run, {})
-    with pytest.raises(CheckpointError, match="the state of another model"):
+    with pytest.raises(AgegenError, match="can't go on as it began: the model was scratch, and is now vgg16"):
         list(train_run(replace(config, model="vgg16")))
+    trainer = make_trainer(torch.nn.Linear(2, 2), FitSettings(1, 0.1, 0.0), choose_compute("cpu", "fp32"))
+    with pytest.raises(CheckpointError, match="the state of another model"):
+        StateFiles(run).restore(trainer)
+
+
+@pytest.mark.parametrize("change", ["gone", "version", "weight_decay", "compute"])
+def test_a_run_goes_on_only_as_it_began(faces_folder, tmp_path, change):
+    folder = tmp_path / "faces"
+    shutil.copytree(faces_folder, folder)
+    run = tmp_path / "run"
+    start(folder, run, 2)
+    record = json.loads((run / "run.json").read_text())
+    if change == "gone":
+        next(folder.iterdir()).unlink()
+    elif change == "version":
+        record["plugin"]["version"] = "0.0.9"
+    elif change == "weight_decay":
+        record["settings"]["weight_decay"] = 0.5
+    else:
+        record["settings"]["compute"] = "cuda, bf16"
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(AgegenError, match="can't go on as it began: .* restore that, or train anew"):
+        go_on(run)
+
+
+def test_equal_trainings_give_equal_checkpoints(whole, data, tmp_path):
+    """Byte by byte, a resumed one too: no clock is in them."""
+    list(train_run(make_config(data, tmp_path / "again")))
+    start(data, tmp_path / "resumed", 3)
+    go_on(tmp_path / "resumed")
+    contents = [(path / "best.safetensors").read_bytes() for path in (whole, tmp_path / "again", tmp_path / "resumed")]
+    assert contents[0] == contents[1] == contents[2]
+
+
+@pytest.mark.parametrize("step", ["write_card", "plot_curves", "export_best"])
+def test_a_kill_after_the_last_epoch_leaves_a_run_that_goes_on(whole, data, tmp_path, monkeypatch, step):
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments, **options):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"agegen.train.train.{step}", kill)
+        with pytest.raises(Killed):
+            list(train_run(make_config(data, tmp_path / "run")))
+    assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+    events = go_on(tmp_path / "run")
+    assert not [event for event in events if isinstance(event, BatchResult)]
+    check_same(whole, tmp_path / "run")
+    assert (tmp_path / "run" / "MODEL_CARD.md").is_file()
 
 
 def test_states_take_turns(tmp_path):
-    from agegen.machine import choose_compute
-    from agegen.train.config import FitSettings
-    from agegen.train.loop import make_trainer
-
     trainer = make_trainer(torch.nn.Linear(2, 2), FitSettings(1, 0.1, 0.0), choose_compute("cpu", "fp32"))
     states = StateFiles(tmp_path)
     names = []
@@ -191,6 +241,8 @@ def test_states_take_turns(tmp_path):
     assert names == [["state-1.safetensors"], *[["state-1.safetensors", "state-2.safetensors"]] * 2]
     other = StateFiles(tmp_path)
     trainer.progress.batch = 0
-    assert other.restore(trainer).progress.batch == 3
+    other.restore(trainer)
+    assert trainer.progress.batch == 3
     other.save(trainer)
-    assert StateFiles(tmp_path).restore(trainer).progress.batch == 3
+    StateFiles(tmp_path).restore(trainer)
+    assert trainer.progress.batch == 3

@@ -1,0 +1,41 @@
+"""``agegen data crop``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agegen.cli.app import AgeColumn, GenderCodes, make_notice_console, make_output_console, show_work
+from agegen.cli.check import data_app
+
+
+@data_app.command(name="crop")
+def crop(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Labelled photographs: a folder in a known layout, or a table.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the crops and their labels.csv.")],
+    detector: Annotated[str, typer.Option(metavar="mtcnn|yunet", help="What finds the faces.")] = "mtcnn",
+    age_column: AgeColumn = None,
+    gender_codes: GenderCodes = None,
+) -> None:
+    """Cut the largest face out of each labelled photograph, aligned as training and evaluation want it.
+
+    Example: agegen data crop photos.csv crops/
+    """
+    notices = make_notice_console()
+    with show_work(notices):
+        from agegen.crop.crop import CropConfig, crop_data
+        from agegen.data.manifests import ReadOptions
+        from agegen.render.progress import ProgressDisplay, show_notices
+
+    config = CropConfig((path,), out, detector, ReadOptions(age_column, gender_codes))
+    with ProgressDisplay(notices) as progress:
+        result = crop_data(config, progress)
+    if result.excluded:
+        first = result.excluded[0]
+        said = f"{len(result.excluded):,} rows were left out, the first: {first.path} ({first.reason})"
+        show_notices(notices, (said,))
+    make_output_console().print(f"{result.crops:,} crops; {result.manifest}", soft_wrap=True)
