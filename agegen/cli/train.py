@@ -161,6 +161,13 @@ def train(
         float | None, typer.Option(min=0, help="Seconds between saves of the state.", show_default="60")
     ] = None,
     detector: CropDetector = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|MODEL",
+            help="Start from a run's weights or shipped ones; a third of rate and epochs.",
+        ),
+    ] = None,
     age_column: AgeColumn = None,
     gender_codes: GenderCodes = None,
     resume: Annotated[

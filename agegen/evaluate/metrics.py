@@ -228,7 +228,8 @@ def summarize_samples(value: float, samples: Floats) -> Metric:
 
 def _measure(n: int, samples: int, compute: _Compute) -> dict[str, Metric]:
     if not n:
-        nothing = compute(np.zeros((1, 0), dtype=np.int32))
+        with np.errstate(invalid="ignore"):
+            nothing = compute(np.zeros((1, 0), dtype=np.int32))
         return dict.fromkeys(nothing, Metric(float("nan"), float("nan"), float("nan")))
     values = {name: float(value[0]) for name, value in compute(np.ones((1, n), dtype=np.int32)).items()}
     resampled = resample(n, samples, compute)

@@ -100,6 +100,7 @@ def _describe_model(facts: _Facts) -> dict[str, Any]:
     recipe = (
         f"AdamW, peak learning rate {settings['lr']:g}, weight decay {settings['weight_decay']:g}, batches of "
         f"{record['options']['batch_size']}, {settings['epochs']} epochs, warm-up and cosine decay, EMA of the weights"
+        + (f", starting from {_name_start(record)}" if record.get("start") else "")
         + (f", rare ages favoured with exponent {balance:g}" if balance else "")
         + (f", {settings['views']} fixed views of each face" if info.base else ", augmented anew in each epoch")
         + "."
@@ -132,6 +133,14 @@ def _describe_model(facts: _Facts) -> dict[str, Any]:
         "persons": bool(data.get("persons")),
         "epochs": settings["epochs"],
     }
+
+
+def _name_start(record: dict[str, Any]) -> str:
+    """Return what a training began with, in words, and how much of its test part that had been trained on."""
+    start = record["start"]
+    seen = start.get("seen", {}).get("test")
+    told = "" if seen is None else f" ({seen:,} of the test faces had been trained on then)"
+    return f"the weights of `{Path(start['checkpoint']).parent.name}`{told}"
 
 
 def _phrase_validation(best: dict[str, Any]) -> str:

@@ -33,10 +33,27 @@ def find_inputs(inputs: Iterable[str]) -> list[Path]:
 
 def read_path_list(stream: BinaryIO) -> Iterator[Path]:
     """Yield the paths of a list, one a line, as they arrive; empty lines are passed over."""
-    for line in stream:
+    for line in _read_lines(stream):
         name = line.rstrip(b"\r\n")
         if name:
             yield Path(os.fsdecode(name))
+
+
+def _read_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines, past Python's own buffer where there is a file below it.
+
+    A thread waits here for more: one that holds the buffer's lock when the program ends makes Python abort.
+    """
+    try:
+        handle = stream.fileno()
+    except (OSError, ValueError):
+        yield from stream
+        return
+    rest = b""
+    while block := os.read(handle, 1 << 16):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    yield rest
 
 
 def _expand(name: str) -> Iterator[Path]:

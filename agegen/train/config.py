@@ -13,6 +13,9 @@ from agegen.errors import AgegenError, CheckpointError
 from agegen.machine import Compute
 from agegen.runs import list_sources, open_run
 
+# Weights that know faces already want to be moved less, and settle sooner, than random ones: a third of both.
+RATE_SHARE, EPOCHS_SHARE = 1 / 3, 1 / 3
+
 # These change nothing of the result, or only where it comes about.
 _FREE = ("workers", "cache_dir", "save_every", "resume", "out")
 
@@ -44,6 +47,7 @@ class TrainConfig:
     age_column: str | None = None
     gender_codes: str | None = None
     detector: str | None = None
+    init: str | None = None
     resume: Path | None = None
 
 
@@ -87,6 +91,18 @@ def read_config(run: Path, given: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**(kept | {"resume": folder.path}))
 
 
+def _choose_epochs(config: TrainConfig, usual: int) -> int:
+    if config.epochs is not None:
+        return config.epochs
+    return usual if config.init is None else max(1, round(usual * EPOCHS_SHARE))
+
+
+def _choose_rate(config: TrainConfig, usual: float) -> float:
+    if config.lr is not None:
+        return config.lr
+    return usual if config.init is None else usual * RATE_SHARE
+
+
 def resolve_sources(data: Sequence[str]) -> tuple[str, ...]:
     """Return data sets by absolute paths, weights kept; ``demo`` is no path."""
     named = (one.partition("::") for one in data)
@@ -116,9 +132,9 @@ def choose_settings(
         AgegenError: a number that makes no sense.
     """
     defaults = backbone.defaults
-    epochs = defaults.epochs if config.epochs is None else config.epochs
+    epochs = _choose_epochs(config, defaults.epochs)
     batch_size = defaults.batch_size if config.batch_size is None else config.batch_size
-    lr = defaults.lr if config.lr is None else config.lr
+    lr = _choose_rate(config, defaults.lr)
     balance = defaults.age_balance if config.age_balance is None else config.age_balance
     if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
         raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")

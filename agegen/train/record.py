@@ -105,7 +105,7 @@ def announce_training(training: Training) -> TrainStart:
         parameters=count_parameters(training.model),
         epochs=training.settings.epochs,
         setting=setting,
-        notices=(*describe_data(training.scan, training.split), *describe_crops(training.survey)),
+        notices=tuple(list_notices(training)),
     )
 
 
@@ -131,6 +131,26 @@ def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
     if leaks := count_leaking_groups(split):
         notices.append(f"{leaks} groups of near-duplicates straddle the splits that came with the data")
     return notices
+
+
+def list_notices(training: Training) -> list[str]:
+    """Return what the user should know before the first epoch: of the weights, the data and its crops."""
+    data = describe_data(training.scan, training.split)
+    return [*describe_start(training), *data, *describe_crops(training.survey)]
+
+
+def describe_start(training: Training) -> list[str]:
+    """Return what the user should know of the weights that a training begins with."""
+    if training.start is None:
+        return []
+    lines = [f"starting from the weights of {training.start}"]
+    known = {name: count for name, count in training.seen.items() if count}
+    if known:
+        parts = ", ".join(f"{count:,} of {name}" for name, count in known.items())
+        lines.append(f"the training behind them saw {parts}: metrics on these flatter; use its split (--split-file)")
+    elif not training.seen:
+        lines.append("whether the training behind them saw faces of validation and test can't be told")
+    return lines
 
 
 def describe_training(config: TrainConfig, training: Training, started: float) -> dict[str, Any]:
@@ -163,6 +183,7 @@ def describe_training(config: TrainConfig, training: Training, started: float) -
             "persons": training.scan.records.identity_columns,
             "excluded": [asdict(item) for item in training.scan.records.excluded],
         },
+        "start": None if training.start is None else {"checkpoint": str(training.start), "seen": training.seen},
         "baseline": asdict(training.baseline),
         "command": format_command(config),
         "seed": config.seed,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,7 @@ from agegen.machine import choose_compute
 from agegen.model.network import AgeGenderModel
 from agegen.model.plugins import Plugin, build_backbone, load_backbone
 from agegen.train.config import FitSettings, TrainConfig, choose_settings
+from agegen.train.init import count_seen, find_init, start_from
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """What the steps of one training share."""
+    """What the steps of one training share.
+
+    ``start`` is the checkpoint that it begins with, None for fresh weights; ``seen`` counts the faces of validation
+    and test that the training behind it saw.
+    """
 
     plugin: Plugin
     settings: FitSettings
@@ -39,6 +45,8 @@ class Training:
     run: runs.RunFolder
     baseline: Baseline
     survey: CropSurvey
+    start: Path | None = None
+    seen: dict[str, int] = field(default_factory=dict)
 
 
 def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training:
@@ -47,7 +55,11 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     plugin, backbone_class = load_backbone(config.model)
     settings, options = choose_settings(config, backbone_class, compute)
     torch.manual_seed(config.seed)
-    model = AgeGenderModel(build_backbone(plugin, backbone_class)).to(compute.device)
+    model = AgeGenderModel(build_backbone(plugin, backbone_class))
+    start = None if config.init is None else find_init(config.init, plugin.name)
+    if start is not None:
+        start_from(model, start)
+    model.to(compute.device)
     reading = ReadOptions(config.age_column, config.gender_codes)
     records = load_sources(config.data, reading)
     if config.resume is not None:
@@ -67,7 +79,8 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         write_split(run.split, split)
     train = scan.records.frame[(split["split"] == "train").to_numpy()]
     survey = measure_crops(scan)
-    return Training(plugin, settings, options, model, scan, split, run, find_baseline(train), survey)
+    seen = {} if start is None else count_seen(start, split, scan.hashes)
+    return Training(plugin, settings, options, model, scan, split, run, find_baseline(train), survey, start, seen)
 
 
 def check_same(

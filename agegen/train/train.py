@@ -118,7 +118,8 @@ def fit_and_keep(
     Raises:
         TrainingInterrupted: ``should_stop`` said yes; the state is saved.
     """
-    fit_biases(training.model.heads, sources.train.labels)
+    if training.start is None:
+        fit_biases(training.model.heads, sources.train.labels)
     trainer = make_trainer(sources.network, training.settings, training.options.compute)
     states = StateFiles(training.run.path)
     if damaged := states.restore(trainer):

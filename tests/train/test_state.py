@@ -7,11 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
 import torch
+from holding import Held
 
 from agegen.errors import AgegenError, CheckpointError, TrainingInterrupted
 from agegen.machine import choose_compute
@@ -45,12 +45,6 @@ def make_config(data, path):
     return TrainConfig("scratch", (str(data),), path, **OPTIONS)
 
 
-def make_command(data, run, save_every):
-    options = ["--epochs", "2", "--batch-size", "12", "--device", "cpu", "--workers", "1"]
-    places = ["--data", str(data), "--out", str(run), "--save-every", str(save_every)]
-    return [sys.executable, "-m", "agegen", "train", "--model", "scratch", *options, *places]
-
-
 def start(data, path, stop_after):
     """Train until so many batches are over, then vanish without a word."""
     batches = 0
@@ -79,23 +73,30 @@ def test_a_resumed_run_ends_bit_identical(whole, data, tmp_path, stop_after):
     assert not list((tmp_path / "run").glob("state-*"))
 
 
-def wait_for(run, pattern, process):
-    deadline = time.monotonic() + 100
-    while not list(run.glob(pattern)):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+# Where a training is held: while a state's file is written, after the second state, between the epochs, after both.
+MOMENTS = {
+    "writing": ("agegen.train.state.write_bytes", 2, True),
+    "first epoch": ("agegen.train.state.StateFiles.save", 2, False),
+    "between epochs": ("agegen.train.train.keep_epoch", 1, False),
+    "after the last": ("agegen.train.train.calibrate_best", 1, True),
+}
+
+
+def hold(data, run, tmp_path, moment, **options):
+    target, call, before = MOMENTS[moment]
+    arguments = ["train", "--model", "scratch", "--device", "cpu", "--workers", "1", "--save-every", "0"]
+    arguments += ["--epochs", "2", "--batch-size", "12", "--data", data, "--out", run]
+    return Held(tmp_path, arguments, target, call, before, stdout=subprocess.DEVNULL, **options)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("moment", [".state-*", "state-2*", "epochs.csv"])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_sigkill_at_any_moment_loses_nothing(whole, data, tmp_path, moment):
-    """Killed while a state is written, in the first epoch, and between epochs."""
     run = tmp_path / "run"
-    process = subprocess.Popen(make_command(data, run, 0), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(run, moment, process)
-    process.kill()
-    process.wait()
+    held = hold(data, run, tmp_path, moment, stderr=subprocess.DEVNULL)
+    held.wait()
+    held.process.kill()
+    held.process.wait()
     assert json.loads((run / "run.json").read_text())["finished"] is None
     go_on(run)
     check_same(whole, run)
@@ -104,17 +105,31 @@ def test_sigkill_at_any_moment_loses_nothing(whole, data, tmp_path, moment):
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(whole, data, tmp_path):
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        make_command(data, run, 0), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
-    wait_for(run, "state-2*", process)
+    held = hold(data, run, tmp_path, "first epoch", stderr=subprocess.PIPE, start_new_session=True)
+    held.wait()
     # To the whole group, loader processes included, as a terminal does.
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    os.killpg(held.process.pid, signal.SIGINT)
+    held.let_go()
+    _, errors = held.process.communicate(timeout=60)
+    assert held.process.returncode == 130
     assert f"agegen train --resume {run}" in errors.decode()
     assert b"Traceback" not in errors
     go_on(run)
+    check_same(whole, run)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_after_the_last_epoch_ends_at_once(whole, data, tmp_path):
+    """It promises no batch to finish, for there is none; the run goes on from there."""
+    run = tmp_path / "run"
+    held = hold(data, run, tmp_path, "after the last", stderr=subprocess.PIPE, start_new_session=True)
+    held.wait()
+    os.killpg(held.process.pid, signal.SIGINT)
+    _, errors = held.process.communicate(timeout=60)
+    assert held.process.returncode == 130
+    assert b"finishing the batch" not in errors
+    assert b"Traceback" not in errors
+    assert not [event for event in go_on(run) if isinstance(event, BatchResult)]
     check_same(whole, run)
 
 
@@ -198,16 +213,17 @@ def test_a_run_goes_on_only_as_it_began(faces_folder, tmp_path, change):
     else:
         record["settings"]["compute"] = "cuda, bf16"
     (run / "run.json").write_text(json.dumps(record))
-    with pytest.raises(AgegenError, match="can't go on as it began: .* restore that, or train anew"):
+    with pytest.raises(AgegenError, match=r"can't go on as it began: .* restore that, or train anew"):
         go_on(run)
 
 
-def test_equal_trainings_give_equal_checkpoints(whole, data, tmp_path):
+def test_equal_trainings_give_equal_checkpoints(data, tmp_path):
     """Byte by byte, a resumed one too: no clock is in them."""
-    list(train_run(make_config(data, tmp_path / "again")))
+    for name in ("first", "again"):
+        list(train_run(make_config(data, tmp_path / name)))
     start(data, tmp_path / "resumed", 3)
     go_on(tmp_path / "resumed")
-    contents = [(path / "best.safetensors").read_bytes() for path in (whole, tmp_path / "again", tmp_path / "resumed")]
+    contents = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("first", "again", "resumed")]
     assert contents[0] == contents[1] == contents[2]
 
 
