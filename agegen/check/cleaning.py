@@ -8,7 +8,7 @@ import pandas as pd
 
 from agegen.check.check import DataReport
 from agegen.data.labels import AGE_BOUNDS, write_labels
-from agegen.data.records import Exclusion, FileStore, ImageStore, JoinedStore
+from agegen.data.records import Exclusion, locate_picture
 from agegen.errors import DataError
 from agegen.files import replace_atomically
 
@@ -31,13 +31,6 @@ def list_removals(report: DataReport) -> list[Exclusion]:
         if not pair.conflicting and pair.first not in removed:
             removed.setdefault(pair.second, f"a {'copy' if pair.same_file else 'near-duplicate'} of {pair.first}")
     return [Exclusion(path, reason) for path, reason in removed.items()]
-
-
-def locate_picture(images: ImageStore, row: int) -> Path | None:
-    """Return the file that a row's picture lies in; None where it is inside of something else."""
-    if isinstance(images, JoinedStore):
-        return locate_picture(*images.find(row))
-    return images.paths[row] if isinstance(images, FileStore) else None
 
 
 def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:

@@ -55,6 +55,13 @@ class JoinedStore:
         return self.stores[which], row - self.starts[which]
 
 
+def locate_picture(images: ImageStore, row: int) -> Path | None:
+    """Return the file that a row's picture lies in; None where it is inside of something else."""
+    if isinstance(images, JoinedStore):
+        return locate_picture(*images.find(row))
+    return images.paths[row] if isinstance(images, FileStore) else None
+
+
 @dataclass(frozen=True)
 class Exclusion:
     """A file or row that was left out, and why."""

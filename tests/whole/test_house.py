@@ -17,7 +17,7 @@ FLOORS = (
     {"model", "faces", "render"},
     {"engines", "batches"},
     {"evaluate", "predict", "export"},
-    {"train", "compare", "check", "crop"},
+    {"train", "compare", "check", "convert", "crop"},
     {"testing", "cli"},
     {"__main__"},
 )

@@ -14,7 +14,10 @@ from agegen.errors import DataError, PluginError
 
 GROUP = "agegen.layouts"
 # The order in which they are asked: those that need certain files first, those that look at names last.
-_BUILT_IN = ("fairface", "metadata", "shards", "utkface")
+_BUILT_IN = (
+    *("fairface", "adience", "appa_real", "imdb_wiki", "people_tables", "celeba", "metadata", "shards"),
+    *("utkface", "fgnet", "all_age_faces", "agedb", "afad", "labelled_folders"),
+)
 
 
 class Layout(Protocol):

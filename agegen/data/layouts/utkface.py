@@ -29,7 +29,7 @@ def read(path: Path, options: ReadOptions) -> FaceRecords | None:  # noqa: ARG00
             excluded.append(Exclusion(relative, parsed))
         else:
             rows.append((relative, float(parsed[0]), parsed[1], parsed[2], index))
-    if not paths:
+    if not rows:
         return None
     frame = pd.DataFrame(rows, columns=["path", "age", "female", "race", "row"])
     return FaceRecords(frame, FileStore(tuple(paths)), str(path), tuple(excluded), terms=TERMS, layout=NAME)

@@ -1,0 +1,219 @@
+"""Every layout in miniature: recognised by itself, read right."""
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from agegen.data.layouts import list_layouts
+from agegen.data.loading import load_records
+from agegen.data.manifests import ReadOptions
+from agegen.errors import DataError, PluginError
+
+NAN = float("nan")
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+
+
+def check(records, layout, paths, ages, female):
+    assert records.layout == layout
+    assert list(records.frame["path"]) == paths
+    low, high = ([age[end] if isinstance(age, tuple) else age for age in ages] for end in (0, 1))
+    assert records.labels.low.tolist() == pytest.approx(low, nan_ok=True)
+    assert records.labels.high.tolist() == pytest.approx(high, nan_ok=True)
+    assert records.labels.female.tolist() == pytest.approx(female, nan_ok=True)
+    # The store reads the file that the row names.
+    assert records.read(0).decode().endswith(paths[0].rsplit("/", 1)[-1])
+
+
+def test_utkface(tmp_path):
+    touch(tmp_path, "25_1_2_20170116174525125.jpg.chip.jpg", "sub/1_0_4_20170116174525126.jpg", "grandma.jpg")
+    records = load_records(str(tmp_path))
+    names = ["25_1_2_20170116174525125.jpg.chip.jpg", "sub/1_0_4_20170116174525126.jpg"]
+    check(records, "UTKFace", names, [25, 1], [1, 0])
+    assert list(records.frame["race"]) == ["Asian", "Other"]
+
+
+def test_fairface(tmp_path):
+    touch(tmp_path, "train/1.jpg", "val/1.jpg")
+    header = "file,age,gender,race,service_test\n"
+    (tmp_path / "fairface_label_train.csv").write_text(header + "train/1.jpg,more than 70,Female,Black,True\n")
+    (tmp_path / "fairface_label_val.csv").write_text(header + "val/1.jpg,0-2,Male,White,False\n")
+    records = load_records(str(tmp_path))
+    check(records, "FairFace", ["train/1.jpg", "val/1.jpg"], [(70, 116), (0, 2)], [1, 0])
+    assert records.group_columns == ["race"]
+    assert "CC BY 4.0" in records.terms
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix"), [("faces", "coarse_tilt_aligned_face"), ("aligned", "landmark_aligned_face")]
+)
+def test_adience(tmp_path, folder, prefix):
+    header = "user_id\toriginal_image\tface_id\tage\tgender\tx\ty\n"
+    (tmp_path / "fold_0_data.txt").write_text(header + "7@N1\ta.jpg\t1\t(25, 32)\tf\t0\t0\n")
+    (tmp_path / "fold_1_data.txt").write_text(header + "8@N2\tb.jpg\t2\t35\tu\t0\t0\n8@N2\tc.jpg\t3\tNone\tm\t0\t0\n")
+    (tmp_path / "fold_frontal_0_data.txt").write_text(header)
+    names = [f"{folder}/7@N1/{prefix}.1.a.jpg", f"{folder}/8@N2/{prefix}.2.b.jpg", f"{folder}/8@N2/{prefix}.3.c.jpg"]
+    touch(tmp_path, *names)
+    records = load_records(str(tmp_path))
+    check(records, "Adience", names, [(25, 32), 35, NAN], [1, NAN, 0])
+    assert records.identity_columns == ["subject"]
+
+
+def test_all_age_faces(tmp_path):
+    touch(tmp_path, "07380A25.jpg", "07381A02.jpg")
+    check(load_records(str(tmp_path)), "All-Age-Faces", ["07380A25.jpg", "07381A02.jpg"], [25, 2], [1, 0])
+
+
+def test_agedb(tmp_path):
+    touch(tmp_path, "0_MariaCallas_35_f.jpg", "12_Jean-Paul_Sartre_60_m.jpg")
+    records = load_records(str(tmp_path))
+    check(records, "AgeDB", ["0_MariaCallas_35_f.jpg", "12_Jean-Paul_Sartre_60_m.jpg"], [35, 60], [1, 0])
+    assert list(records.frame["identity"]) == ["MariaCallas", "Jean-Paul_Sartre"]
+    assert records.group_columns == []
+
+
+def test_fgnet(tmp_path):
+    touch(tmp_path, "001A02.JPG", "001A43a.JPG", "082A18.JPG")
+    records = load_records(str(tmp_path))
+    check(records, "FG-NET", ["001A02.JPG", "001A43a.JPG", "082A18.JPG"], [2, 43, 18], [NAN] * 3)
+    assert list(records.frame["identity"]) == ["001", "001", "082"]
+
+
+def test_afad(tmp_path):
+    touch(tmp_path, "18/111/1-0.jpg", "18/112/2-0.jpg", "40/111/3-0.jpg")
+    names = ["18/111/1-0.jpg", "18/112/2-0.jpg", "40/111/3-0.jpg"]
+    check(load_records(str(tmp_path)), "AFAD", names, [18, 18, 40], [0, 1, 0])
+
+
+def test_appa_real(tmp_path):
+    header = "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n"
+    (tmp_path / "gt_avg_train.csv").write_text(header + "000000.jpg,36,5.05,0.7,4\n")
+    (tmp_path / "gt_avg_valid.csv").write_text(header + "004113.jpg,38,24.5,3.9,23\n")
+    (tmp_path / "gt_avg_test.csv").write_text(header + "005613.jpg,39,24.5,4.2,25\n")
+    names = ["train/000000.jpg_face.jpg", "valid/004113.jpg", "test/005613.jpg"]
+    touch(tmp_path, *names)
+    records = load_records(str(tmp_path))
+    check(records, "APPA-REAL", names, [4, 23, 25], [NAN] * 3)
+    assert list(records.frame["split"]) == ["train", "val", "test"]
+    seen = load_records(str(tmp_path), ReadOptions(age_column="apparent_age_avg"))
+    assert list(seen.frame["age"]) == [5.05, 24.5, 24.5]
+
+
+def write_mat(path, rows):
+    """A file as the makers' Matlab wrote it: one struct of 1×N fields."""
+    names = ("dob", "photo_taken", "gender", "face_score", "second_face_score")
+    texts = {name: np.empty((1, len(rows)), dtype=object) for name in ("full_path", "name")}
+    for place, row in enumerate(rows):
+        for name, cells in texts.items():
+            cells[0, place] = row[name]
+    numbers = {name: np.array([[row[name] for row in rows]], dtype=float) for name in names}
+    savemat(path, {path.stem: {**numbers, **texts}})
+
+
+def test_imdb_wiki(tmp_path):
+    # Matlab's day 723671 is the 1st of May 1981, 723775 the 13th of August.
+    good = {"photo_taken": 2009, "face_score": 4.3, "second_face_score": NAN}
+    rows = [
+        {**good, "dob": 723671, "gender": 1, "full_path": "17/a.jpg", "name": "A B"},
+        {**good, "dob": 723775, "gender": 0, "full_path": "18/b.jpg", "name": "C D"},
+        {**good, "dob": 723671, "gender": 1, "full_path": "17/c.jpg", "name": "A B", "face_score": -np.inf},
+        {**good, "dob": 723671, "gender": NAN, "full_path": "17/d.jpg", "name": "A B", "second_face_score": 2.0},
+    ]
+    write_mat(tmp_path / "wiki.mat", rows)
+    touch(tmp_path, *(row["full_path"] for row in rows))
+    records = load_records(str(tmp_path))
+    check(records, "IMDB-WIKI", ["17/a.jpg", "18/b.jpg"], [28, 27], [0, 1])
+    assert {item.path: item.reason for item in records.excluded} == {
+        "17/c.jpg": "no face",
+        "17/d.jpg": "more than one face",
+    }
+    assert list(records.frame["identity"]) == ["A B", "C D"]
+    (tmp_path / "wiki.mat").write_bytes(b"no Matlab")
+    with pytest.raises(DataError, match="is no file of IMDB-WIKI"):
+        load_records(str(tmp_path))
+
+
+def test_lagenda(tmp_path):
+    (tmp_path / "lagenda_annotation.csv").write_text(
+        "img_name,age,gender,face_x0,face_y0,face_x1,face_y1,person_x0,person_y0,person_x1,person_y1\n"
+        "a.jpg,31,M,1,1,5,5,0,0,9,9\nb.jpg,-1,F,1,1,5,5,0,0,9,9\nc.jpg,5,F,1,1,5,5,0,0,9,9\nc.jpg,40,M,6,6,9,9,0,0,9,9\n"
+    )
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    check(load_records(str(tmp_path)), "LAGENDA", ["a.jpg", "b.jpg"], [31, NAN], [0, 1])
+
+
+def test_imdb_clean(tmp_path):
+    header = "filename,age,gender,x_min,y_min,x_max,y_max\n"
+    (tmp_path / "imdb_train_new_1024.csv").write_text(header + "07/a.jpg,38.0,M,1,1,5,5\n")
+    (tmp_path / "imdb_test_new_1024.csv").write_text(header + "08/b.jpg,22.0,F,1,1,5,5\n")
+    touch(tmp_path, "07/a.jpg", "08/b.jpg")
+    records = load_records(str(tmp_path))
+    check(records, "IMDB-clean", ["07/a.jpg", "08/b.jpg"], [38, 22], [0, 1])
+    assert list(records.frame["split"]) == ["train", "test"]
+
+
+@pytest.mark.parametrize("form", ["txt", "csv"])
+def test_celeba(tmp_path, form):
+    touch(tmp_path, "img_align_celeba/000001.jpg", "img_align_celeba/000002.jpg")
+    if form == "txt":
+        text = "2\n5_o_Clock_Shadow Male Young \n000001.jpg -1  1 -1\n000002.jpg  1 -1  1\n"
+    else:
+        text = "image_id,5_o_Clock_Shadow,Male,Young\n000001.jpg,-1,1,-1\n000002.jpg,1,-1,1\n"
+    (tmp_path / f"list_attr_celeba.{form}").write_text(text)
+    (tmp_path / "identity_CelebA.txt").write_text("000001.jpg 2880\n000002.jpg 2937\n")
+    records = load_records(str(tmp_path))
+    names = ["img_align_celeba/000001.jpg", "img_align_celeba/000002.jpg"]
+    check(records, "CelebA", names, [NAN, NAN], [0, 1])
+    assert list(records.frame["identity"]) == ["2880", "2937"]
+
+
+def test_folders_by_label(tmp_path):
+    touch(tmp_path, "20-29/male/a.jpg", "20-29/female/b.jpg", "60+/female/c.jpg", "stray.jpg")
+    records = load_records(str(tmp_path))
+    names = ["20-29/female/b.jpg", "20-29/male/a.jpg", "60+/female/c.jpg"]
+    check(records, "folders by label", names, [(20, 29), (20, 29), (60, 116)], [1, 0, 1])
+    assert records.excluded[0].reason == "neither age nor gender is known"
+
+
+def test_a_folder_of_something_else_names_the_layouts(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"none of the layouts that agegen knows \(FairFace, Adience, .*UTKFace, .*\)"):
+        load_records(str(tmp_path))
+
+
+def test_every_layout_has_a_name_and_a_documented_source():
+    names = [layout.NAME for layout in list_layouts()]
+    assert len(names) == len(set(names)) == 14
+    assert all(layout.__doc__.strip() for layout in list_layouts())
+
+
+class Fake:
+    """An entry point of another package."""
+
+    def __init__(self, loaded):
+        self.name, self.dist, self._loaded = "mine", None, loaded
+
+    def load(self):
+        if isinstance(self._loaded, Exception):
+            raise self._loaded
+        return self._loaded
+
+
+def test_other_packages_bring_layouts(tmp_path, monkeypatch, faces_folder):
+    class Mine:
+        NAME = "mine"
+
+        @staticmethod
+        def read(path, options):
+            return load_records(str(faces_folder)) if path == tmp_path else None
+
+    monkeypatch.setattr("agegen.data.layouts.entry_points", lambda group: [Fake(Mine)])
+    assert len(load_records(str(tmp_path))) == 60
+    monkeypatch.setattr("agegen.data.layouts.entry_points", lambda group: [Fake(RuntimeError("boom"))])
+    with pytest.raises(PluginError, match="the layout 'mine' can't be loaded: boom"):
+        load_records(str(tmp_path))
