@@ -61,7 +61,8 @@ class FeatureCache:
     computed anew, and more views can be added later.
     """
 
-    def __init__(self, root: Path, model: AgeGenderModel, sha256: list[str], compute: Compute) -> None:
+    def __init__(self, root: Path, model: AgeGenderModel, sha256: list[str], compute: Compute, cut: str = "") -> None:
+        """Find the cache's place; ``cut`` says how the pictures were cropped, where they were not taken whole."""
         self._model = model
         self._compute = compute
         self._shape = (len(sha256), model.backbone.feature_dim)
@@ -75,6 +76,9 @@ class FeatureCache:
             "feature_dim": model.backbone.feature_dim,
             "data": hashlib.sha256("\n".join(sha256).encode()).hexdigest(),
         }
+        # Only where there is one: caches of before stay valid.
+        if cut:
+            self.description["cut"] = cut
         key = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / "features" / key
 

@@ -129,7 +129,8 @@ def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
 
 
 def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progress: ProgressHook) -> LabelledFeatures:
-    cache = FeatureCache(choose_cache_dir(options.cache_dir), model, scan.sha256, options.compute)
+    root = choose_cache_dir(options.cache_dir)
+    cache = FeatureCache(root, model, scan.sha256, options.compute, scan.records.describe_cut())
     pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels)
     table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress)
     labels = scan.records.labels

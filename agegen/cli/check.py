@@ -19,7 +19,16 @@ from agegen.cli.app import (
     write_output,
 )
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+# Named here, for the help must not import their readers; a test holds the two together.
+LAYOUTS = (
+    *("FairFace", "Adience", "APPA-REAL", "IMDB-WIKI", "LAGENDA or IMDB-clean", "CelebA", "a folder with metadata.csv"),
+    *("Parquet shards", "UTKFace", "FG-NET", "All-Age-Faces", "AgeDB", "AFAD", "folders by label"),
+)
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help=f"Check, crop and convert data sets. Layouts that are recognised by themselves: {', '.join(LAYOUTS)}; further "
+    "ones come with other packages (entry point agegen.layouts). Tables: CSV, TSV, JSON Lines, Parquet.",
+)
 app.add_typer(data_app, name="data")
 
 

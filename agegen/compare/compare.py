@@ -10,7 +10,7 @@ import numpy as np
 
 from agegen.compare.costs import Cost, measure_cost
 from agegen.compare.differences import LEAST_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
-from agegen.compare.sources import SourceRow, measure_sources
+from agegen.compare.sources import SourceCell, SourceRow, measure_sources
 from agegen.data.labels import AGE_BOUNDS
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.data.splits import HASH_COLUMN, find_seen, read_split, unpack_hashes
@@ -71,7 +71,10 @@ class Comparison:
             "gender": [self._row_to_json(row) for row in self.gender],
             "groups": [{**vars(group), "difference": _metric_to_json(group.difference)} for group in self.groups.rows],
             "groups_looked_at": self.groups.looked_at,
-            "sources": [vars(row) | {"cells": [vars(cell) for cell in row.cells]} for row in self.sources],
+            "sources": [
+                {"source": row.source, "n": row.n, "runs": [_cell_to_json(cell) for cell in row.cells]}
+                for row in self.sources
+            ],
             "verdict": self.verdict,
             "notices": list(self.notices),
         }
@@ -219,6 +222,11 @@ def _check_labels(tables: dict[str, pd.DataFrame]) -> None:
     for table in others:
         if any(not first[name].equals(table[name]) for name in _LABELS if name in first.columns):
             raise AgegenError("these runs can't be compared: the same faces have different labels in their data")
+
+
+def _cell_to_json(cell: SourceCell) -> dict[str, Any]:
+    metrics = {name: _metric_to_json(getattr(cell, name)) for name in ("mae", "in_bracket", "accuracy")}
+    return {"run": cell.name, **metrics}
 
 
 def _metric_to_json(metric: Metric) -> dict[str, Any]:

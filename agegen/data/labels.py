@@ -156,6 +156,7 @@ def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]
     own_bands = [f"{a:.0f}–{b:.0f}" for a, b in zip(labels.low[wide], labels.high[wide], strict=True)]
     bands[wide] = own_bands
     every = sorted({*names, *own_bands}, key=lambda name: (int(name.split("–")[0]), int(name.split("–")[1])))
-    gender = frame["female"].map({True: "female", False: "male"}).astype("category")
+    known = [None if value != value else format_gender(value) for value in labels.female]
+    gender = pd.Series(known, index=frame.index, dtype=object).astype("category")
     own = {name: frame[name].astype(str).astype("category") for name in groups}
     return {"age_band": bands.astype(pd.CategoricalDtype(every, ordered=True)), "gender": gender, **own}

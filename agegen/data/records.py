@@ -160,6 +160,12 @@ class FaceRecords:
         """Return the name of the data set that the record at ``index`` is from."""
         return str(self.frame[SOURCE_COLUMN].iloc[index]) if SOURCE_COLUMN in self.frame.columns else self.source
 
+    def describe_cut(self) -> str:
+        """Return how pictures are cropped, in words that differ where the crops do; "" where they are taken whole."""
+        if self.cropper is not None:
+            return str(self.cropper)
+        return "; ".join(f"{name}: {trim}" for name, trim in sorted(self.trims.items()))
+
     def select(self, mask: Any) -> FaceRecords:
         """Return the records where ``mask`` (N,) is true."""
         return replace(self, frame=self.frame[mask].reset_index(drop=True))

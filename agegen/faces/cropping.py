@@ -45,6 +45,9 @@ class FaceCropper:
         detector: Detector = self._local.detector
         return detector
 
+    def __str__(self) -> str:
+        return f"{self.detector}, {self._contract.to_json()}"
+
     def __reduce__(self) -> tuple[type[FaceCropper], tuple[str, CropContract]]:
         """Be built anew in another process: networks can't be sent there."""
         return FaceCropper, (self.detector, self._contract)

@@ -186,8 +186,12 @@ def test_a_folder_of_something_else_names_the_layouts(tmp_path):
         load_records(str(tmp_path))
 
 
-def test_every_layout_has_a_name_and_a_documented_source():
+def test_every_layout_has_a_name_and_a_documented_source(agegen):
+    from agegen.cli.check import LAYOUTS
+
     names = [layout.NAME for layout in list_layouts()]
+    assert tuple(names) == LAYOUTS
+    assert "folders by label" in " ".join(agegen("data", "--help").stdout.replace("│", "").split())
     assert len(names) == len(set(names)) == 14
     assert all(layout.__doc__.strip() for layout in list_layouts())
 
