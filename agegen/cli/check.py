@@ -12,24 +12,12 @@ from agegen.cli.app import (
     Device,
     GenderCodes,
     JsonOut,
-    app,
+    data_app,
     make_notice_console,
     make_output_console,
     show_work,
     write_output,
 )
-
-# Named here, for the help must not import their readers; a test holds the two together.
-LAYOUTS = (
-    *("FairFace", "Adience", "APPA-REAL", "IMDB-WIKI", "LAGENDA or IMDB-clean", "CelebA", "a folder with metadata.csv"),
-    *("Parquet shards", "UTKFace", "FG-NET", "All-Age-Faces", "AgeDB", "AFAD", "folders by label"),
-)
-data_app = typer.Typer(
-    no_args_is_help=True,
-    help=f"Check, crop and convert data sets. Layouts that are recognised by themselves: {', '.join(LAYOUTS)}; further "
-    "ones come with other packages (entry point agegen.layouts). Tables: CSV, TSV, JSON Lines, Parquet.",
-)
-app.add_typer(data_app, name="data")
 
 
 @data_app.command(name="check")

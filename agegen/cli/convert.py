@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agegen.cli.app import AgeColumn, GenderCodes, make_notice_console, make_output_console, show_work
-from agegen.cli.check import data_app
+from agegen.cli.app import AgeColumn, GenderCodes, data_app, make_notice_console, make_output_console, show_work
 
 
 @data_app.command(name="convert")

@@ -187,7 +187,7 @@ def test_a_folder_of_something_else_names_the_layouts(tmp_path):
 
 
 def test_every_layout_has_a_name_and_a_documented_source(agegen):
-    from agegen.cli.check import LAYOUTS
+    from agegen.cli.app import LAYOUTS
 
     names = [layout.NAME for layout in list_layouts()]
     assert tuple(names) == LAYOUTS
