@@ -17,8 +17,8 @@ __all__ = [
     "find_contract_gap",
 ]
 
+# Of ImageNet's pictures, per channel: what nearly all pretrained networks were fed with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 

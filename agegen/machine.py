@@ -21,9 +21,7 @@ _MEMORY_FILES = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 DEVICES = ("auto", "cpu", "cuda")
-
 PRECISIONS = ("auto", "fp32", "bf16")
-
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 

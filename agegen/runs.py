@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_ROOT = Path("runs")
-
 # What run.json holds from its first writing on.
 _PARTS = {"model": str, "options": dict, "settings": dict, "parameters": dict, "data": dict, "baseline": dict}
 

@@ -16,6 +16,7 @@ from agegen.model.loss import Targets, compute_loss
 from agegen.model.network import AgeGenderModel, Outputs, expect_age
 from agegen.model.plugins import Plugin
 
+# Batch norm needs two; four give each gender two ages.
 _FACES = 4
 
 

@@ -16,7 +16,6 @@ from agegen.model.loss import Targets
 
 # People write ages down to within some years; rarer ages lend each other strength.
 _SMOOTHING_YEARS = 2.0
-
 # Larger ones gain nothing on a CPU and take memory.
 EVAL_BATCH_SIZE = 128
 

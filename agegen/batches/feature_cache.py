@@ -27,7 +27,6 @@ from agegen.model.views import mirror_image, stack_images
 
 # Raise it whenever views or features come out differently: old caches are then no longer found.
 CODE_VERSION = 1
-
 # The unit of work, of checksums and of resuming; also the batch in which features are computed.
 BLOCK = 64
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 # Pictures with a shorter side below it hold too little of a face.
 TINY_SIDE = 48
-
 # Labels of one photograph that are further apart, in years, contradict each other.
 CONFLICT_YEARS = 1.0
 

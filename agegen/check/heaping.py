@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from agegen.data.labels import AGE_CLASSES
 
+# So many years on each side: fewer would be noise, more would span the next heap, five years on.
 _NEIGHBOURS = 3
-
 # An age is heaped where its count is so many times its neighbours', and that far beyond chance.
 _LEAST_RATIO, _LEAST_SIGMAS = 1.4, 4.0
 

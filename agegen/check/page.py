@@ -22,8 +22,9 @@ from agegen.render.tables import PlainTable, render_table
 if TYPE_CHECKING:
     import pandas as pd
 
+# As many pictures as fill a page without scrolling for ever.
 _SHOWN = 24
-
+# As many rows as a terminal shows at once.
 _ROWS_SHOWN = 20
 
 

@@ -18,7 +18,7 @@ from agegen.model.checkpoint import load_checkpoint
 
 # An age is doubted beyond so many half-widths of its 90 % interval, a gender below that probability.
 _DOUBTED_WIDTHS, _DOUBTED_PROBABILITY = 2.0, 0.02
-
+# Below it an age is no likely mistake, however sure a model is of another one.
 _LEAST_YEARS = 15.0
 
 

@@ -14,8 +14,8 @@ from typer.core import TyperGroup
 
 from agegen.errors import AgegenError
 
+# What shells expect of a program that Ctrl-C ended: 128 + SIGINT.
 INTERRUPTED = 130
-
 # What is printed holds names of files and errors of plugins: "[red]" and ":smile:" in them are no commands.
 _LITERALLY: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 

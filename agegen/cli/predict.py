@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agegen.predict.predict import PredictStart
     from agegen.predict.results import FacePrediction, PhotoPrediction
 
+# More rows are no table to look at; files hold them all.
 _ROWS_SHOWN = 1000
 
 

@@ -16,10 +16,11 @@ from agegen.model.checkpoint import load_checkpoint
 from agegen.model.views import run_views
 from agegen.runs import RunFolder, count_seconds
 
+# Validation losses of neighbouring epochs differ by about as much once nothing is learnt any more.
 SETTLED_WITHIN = 0.02
-
+# One lucky epoch is no end of learning.
 SMOOTHED_EPOCHS = 3
-
+# Batches as prediction makes them; the median of three leaves one disturbance out.
 _SPEED_FACES, _SPEED_REPEATS = 32, 3
 
 

@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 
 # Fewer faces than this say too little for a comparison.
 LEAST_FACES = 30
-
 LESS_IS_BETTER = ("mae", "rmse", "distance", "ece", "brier")
-
 _RUN_COLUMNS = (*ESTIMATE_COLUMNS, *AGE_BOUNDS, "age", "female", "path", "sha256")
 
 

@@ -21,6 +21,7 @@ from agegen.render.plots import COLORS, draw_curves, make_figure
 if TYPE_CHECKING:
     import pandas as pd
 
+# Two rows of faces on a page.
 FACES_SHOWN = 12
 
 

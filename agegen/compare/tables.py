@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from agegen.evaluate.metrics import Metric
 
 NO_DIFFERENCE = "no clear difference"
-
+# More rows than this nobody reads; JSON holds them all.
 _GROUPS_SHOWN = 10
-
 _POINTS = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece")
 
 

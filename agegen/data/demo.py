@@ -10,12 +10,10 @@ from agegen.data.images import RGB
 from agegen.data.labels import MAX_AGE
 from agegen.data.records import FaceRecords
 
+# Enough to learn drawn faces from within a minute.
 DEMO_COUNT = 480
-
 _SIZE = 128
-
 _SKINS = ((255, 224, 196), (240, 194, 160), (198, 140, 104), (141, 93, 62), (92, 60, 42))
-
 _HAIRS = ((32, 24, 20), (84, 52, 28), (150, 96, 44), (206, 170, 108))
 
 _Color = tuple[int, int, int]

@@ -10,7 +10,7 @@ from agegen.data.scan import ProgressHook, ignore_progress
 # Out of 256 bits. Chosen by looking at pairs of UTKFace: up to 40 nearly all show one photograph,
 # from 44 to 48 about half do, above 50 they are look-alikes.
 MAX_DISTANCE = 46
-
+# 64 MB for the products of two blocks.
 _ROWS_AT_ONCE = 4096
 
 

@@ -14,13 +14,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from agegen.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-
 # Thumbnails of a NAS (Synology), and a Mac's copies of metadata in archives.
 _SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
-
 # A hundred megapixels is the largest photograph that people have; more is taken for a bomb.
 MAX_PIXELS = 110_000_000
-
 # An uncompressed photograph of that size with 16 bits a channel; larger files would only fill the memory.
 MAX_BYTES = 6 * MAX_PIXELS + (1 << 20)
 

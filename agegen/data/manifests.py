@@ -51,6 +51,7 @@ _ALIASES = {
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # What file systems take; longer cells are no names.
 _LONGEST_NAME = 4096
+# Enough to see what kind of cells they are.
 _QUOTED = 5
 
 

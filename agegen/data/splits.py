@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SPLIT_COLUMNS = ["path", "sha256", "group", "split"]
 # Perceptual hashes, by which later data is searched for near-duplicates; splits of older runs lack them.
 HASH_COLUMN = "hash"
-
+# The usual shares: of 20,000 faces 2,000 to test on, where a gender accuracy is known to one point.
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 

@@ -16,7 +16,6 @@ _FEMALE = frozenset({"female", "females", "f", "woman", "women", "w", "girl", "g
 # A gender that is neither word is no label for two classes.
 _NEITHER = frozenset({"other", "nonbinary", "non-binary", "unsure", "uncertain", "-1"})
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-
 _NUMBER = r"\d+(?:\.\d+)?"
 _UNIT = r"(?:\s*(?:years?|yrs?|y/?o?)(?:\s*old)?)?"
 _EXACT = re.compile(rf"({_NUMBER}){_UNIT}")

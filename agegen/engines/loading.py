@@ -10,7 +10,6 @@ from agegen.errors import AgegenError, CheckpointError
 from agegen.model.metadata import CheckpointInfo
 
 ENGINES = ("auto", "onnx", "torch")
-
 ONNX_SUFFIX = ".onnx"
 
 

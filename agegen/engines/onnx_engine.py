@@ -16,9 +16,7 @@ from agegen.model.metadata import CheckpointInfo, parse_info
 
 # The checkpoint that an ONNX file was made from, by its SHA-256, stands in its metadata under this key.
 SOURCE_KEY = "agegen_checkpoint"
-
 INPUT = "crops"
-
 _ERRORS_ONLY = 3
 
 

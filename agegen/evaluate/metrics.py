@@ -19,10 +19,8 @@ _Compute = Callable[[Weights], dict[str, Floats]]
 
 # As in Guo et al., whose numbers others compare with.
 CALIBRATION_BINS = 15
-
 # The 2.5th percentile of so many is the 25th of them: known to about a tenth of an interval's width.
 BOOTSTRAP_SAMPLES = 1000
-
 # 16 MB of weights at once.
 _CELLS_AT_ONCE = 4_000_000
 # Whole years: a label of 29 stands for all until the next birthday.

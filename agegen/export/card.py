@@ -15,9 +15,9 @@ from agegen.render.formats import METRIC_TITLES, format_bounds, format_value
 from agegen.runs import RunFolder, count_seconds, list_sources
 
 UNKNOWN_TERMS = "those of the training data"
-
+# The worst few; the table above has them all.
 _FAILURES_SHOWN = 3
-
+# A worst group of fewer faces is chance.
 _LEAST_FACES = 30
 
 

@@ -18,19 +18,14 @@ from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similari
 from agegen.hub import explain_failure, quiet_hub
 
 YUNET_REPO = "opencv/face_detection_yunet"
-
 YUNET_FILE = "face_detection_yunet_2026may.onnx"
 # What was measured with, and what OpenCV's parser may be given: no other file of that name, whoever puts it there.
 YUNET_SHA256 = "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0"
-
 DEFAULT_DETECTOR = "mtcnn"
-
 # A small photograph is enlarged for the search, twice at the most, up to this length of its longer side.
 _SMALL_SIDE = 480
-
 # The second look: a square of this side, in which the crop has that share of the side.
 _CLOSE_SIDE, _CLOSE_SHARE = 320, 0.75
-
 # A face that turns out to be tilted by more degrees than this is turned upright and looked at once more.
 _TILT = 5.0
 
@@ -173,12 +168,10 @@ class MTCNN(TwoLooks):
         return DetectedFace((left, top, left + width, top + height), landmarks, float(face["confidence"]))
 
 
+# Below it, mtcnn's finds are hands and patterns more often than faces.
 _MTCNN_LEAST_SCORE = 0.8
-
 _MTCNN_POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
-
 _DETECTORS: dict[str, Callable[[], Detector]] = {"mtcnn": MTCNN, "yunet": YuNet}
-
 DETECTOR_NAMES = tuple(_DETECTORS)
 
 

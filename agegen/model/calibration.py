@@ -18,13 +18,10 @@ Bools = NDArray[np.bool_]
 COVERAGE = 0.90
 # What intervals are fitted to.
 EXACT, BRACKETS = "exact ages", "brackets of ages"
-
 # Gender is named where, on validation, at least this share of those named was right.
 WANTED_ACCURACY = 0.97
-
 # … but at least this share of all faces is named, however bad the model is.
 LEAST_NAMED = 0.5
-
 # Years: keeps a distribution that is all but one spike from promising an interval of no width.
 _LEAST_SPREAD = 0.5
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from agegen.errors import CheckpointError
 
+# Raised where an older agegen would misread a checkpoint.
 FORMAT = 1
-
 METADATA_KEY = "agegen"
 
 

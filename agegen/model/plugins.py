@@ -16,14 +16,10 @@ if TYPE_CHECKING:
     from agegen.backbone import Backbone
 
 GROUP = "agegen.backbones"
-
 OWN_DISTRIBUTION = "agegen"
-
 DEFAULT_MODEL = "scratch"
-
 # In the folder of the plugin's package.
 WEIGHTS_FILE = "weights.safetensors"
-
 CARD_FILE = "MODEL_CARD.md"
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from agegen.data.images import RGB
 from agegen.predict.results import FacePrediction, PhotoPrediction
 
+# Smaller letters can't be read.
 _LEAST_FONT = 10
 
 _Box = tuple[float, float, float, float]

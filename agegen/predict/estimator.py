@@ -25,15 +25,12 @@ from agegen.predict.results import NO_FACE, OK, UNREADABLE, FaceEstimate, FacePr
 from agegen.predict.stream import Waiting, stream_in_order
 
 NO_DETECTOR = "none"
-
 # The longer side, in pixels, to which photographs are decoded.
 LARGEST_SIDE = 4096
-
 # A batch of so many faces is as quick per face as a larger one.
 _BATCH_FACES, _BATCH_PHOTOS = 64, 128
 # Decoded photographs that wait for their estimates, where they are kept for annotation.
 _BATCH_BYTES = 200_000_000
-
 _IN_MEMORY = "picture"
 
 

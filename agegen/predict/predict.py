@@ -26,7 +26,6 @@ from agegen.predict.results import PhotoPrediction
 from agegen.predict.rows import RowWriter, open_writer, take_up
 
 _KINDS = ("json", "jsonl", "csv")
-
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 
 

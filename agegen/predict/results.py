@@ -8,7 +8,6 @@ from typing import Any
 from agegen.data.images import RGB
 
 OK, NO_FACE, UNREADABLE = "ok", "no_face", "unreadable"
-
 UNCERTAIN = "uncertain"
 
 

@@ -9,9 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
-
 R = TypeVar("R")
-
 # How long a thread sleeps at most before it looks whether the reader has gone.
 _PATIENCE = 0.2
 

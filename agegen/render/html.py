@@ -12,6 +12,7 @@ from agegen.data.records import FaceRecords
 from agegen.errors import AgegenError
 from agegen.render.plots import save_figure
 
+# Pixels of a face on a page: enough to recognise it by, small enough for dozens of them.
 _FACE_SIZE = 160
 
 

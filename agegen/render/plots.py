@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
 _CURVES = (("val_loss", "loss"), ("val_mae", "age MAE (years)"), ("val_accuracy", "gender accuracy"))
 
 

@@ -15,10 +15,8 @@ from agegen.runs import list_sources, open_run
 
 # Weights that know faces already want to be moved less, and settle sooner, than random ones: a third of both.
 RATE_SHARE, EPOCHS_SHARE = 1 / 3, 1 / 3
-
 # These change nothing of the result, or only where it comes about.
 _FREE = ("workers", "cache_dir", "save_every", "resume", "out")
-
 _PATHS = ("split_file",)
 
 

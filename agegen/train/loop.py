@@ -24,11 +24,12 @@ from agegen.model.network import TwoHeads
 from agegen.train.config import FitSettings
 from agegen.train.events import BatchResult, EpochResult
 
+# An average over some 500 steps: a few epochs of a small set, less than one of a large one.
 EMA_DECAY = 0.998
-
+# AdamW's second moments need some hundred steps before they can be trusted.
 WARMUP_SHARE = 0.1
+# Ages that nobody has in the training split stay possible.
 _LEAST_FACES = 1e-3
-
 # In choosing the best epoch, one point of gender accuracy weighs as much as 0.1 years of MAE.
 ACCURACY_YEARS = 10.0
 # Where half of the estimates lie in their brackets of ten years, exact ages have an MAE of about 5.

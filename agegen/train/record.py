@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 
 # Where a run lies and what is kept for it changes nothing of the result.
 _NOT_IN_COMMAND = ("out", "cache_dir", "workers", "save_every", "resume")
-
 # By then caches are warm, and loaders have either got ahead or fallen behind.
 BATCHES = 50
-
 # A training that waits for longer than this share of its time would gain from quicker data.
 _LIMIT = 0.1
 

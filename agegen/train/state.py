@@ -18,7 +18,6 @@ from agegen.files import write_bytes
 from agegen.train.loop import Trainer
 
 _METADATA_KEY = "agegen-state"
-
 _NAMES = ("state-1.safetensors", "state-2.safetensors")
 
 

@@ -9,6 +9,7 @@ from agegen.backbone import Backbone, HeadConfig, InputSpec, TrainingDefaults
 
 # On CPUs plain convolutions are several times quicker than depthwise ones of the same accuracy: those wait for memory.
 STEM = 16
+# As many parameters as `scratch` has, a fifth of its multiply-adds.
 WIDTHS = (24, 48, 80, 128)
 BLOCKS = (1, 2, 2, 2)
 

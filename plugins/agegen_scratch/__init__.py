@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from agegen.backbone import Backbone, HeadConfig, InputSpec, TrainingDefaults
 
+# Doubled where pooling halves the sides; with the heads, about 1M parameters.
 CHANNELS = (32, 64, 128, 256)
+# The first layer sees edges of eyes and mouths better with 5; see README.md.
 KERNELS = (5, 3, 3, 3)
 
 
