@@ -98,7 +98,7 @@ def predict(
         typer.Argument(metavar="INPUT…", help="Files, folders (recursive) or globs; - reads paths from stdin."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The weights that ship for this model. Default: scratch.")
+        str | None, typer.Option(metavar="NAME", help="The weights that ship for this model. Default: compact.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="A run folder or checkpoint of your own instead.")] = None,
     detector: Annotated[

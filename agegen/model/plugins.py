@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 GROUP = "agegen.backbones"
 OWN_DISTRIBUTION = "agegen"
-DEFAULT_MODEL = "scratch"
+# What `agegen predict` uses: the most accurate on other people's photographs, and the quickest.
+DEFAULT_MODEL = "compact"
 # In the folder of the plugin's package.
 WEIGHTS_FILE = "weights.safetensors"
 CARD_FILE = "MODEL_CARD.md"

@@ -157,6 +157,7 @@ def shipped(trained_run, tmp_path, monkeypatch):
         return path if plugin.name == "scratch" and path.is_file() else None
 
     monkeypatch.setattr("agegen.model.plugins.locate_file", locate)
+    monkeypatch.setattr("agegen.model.plugins.DEFAULT_MODEL", "scratch")
     monkeypatch.setattr("agegen.model.catalog.locate_file", locate)
     return folder / WEIGHTS_FILE
 

@@ -365,3 +365,35 @@ def test_a_plugin_of_several_files_is_looked_at_anew_when_one_changes(tmp_path, 
     before = _identify(plugin)
     os.utime(tmp_path / "parts" / "net.py", (1, 1))
     assert _identify(plugin) != before
+
+
+@pytest.mark.skipif(not shutil.which("unshare") or os.name != "posix" or os.geteuid() != 0, reason="remounts /")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["predict", "--demo", "--model", "scratch"], "scratch (onnx)"),
+        (["data", "check", "{faces}", "--html", "/tmp/c.html"], "set MPLCONFIGDIR or TMPDIR"),
+    ],
+)
+def test_on_a_read_only_system_without_a_home_what_can_be_done_is_done(faces_folder, arguments, said):
+    words = " ".join([sys.executable, "-m", "agegen", *(word.format(faces=faces_folder) for word in arguments)])
+    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")}
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"mount -o remount,ro,bind / && exec {words}"],
+        capture_output=True,
+        text=True,
+        env={**kept, "TMPDIR": "/nonexistent"},
+    )
+    if "permission denied" in done.stderr.lower() and "mount" in done.stderr:
+        pytest.skip("mounts are not allowed here")
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_systems_refusals_are_told_by_name():
+    from agegen.cli.app import explain_os_error
+
+    assert explain_os_error(FileNotFoundError(2, "No such file", "x.bin")) == "x.bin: No such file"
+    assert explain_os_error(OSError(28, "No space left on device")) == "can't write the output: No space left on device"
+    nowhere = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+    assert "set TMPDIR to a folder that can be written" in explain_os_error(nowhere)
