@@ -152,6 +152,8 @@ def match_records(
         return replace(records, trims=read_trims(remembered["data"].get("trims", {}))), []
     if records.drawn:
         return records, []
+    if (known := read_trims(info.training.get("trims") or {})) and set(known) <= set(records.sources):
+        return replace(records, trims=known), []
     surveys: list[CropSurvey] = []
     trims = match_crops(records, contract or CropContract(), surveys)
     notices = list(dict.fromkeys(notice for survey in surveys for notice in describe_crops(survey)))

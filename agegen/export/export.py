@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -54,7 +54,9 @@ def export_weights(run: RunFolder, weights: Path, repeats: tuple[Path, ...]) -> 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.abs().max() > torch.finfo(torch.float16).max:
             raise AgegenError(f"{run.checkpoint}: the tensor {name} has values too large for half precision")
-    save_checkpoint(weights, model.half(), info)
+    # Runs of before kept these in their record alone; by them the same data gives the same split again.
+    trims = run.read()["data"].get("trims", {})
+    save_checkpoint(weights, model.half(), replace(info, training={"trims": trims, **info.training}))
     card = weights.parent / CARD_FILE
     write_card(card, run, weights, tuple(open_run(path) for path in repeats))
     return [weights, card]

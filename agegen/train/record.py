@@ -70,6 +70,7 @@ def describe_origin(training: Training) -> dict[str, Any]:
         "terms": training.scan.records.terms,
         "split": fingerprint_split(training.split),
         "seed": training.options.seed,
+        "trims": {name: asdict(trim) for name, trim in training.scan.records.trims.items()},
     }
 
 
