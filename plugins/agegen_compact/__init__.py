@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,17 +16,17 @@ BLOCKS = (1, 2, 2, 2)
 
 
 class CompactBackbone(Backbone):
-    """A stem at stride 2, four stages of residual blocks, the last map flattened.
+    """A stem at stride 2, four stages of residual blocks, mean and max pooling of the last map joined.
 
-    The stem and each stage halve the resolution: 96 to 3 pixels. Faces are aligned, so that it matters where in the
-    map something is; pooled features forget it. 1.04M parameters with the heads, 29 million multiply-adds a view.
+    The stem and each stage halve the resolution: 96 to 3 pixels. 0.92M parameters with the heads, 29 million
+    multiply-adds a view.
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
 
     input_spec = InputSpec(size=96, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    feature_dim = WIDTHS[-1] * (96 // 32) ** 2
-    defaults = TrainingDefaults(epochs=45, lr=3e-3, batch_size=128, age_balance=0.2)
-    heads = HeadConfig(hidden=80, dropout=0.2)
+    feature_dim = 2 * WIDTHS[-1]
+    defaults = TrainingDefaults(epochs=60, lr=3e-3, batch_size=128, age_balance=0.2)
+    heads = HeadConfig(hidden=128, dropout=0.2)
 
     def __init__(self, *, pretrained: bool = True) -> None:
         super().__init__(pretrained=pretrained)
@@ -39,9 +40,9 @@ class CompactBackbone(Backbone):
         self.stages = nn.Sequential(*stages)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (N, 3, 96, 96) to features (N, 1152)."""
-        features: Tensor = self.stages(F.relu(self.stem(images))).flatten(1)
-        return features
+        """Map normalised images (N, 3, 96, 96) to features (N, 256)."""
+        maps = self.stages(F.relu(self.stem(images)))
+        return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
 
 
 class ResidualBlock(nn.Module):

@@ -6,20 +6,20 @@ import pytest
 from agegen import Estimator
 from agegen.data.loading import load_records
 from agegen.model.metadata import read_info
-from agegen.model.plugins import CARD_FILE, WEIGHTS_FILE, list_plugins, locate_file
+from agegen.model.plugins import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE, list_plugins, locate_file
 
 SHIPPED = [plugin.name for plugin in list_plugins() if locate_file(plugin, WEIGHTS_FILE)]
 
 
-def test_scratch_ships():
-    assert "scratch" in SHIPPED
+def test_what_predict_uses_ships():
+    assert {DEFAULT_MODEL, "scratch", "vgg16"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_weights_are_small_calibrated_and_have_their_card(name):
     plugin = next(plugin for plugin in list_plugins() if plugin.name == name)
     path = locate_file(plugin, WEIGHTS_FILE)
-    assert path.stat().st_size < (2.2e6 if name == "scratch" else 20e6)
+    assert path.stat().st_size < (20e6 if name == "vgg16" else 2.2e6)
     info = read_info(path)
     assert info.model == name
     assert info.calibration is not None and info.calibration["faces"] > 1000
