@@ -1,5 +1,6 @@
 """Programs held at a known point, so that neither a quick nor a loaded machine decides where a signal meets them."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,11 @@ main()
 """
 
 
+def listen():
+    """Hear Ctrl-C, in a child that is about to start: shells let what they start in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Held:
     """A command line that stops where ``target`` (module.function) is called for the ``call``-th time."""
 
@@ -40,7 +46,7 @@ class Held:
             reached=str(self.reached),
             release=str(self.release),
         )
-        self.process = subprocess.Popen([sys.executable, "-c", code], **options)
+        self.process = subprocess.Popen([sys.executable, "-c", code], preexec_fn=listen, **options)
 
     def wait(self, seconds=120):
         """Wait until it is there."""

@@ -30,7 +30,8 @@ class FacePrediction:
         status: ``ok``, ``no_face`` or ``unreadable``.
         face: the number of the face in the photograph, from 1, from left to right.
         box: (left, top, right, bottom) of the face in pixels; None where the picture is the face.
-        age: years; ``age_low`` and ``age_high`` bound it with a probability of 90 %.
+        age: years; ``age_low`` and ``age_high`` hold 90 % of the ages on average over faces like those of the model's
+            validation split, cropped as those were; not in every group, nor of every collection.
         gender: ``female``, ``male``, or ``uncertain`` where the model isn't confident enough to say.
         p_female: 0–1.
         detector: that found the face; ``none`` where the picture was taken as an aligned crop.

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from holding import listen
 from PIL import Image
 
 from agegen.predict.predict import find_base, place_copy
@@ -128,7 +129,12 @@ def test_ctrl_c_leaves_whole_rows(trained_run, folder, tmp_path):
     output = tmp_path / "rows.jsonl"
     command = [sys.executable, "-m", "agegen", "predict", "-", "--run", str(trained_run), "--jsonl", str(output)]
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=listen,
     )
     process.stdin.write(f"{folder / '1.jpg'}\n".encode() * 20)
     process.stdin.flush()
