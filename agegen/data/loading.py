@@ -125,10 +125,11 @@ def _join(loaded: list[FaceRecords], names: list[str]) -> FaceRecords:
         tuple(prefixed),
         drawn=any(records.drawn for records in loaded),
         terms="; ".join(dict.fromkeys(records.terms for records in loaded if records.terms)),
-        layout=", ".join(
+        layout="; ".join(
             f"{name}: {records.layout or 'a table'}, {len(records):,} faces"
             for records, name in zip(loaded, names, strict=True)
-        ),
+        )
+        + "; in all",
         notices=tuple(
             f"{name}: {text}" for records, name in zip(loaded, names, strict=True) for text in records.notices
         ),
