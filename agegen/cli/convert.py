@@ -31,14 +31,11 @@ def convert(
     with show_work(notices):
         from agegen.convert.convert import ConvertConfig, convert_data
         from agegen.data.manifests import ReadOptions
-        from agegen.render.progress import ProgressDisplay, show_notices
+        from agegen.render.progress import ProgressDisplay, show_exclusions
 
     *data, out = paths
     config = ConvertConfig(tuple(data), Path(out), embed, ReadOptions(age_column, gender_codes))
     with ProgressDisplay(notices) as progress:
         result = convert_data(config, progress)
-    if result.excluded:
-        first = result.excluded[0]
-        said = f"{len(result.excluded):,} rows were left out, the first: {first.path} ({first.reason})"
-        show_notices(notices, (said,))
+    show_exclusions(notices, result.excluded)
     make_output_console().print(f"{result.rows:,} rows; {out}", soft_wrap=True)

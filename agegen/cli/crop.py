@@ -28,13 +28,10 @@ def crop(
     with show_work(notices):
         from agegen.crop.crop import CropConfig, crop_data
         from agegen.data.manifests import ReadOptions
-        from agegen.render.progress import ProgressDisplay, show_notices
+        from agegen.render.progress import ProgressDisplay, show_exclusions
 
     config = CropConfig((path,), out, detector, ReadOptions(age_column, gender_codes))
     with ProgressDisplay(notices) as progress:
         result = crop_data(config, progress)
-    if result.excluded:
-        first = result.excluded[0]
-        said = f"{len(result.excluded):,} rows were left out, the first: {first.path} ({first.reason})"
-        show_notices(notices, (said,))
+    show_exclusions(notices, result.excluded)
     make_output_console().print(f"{result.crops:,} crops; {result.manifest}", soft_wrap=True)

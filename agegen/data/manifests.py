@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agegen.data.labels import AGE_BOUNDS, MAX_AGE
 from agegen.data.records import Exclusion, FaceRecords, FileStore
@@ -53,6 +54,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _LONGEST_NAME = 4096
 # Enough to see what kind of cells they are.
 _QUOTED = 5
+_Label = TypeVar("_Label")
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,8 @@ def _parse_ages(frame: pd.DataFrame, decimal_comma: bool, source: str) -> tuple[
         cells = [str(cell) for cell in frame["age"]]
     else:
         return [None] * len(frame), [""] * len(frame)
-    understood: dict[str, Age | None] = {}
-    wrong: dict[str, str] = {}
-    for cell in dict.fromkeys(cells):
-        try:
-            understood[cell] = parse_age(cell, decimal_comma)
-        except ValueError:
-            wrong[cell] = f"age '{shorten(cell)}' is no age in 0–{MAX_AGE} nor a bracket of ages"
+    fault = f"no age in 0–{MAX_AGE} nor a bracket of ages"
+    understood, wrong = _parse_cells(cells, lambda cell: parse_age(cell, decimal_comma), "age", fault)
     if cells and not any(understood.values()) and (wrong or "gender" not in frame.columns):
         _refuse_column(source, "age", [*wrong, *understood])
     return [understood.get(cell) for cell in cells], [wrong.get(cell, "") for cell in cells]
@@ -199,16 +196,25 @@ def _parse_genders(frame: pd.DataFrame, wanted: str | None, source: str) -> tupl
         codes = choose_codes(dict.fromkeys(cells), wanted)
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
-    understood: dict[str, bool | None] = {}
-    wrong: dict[str, str] = {}
-    for cell in dict.fromkeys(cells):
-        try:
-            understood[cell] = parse_gender(cell, codes)
-        except ValueError:
-            wrong[cell] = f"gender '{shorten(cell)}' is none of male, female, m, f, 0, 1 and the like"
+    fault = "none of male, female, m, f, 0, 1 and the like"
+    understood, wrong = _parse_cells(cells, lambda cell: parse_gender(cell, codes), "gender", fault)
     if cells and all(value is None for value in understood.values()) and (wrong or "age" not in frame.columns):
         _refuse_column(source, "gender", [*wrong, *understood])
     return [understood.get(cell) for cell in cells], [wrong.get(cell, "") for cell in cells], bool(codes)
+
+
+def _parse_cells(
+    cells: list[str], parse: Callable[[str], _Label], column: str, fault: str
+) -> tuple[dict[str, _Label], dict[str, str]]:
+    """Return what each distinct cell says, and of those that can't be understood, why; each is parsed once."""
+    understood: dict[str, _Label] = {}
+    wrong: dict[str, str] = {}
+    for cell in dict.fromkeys(cells):
+        try:
+            understood[cell] = parse(cell)
+        except ValueError:
+            wrong[cell] = f"{column} '{shorten(cell)}' is {fault}"
+    return understood, wrong
 
 
 def _refuse_column(source: str, column: str, cells: list[str]) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from agegen.data.records import Exclusion
 
 
 class ProgressDisplay:
@@ -50,3 +55,11 @@ def show_notices(console: Console, notices: tuple[str, ...]) -> None:
     """Print notices, one a line."""
     for notice in notices:
         console.print(f"note: {notice}", style="yellow", soft_wrap=True)
+
+
+def show_exclusions(console: Console, excluded: Sequence[Exclusion]) -> None:
+    """Print how many rows were left out, and the first of them with its reason; nothing where there are none."""
+    if excluded:
+        first = excluded[0]
+        said = f"{len(excluded):,} rows were left out, the first: {first.path} ({first.reason})"
+        show_notices(console, (said,))
