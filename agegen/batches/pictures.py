@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from agegen.model.views import make_views, stack_images
 _SHARED_MEMORY = Path("/dev/shm")
 # PyTorch's default: batches that each loader has ready.
 _PREFETCHED = 2
+# Batches that the training itself holds while it takes the next one.
+_TAKEN = 2
 # Seconds. Loaders take tenths of a second for a batch; those that are this late wait for something that won't come.
 _PATIENCE = 180
 
@@ -90,8 +94,9 @@ def choose_workers(workers: int | None) -> int:
 def limit_workers(workers: int, batch_bytes: int, shared: Path = _SHARED_MEMORY) -> int:
     """Return how many of ``workers`` loader processes the shared memory has room for.
 
-    Each keeps two batches there for the training to take, and one that is being taken; Docker gives 64 MB. A loader
-    that finds no room is killed by the system, or waits for ever.
+    Each has two batches there that are ready or in the making; two more are with the training: the one that just came,
+    and the one before it, which is let go only then. Docker gives 64 MB. A loader that finds no room is killed by the
+    system, or waits for ever.
     """
     if sys.platform != "linux" or not workers:
         return workers
@@ -99,7 +104,8 @@ def limit_workers(workers: int, batch_bytes: int, shared: Path = _SHARED_MEMORY)
         free = shutil.disk_usage(shared).free if os.access(shared, os.W_OK) else 0
     except OSError:
         free = 0
-    return max(0, min(workers, int(free / (batch_bytes * (_PREFETCHED + 1)))))
+    room = free // (-(-batch_bytes // mmap.PAGESIZE) * mmap.PAGESIZE) - _TAKEN
+    return max(0, min(workers, room // _PREFETCHED))
 
 
 def _can_fork() -> bool:
@@ -151,11 +157,9 @@ class TrainBatches:
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=_ignore_interrupts,
         )
-        try:
+        with explain_loaders():
             for images, indices in loader:
                 yield Batch([images], make_targets(self.labels.pick(indices)))
-        except RuntimeError as error:
-            raise _explain_loader(error) from error
 
     def measure_rate(self) -> float:
         """Augment a batch in this process and return the rate, times the number of loaders."""
@@ -210,16 +214,27 @@ def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 - DataLoader gives 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _explain_loader(error: RuntimeError) -> Exception:
-    """Return one line for a loader that was killed or stands still; any other error as it is."""
-    text = str(error)
-    if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
-        cause = "a loader process was killed, probably for want of memory"
-    elif "DataLoader timed out" in text:
-        cause = f"the loader processes gave nothing for {_PATIENCE} seconds"
-    else:
-        return error
-    return AgegenError(f"{cause}; go on with `agegen train --resume RUN --workers 0`, or with fewer workers")
+@contextmanager
+def explain_loaders() -> Iterator[None]:
+    """Tell in one line of a loader that was killed or stands still.
+
+    PyTorch looks for killed ones in a signal handler: the error comes up wherever the main thread is just then.
+
+    Raises:
+        AgegenError: a loader is gone, or late.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
+            cause = "a loader process was killed, probably for want of memory"
+        elif "DataLoader timed out" in text:
+            cause = f"the loader processes gave nothing for {_PATIENCE} seconds"
+        else:
+            raise
+        said = f"{cause}; go on with `agegen train --resume RUN --workers 0`, or with fewer workers"
+        raise AgegenError(said) from error
 
 
 def _collate_samples(samples: list[_Sample]) -> tuple[Tensor, NDArray[np.int64]]:

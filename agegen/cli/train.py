@@ -184,6 +184,7 @@ def train(
     given["data"] = data or None
     notices = make_notice_console()
     with show_work(notices):
+        from agegen.batches.pictures import explain_loaders
         from agegen.data.loading import resolve_data
         from agegen.machine import keep_freed_memory
         from agegen.render.progress import ProgressDisplay
@@ -202,7 +203,7 @@ def train(
     keep_freed_memory()
     output = make_output_console()
     interrupts = _Interrupts(notices)
-    with ProgressDisplay(output if output.is_terminal else notices) as progress:
+    with explain_loaders(), ProgressDisplay(output if output.is_terminal else notices) as progress:
         display = TrainDisplay(output, notices, progress)
         for event in train_run(config, progress, interrupts.pending):
             # From the last epoch on nothing is saved any more: Ctrl-C is what it always is.

@@ -16,9 +16,10 @@ from agegen.machine import measure_free_memory
 Usage = namedtuple("Usage", "total used free")
 
 
-@pytest.mark.parametrize(("free", "workers"), [(0, 0), (2_999_999, 0), (3_000_000, 1), (8_000_000, 2), (10**9, 4)])
-def test_shared_memory_is_looked_at_first(monkeypatch, tmp_path, free, workers):
-    """Each loader needs room for three batches, here of 1 MB."""
+@pytest.mark.parametrize(("batches", "workers"), [(0, 0), (3.9, 0), (4, 1), (5.9, 1), (6, 2), (10, 4), (1000, 4)])
+def test_shared_memory_is_looked_at_first(monkeypatch, tmp_path, batches, workers):
+    """Each loader needs room for two batches, here of 1 MB, in whole pages, and the training for two more."""
+    free = int(batches * 1_003_520)
     monkeypatch.setattr("agegen.batches.pictures.shutil.disk_usage", lambda path: Usage(10**9, 0, free))
     assert limit_workers(4, 1_000_000, tmp_path) == workers
     assert limit_workers(0, 1_000_000, tmp_path) == 0
@@ -39,7 +40,7 @@ def train(faces_folder, tmp_path, *options):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts its own shared memory")
-@pytest.mark.parametrize("size", ["64k", "1m"])
+@pytest.mark.parametrize("size", ["64k", "1m", "1400k"])
 def test_a_small_shared_memory_is_no_reason_to_hang(faces_folder, tmp_path, size):
     if not shutil.which("unshare"):
         pytest.skip("there is no unshare")
