@@ -12,6 +12,7 @@ from agegen.compare.costs import Cost, measure_cost
 from agegen.compare.differences import LEAST_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
 from agegen.compare.sources import SourceCell, SourceRow, measure_sources
 from agegen.data.labels import AGE_BOUNDS
+from agegen.data.manifests import PLAIN, ReadOptions
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.data.splits import HASH_COLUMN, find_seen, read_split, unpack_hashes
 from agegen.errors import AgegenError
@@ -40,7 +41,8 @@ class CompareConfig:
 class Comparison:
     """Everything that ``agegen compare`` shows.
 
-    ``predictions`` holds each run's table over the same faces in the same order; ``curves`` its epochs.
+    ``predictions`` holds each run's table over the same faces in the same order; ``curves`` its epochs; ``data`` and
+    ``reading`` say where the faces are and how they are read.
     """
 
     names: tuple[str, ...]
@@ -56,6 +58,7 @@ class Comparison:
     predictions: dict[str, pd.DataFrame]
     curves: dict[str, pd.DataFrame]
     data: tuple[str, ...]
+    reading: ReadOptions
     sources: list[SourceRow]
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +121,7 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
         predictions=tables,
         curves={name: run.read_epochs() for name, run in zip(names, runs, strict=True)},
         data=config.data or list_sources(records[0]),
+        reading=PLAIN if config.data else PLAIN.fill_from(records[0]),
         sources=measure_sources(names, tables),
     )
 

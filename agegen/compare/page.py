@@ -73,7 +73,7 @@ def draw_figures(comparison: Comparison) -> list[Figure]:
 def show_worst_faces(comparison: Comparison) -> list[Gallery]:
     """Return each model's faces with the largest errors in age; none where the data can't be read."""
     try:
-        records = load_sources(comparison.data)
+        records = load_sources(comparison.data, comparison.reading)
     except AgegenError:
         return []
     positions = {name: index for index, name in enumerate(records.frame["path"])}

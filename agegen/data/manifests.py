@@ -69,6 +69,14 @@ class ReadOptions:
     age_column: str | None = None
     gender_codes: str | None = None
 
+    def fill_from(self, record: dict[str, Any]) -> ReadOptions:
+        """Return these options, and what isn't set here as the run of a record (``run.json``) had it."""
+        kept = record["options"]
+        return ReadOptions(
+            self.age_column or kept.get("age_column"),
+            self.gender_codes or kept.get("gender_codes"),
+        )
+
 
 PLAIN = ReadOptions()
 

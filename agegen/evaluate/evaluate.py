@@ -105,7 +105,8 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
         raise AgegenError(f"--split is one of {', '.join(SPLIT_CHOICES)}")
     subject = find_subject(config)
     info, model = load_checkpoint(subject.checkpoint)
-    records, cropping = match_records(load_sources(subject.data, config.reading), subject, info, config.detector)
+    reading = config.reading.fill_from(subject.run.read()) if subject.run and subject.own else config.reading
+    records, cropping = match_records(load_sources(subject.data, reading), subject, info, config.detector)
     scan = scan_for(type(model.backbone), records, on_progress)
     scan, origin = locate_splits(scan, subject, info)
     chosen = choose_faces(scan, origin, subject, config)

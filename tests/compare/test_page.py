@@ -29,7 +29,7 @@ def test_report_is_self_contained_and_whole(comparison):
 
 
 def test_report_goes_without_faces_where_the_data_is_gone(comparison, monkeypatch):
-    def fail(data):
+    def fail(data, reading):
         raise DataError("gone")
 
     monkeypatch.setattr("agegen.compare.page.load_sources", fail)

@@ -9,10 +9,13 @@ import pytest
 
 from agegen.data.labels import choose_groups, find_baseline
 from agegen.data.loading import load_sources
+from agegen.data.manifests import ReadOptions
 from agegen.data.scan import scan_images
 from agegen.data.splits import count_leaking_groups, find_seen, read_split, split_scan
 from agegen.evaluate.evaluate import EvalConfig, describe_swap, evaluate_run, read_baseline
 from agegen.model.checkpoint import load_checkpoint, save_checkpoint
+from agegen.train.config import TrainConfig
+from agegen.train.train import train_run
 
 
 def write_manifest(folder, records, **columns):
@@ -152,3 +155,22 @@ def test_brackets_and_sources_are_reported(trained_run, trained_on, tmp_path):
     sources = {group.value: group for group in evaluation.groups if group.column == "source"}
     assert len(sources) == 2
     assert {np.isnan(group.age.mae.value) for group in sources.values()} == {False, True}
+
+
+def test_a_runs_own_data_is_read_as_the_run_read_it(quick_training, tmp_path):
+    """The evaluation used to read ages and codes anew, by the defaults."""
+    records = load_sources(("demo",))
+    records = records.select(np.arange(len(records)) < 60)
+    data = write_manifest(tmp_path / "other", records, real=records.frame["age"])
+    table = pd.read_csv(data)
+    table.assign(age=7, gender=records.frame["female"].map({True: 1, False: 2})).to_csv(data, index=False)
+    run = tmp_path / "run"
+    options = {"age_column": "real", "gender_codes": "female,male"}
+    for _ in train_run(TrainConfig("scratch", (data,), run, epochs=1, workers=0, **options)):
+        pass
+    kept = pd.read_parquet(run / "predictions.parquet")
+    again = evaluate_run(EvalConfig(run)).predictions
+    assert list(again["age"]) == list(kept["age"])
+    assert list(again["female"]) == list(kept["female"])
+    other = evaluate_run(EvalConfig(run, reading=ReadOptions(age_column="age"))).predictions
+    assert set(other["age"]) == {7}
