@@ -23,3 +23,9 @@ class TrainingInterrupted(AgegenError):
     """A training that was asked to stop and has saved where it stands."""
 
     exit_code = 130
+
+
+def shorten(text: str) -> str:
+    """Return text as an error may quote it: in one line of at most 200 characters, nothing unprintable."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+    return printable if len(text) <= 200 else printable[:197] + "…"

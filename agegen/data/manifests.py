@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agegen.data.labels import AGE_BOUNDS, MAX_AGE
 from agegen.data.records import Exclusion, FaceRecords, FileStore
-from agegen.data.tables import RawTable, read_table, shorten
+from agegen.data.tables import RawTable, read_table
 from agegen.data.values import Age, choose_codes, is_missing, parse_age, parse_gender
-from agegen.errors import DataError
+from agegen.errors import DataError, shorten
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,6 +1,7 @@
 """Tables as people write them, and Parquet as the Hub keeps it."""
 
 import json
+import pickle
 
 import pandas as pd
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 
 from agegen.data.loading import load_records
 from agegen.data.manifests import ReadOptions
+from agegen.data.parquet import GroupStore
 from agegen.errors import DataError
 
 ROWS = [("a.jpg", "20-29", "f"), ("b.jpg", "35", "m")]
@@ -167,6 +169,34 @@ def test_a_folder_of_shards(pictures, tmp_path):
     assert len(records) == 6
     assert records.read(5) == pictures[2]
     assert pd.Series(records.frame["path"]).is_unique
+
+
+@pytest.mark.parametrize("form", ["structs", "bytes", "lists"])
+def test_pictures_that_memory_has_no_room_for_are_read_by_row_groups(pictures, tmp_path, monkeypatch, form):
+    """A data set of gigabytes used to be loaded whole."""
+    structs = make_structs(pictures, "xyz")
+    images = {
+        "structs": structs,
+        "bytes": pa.array(pictures),
+        "lists": pa.array([[one] for one in structs.to_pylist()]),
+    }
+    (tmp_path / "shards").mkdir()
+    for shard in range(3):
+        table = pa.table({"image": images[form], "age": [1, 2, 3], "gender": list("fmf")})
+        pq.write_table(table, tmp_path / "shards" / f"{shard}.parquet", row_group_size=2)
+    whole = load_records(str(tmp_path / "shards"))
+    monkeypatch.setattr("agegen.data.parquet.measure_free_memory", lambda: 100)
+    records = load_records(str(tmp_path / "shards"))
+    assert isinstance(records.images, GroupStore)
+    order = [8, 0, 1, 2, 3, 4, 5, 6, 7, 1]
+    assert [records.read(row) for row in order] == [pictures[row % 3] for row in order] == [*map(whole.read, order)]
+    assert list(records.frame["age"]) == [1, 2, 3] * 3
+    if form == "structs":
+        assert list(records.frame["path"]) == list(whole.frame["path"])
+    pickle.loads(pickle.dumps(records.images)).read(0)
+    (tmp_path / "shards" / "0.parquet").unlink()
+    with pytest.raises(DataError, match=r"can't read .*0\.parquet"):
+        GroupStore(records.images.groups, "image").read(0)
 
 
 def test_metadata_beside_the_pictures(tmp_path):
