@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_ROOT = Path("runs")
+# Makes a folder a study: several trainings, each in a run folder of its own.
+STUDY_FILE = "study.json"
 # What run.json holds from its first writing on.
 _PARTS = {"model": str, "options": dict, "settings": dict, "parameters": dict, "data": dict, "baseline": dict}
 
@@ -131,7 +134,7 @@ def create_run(out: Path | None, model: str) -> RunFolder:
     Raises:
         AgegenError: it exists and isn't empty, or can't be made.
     """
-    path = out or _find_free_name(DEFAULT_ROOT / f"{model}-{time.strftime('%Y%m%d-%H%M%S')}")
+    path = out or find_free_name(DEFAULT_ROOT, model)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
@@ -183,7 +186,10 @@ def list_finished_runs(root: Path = DEFAULT_ROOT) -> list[RunFolder]:
     return [run for _, run in sorted(finished, key=lambda pair: (pair[0], pair[1].path))]
 
 
-def _find_free_name(path: Path) -> Path:
+def find_free_name(root: Path, name: str) -> Path:
+    """Return a path under ``root`` that isn't taken: a name, as far as all systems take it, with the time."""
+    plain = re.sub(r"[^\w.-]+", "-", name)
+    path = root / f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidate, number = path, 2
     while candidate.exists():
         candidate = path.with_name(f"{path.name}-{number}")

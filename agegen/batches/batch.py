@@ -62,7 +62,10 @@ class TrainSource(BatchSource, Protocol):
 
 def make_targets(labels: Labels) -> Targets:
     """Return labels as the loss takes them."""
-    return Targets(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (labels.low, labels.high, labels.female)))
+    parts = [labels.low, labels.high, labels.female]
+    if labels.soft is not None:
+        parts += [labels.soft.ages, labels.soft.female]
+    return Targets(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
 
 def weigh_ages(labels: Labels, balance: float) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from agegen.batches.cache_folder import choose_cache_dir
 from agegen.batches.feature_cache import FeatureCache
 from agegen.batches.features import EvalFeatures, LabelledFeatures, TrainFeatures
 from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers, fits_in_memory
+from agegen.data.labels import Labels, SoftLabels
 from agegen.data.records import SOURCE_COLUMN, FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.machine import Compute
@@ -65,23 +66,28 @@ def make_train_sources(
     splits: NDArray[np.str_],
     options: SourceOptions,
     on_progress: ProgressHook = ignore_progress,
+    soft: SoftLabels | None = None,
 ) -> TrainSources:
-    """Return the batches of each split; ``splits`` (N,) names the split of each scanned picture."""
+    """Return the batches of each split; ``splits`` (N,) names the split of each scanned picture.
+
+    ``soft``: what teachers estimate of the N pictures; it is learnt from, never validated or tested with.
+    """
     parts = {name: np.flatnonzero(splits == name) for name in ("train", "val", "test")}
     weights = weigh_faces(scan, parts["train"], options.age_balance)
     if model.backbone.frozen:
         table = _extract(model, scan, options, on_progress)
         features = {name: _pick_features(table, rows) for name, rows in parts.items()}
+        taught = replace(features["train"], labels=_teach(features["train"].labels, parts["train"], soft))
         return TrainSources(
             model.heads,
-            TrainFeatures(features["train"], options.batch_size, options.seed, weights),
+            TrainFeatures(taught, options.batch_size, options.seed, weights),
             EvalFeatures(features["val"]),
             EvalFeatures(features["test"]),
             table.table.seconds,
         )
     pixels = {name: _pick_pixels(model, scan, rows) for name, rows in parts.items()}
     train = TrainBatches(
-        pixels["train"],
+        replace(pixels["train"], labels=_teach(pixels["train"].labels, parts["train"], soft)),
         build_train_augmentation(model.backbone.input_spec),
         options.batch_size,
         options.seed,
@@ -89,6 +95,10 @@ def make_train_sources(
         weights,
     )
     return TrainSources(model, train, EvalBatches(pixels["val"]), EvalBatches(pixels["test"]))
+
+
+def _teach(labels: Labels, rows: NDArray[np.int64], soft: SoftLabels | None) -> Labels:
+    return labels if soft is None else replace(labels, soft=soft.pick(rows))
 
 
 def weigh_faces(scan: Scan, rows: NDArray[np.int64], age_balance: float) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,11 +22,17 @@ from agegen.cli.app import (
     show_work,
     write_output,
 )
+from agegen.errors import AgegenError
+
+if TYPE_CHECKING:
+    from agegen.evaluate.evaluation import Evaluation
 
 
 @app.command(name="eval")
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest under ./runs.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="A run folder, or that of --folds. Default: the newest run under ./runs.")
+    ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="The weights that ship for this model.")] = None,
     data: OtherData = None,
     split: Annotated[str, typer.Option(metavar="test|val|train|all", help="Which faces.")] = "test",
@@ -50,11 +56,12 @@ def evaluate(
         from agegen.data.manifests import ReadOptions
         from agegen.evaluate.estimates import write_predictions
         from agegen.evaluate.evaluate import EvalConfig, evaluate_run
-        from agegen.evaluate.tables import make_groups_table, make_metrics_table
-        from agegen.files import format_json
+        from agegen.evaluate.study import is_study
         from agegen.render.progress import ProgressDisplay, show_notices
-        from agegen.render.tables import render_table
 
+    if run is not None and is_study(run):
+        _show_folds(run, data, json_out, predictions)
+        return
     reading = ReadOptions(age_column, gender_codes)
     config = EvalConfig(run, model, tuple(data or ()), split, device, precision, cache_dir, reading, detector)
     with ProgressDisplay(notices) as progress:
@@ -62,10 +69,31 @@ def evaluate(
     show_notices(notices, result.notices)
     if predictions:
         write_predictions(predictions, result.predictions)
+    title = f"{result.path} on the split '{result.split}' of {result.source}: {result.evaluation.n:,} faces"
+    _show(result.evaluation, title, json_out)
+
+
+def _show_folds(path: Path, data: list[str] | None, json_out: str | None, predictions: Path | None) -> None:
+    """Show what a cross-validation's trainings estimate of the faces that they didn't see."""
+    from agegen.evaluate.estimates import write_predictions
+    from agegen.evaluate.study import evaluate_study
+
+    if data:
+        raise AgegenError(f"{path} is evaluated on its own faces; name one of its runs for other data")
+    result = evaluate_study(path)
+    if predictions:
+        write_predictions(predictions, result.predictions)
+    _show(result.evaluation, f"{path}, out of fold: {result.evaluation.n:,} faces", json_out)
+
+
+def _show(evaluation: Evaluation, title: str, json_out: str | None) -> None:
+    from agegen.evaluate.tables import make_groups_table, make_metrics_table
+    from agegen.files import format_json
+    from agegen.render.tables import render_table
+
     if json_out:
-        write_output(json_out, format_json(result.evaluation.to_json()))
+        write_output(json_out, format_json(evaluation.to_json()))
     if json_out != "-":
         output = make_output_console()
-        title = f"{result.path} on the split '{result.split}' of {result.source}: {result.evaluation.n:,} faces"
-        output.print(render_table(make_metrics_table(result.evaluation, title)))
-        output.print(render_table(make_groups_table(result.evaluation)))
+        output.print(render_table(make_metrics_table(evaluation, title)))
+        output.print(render_table(make_groups_table(evaluation)))

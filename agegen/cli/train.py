@@ -28,7 +28,15 @@ from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import render_table
 
 if TYPE_CHECKING:
-    from agegen.train.events import BatchResult, EpochResult, TrainEvent, TrainResult, TrainStart
+    from collections.abc import Iterator
+
+    from agegen.train.config import TrainConfig
+    from agegen.train.events import BatchResult, EpochResult, StudyEvent, StudyResult, TrainResult, TrainStart
+    from agegen.train.study import StudyConfig
+
+
+# Options that say what is done with a training's configuration, rather than belong to it.
+_NOT_IN_CONFIG = ("resume", "folds", "fold", "seeds")
 
 
 class _Interrupts:
@@ -70,9 +78,9 @@ class TrainDisplay:
         self._progress = progress
         self.epochs = 0
 
-    def show(self, event: TrainEvent) -> None:
+    def show(self, event: StudyEvent) -> None:
         """Render one event."""
-        from agegen.train.events import BatchResult, TrainNotice, TrainResult, TrainStart
+        from agegen.train.events import BatchResult, EpochResult, PartStart, StudyResult, TrainNotice, TrainStart
 
         if isinstance(event, BatchResult):
             self._show_batch(event)
@@ -80,10 +88,14 @@ class TrainDisplay:
             self._show_start(event)
         elif isinstance(event, TrainNotice):
             show_notices(self._notices, event.notices)
-        elif isinstance(event, TrainResult):
-            self._show_result(event)
-        else:
+        elif isinstance(event, EpochResult):
             self._show_epoch(event)
+        elif isinstance(event, PartStart):
+            self._console.print(f"{event.kind.removesuffix('s')} {event.number} of {event.count}")
+        elif isinstance(event, StudyResult):
+            self._show_study(event)
+        else:
+            self._show_result(event)
 
     def _show_start(self, start: TrainStart) -> None:
         self.epochs = start.epochs
@@ -115,6 +127,14 @@ class TrainDisplay:
         self._console.print(render_table(make_metrics_table(result.evaluation, title)))
         self._console.print(f"took {format_duration(result.seconds)}; run folder:")
         self._console.print(str(result.run), soft_wrap=True)
+
+    def _show_study(self, result: StudyResult) -> None:
+        from agegen.train.tables import make_study_table
+
+        title = f"{result.summary['model']}, {result.summary['count']} {result.summary['kind']}"
+        self._console.print(render_table(make_study_table(result.summary, title)))
+        self._console.print(f"took {format_duration(result.seconds)}; folder of the study:")
+        self._console.print(str(result.path), soft_wrap=True)
 
 
 def _format_validation(epoch: EpochResult) -> str:
@@ -168,6 +188,21 @@ def train(
             help="Start from a run's weights or shipped ones; a third of rate and epochs.",
         ),
     ] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, metavar="K", help="Cross-validate: train once for each of K leak-free folds.")
+    ] = None,
+    fold: Annotated[int | None, typer.Option(min=1, metavar="I", help="Of --folds, train the I-th alone.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Train N times, on one split, with other seeds.")
+    ] = None,
+    soft_labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Learn from teachers' out-of-fold estimates (--folds writes them), too."),
+    ] = None,
+    soft_weight: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="How much teachers count against labels, 0 to 1.", show_default="model's"),
+    ] = None,
     age_column: AgeColumn = None,
     gender_codes: GenderCodes = None,
     resume: Annotated[
@@ -180,33 +215,49 @@ def train(
 
     Example: agegen train --model scratch --data data/utkface
     """
-    given: dict[str, Any] = {name: value for name, value in locals().items() if name != "resume"}
+    given: dict[str, Any] = {name: value for name, value in locals().items() if name not in _NOT_IN_CONFIG}
     given["data"] = data or None
+    given["soft_labels"] = tuple(soft_labels) if soft_labels else None
     notices = make_notice_console()
     with show_work(notices):
         from agegen.batches.pictures import explain_loaders
         from agegen.data.loading import resolve_data
+        from agegen.evaluate.study import is_study
         from agegen.machine import keep_freed_memory
         from agegen.render.progress import ProgressDisplay
         from agegen.train.config import TrainConfig, read_config
         from agegen.train.events import BatchResult, EpochResult
+        from agegen.train.study import StudyConfig, read_study, train_study
         from agegen.train.train import train_run
 
-    if resume is not None:
+    config: TrainConfig | StudyConfig
+    if fold is not None and folds is None and not is_study(resume):
+        raise AgegenError("--fold I belongs to --folds K, or to --resume of such a study")
+    if resume is not None and is_study(resume):
+        if folds is not None or seeds is not None:
+            raise AgegenError(f"{resume} knows its folds or seeds; leave --folds and --seeds out")
+        config = read_study(resume, given, fold)
+    elif resume is not None:
+        if folds is not None or seeds is not None:
+            raise AgegenError(f"{resume} is a single training; leave --folds and --seeds out")
         config = read_config(resume, given)
     elif model is None:
         raise AgegenError("give --model NAME (see `agegen models`), or --resume RUN")
     else:
         chosen = {name: value for name, value in given.items() if value is not None}
         config = TrainConfig(**(chosen | {"data": resolve_data(data)}))
+        if folds is not None or seeds is not None:
+            config = StudyConfig(config, folds, fold, seeds)
     # The process is this command's own: a library call must not change how all of it takes memory.
     keep_freed_memory()
     output = make_output_console()
     interrupts = _Interrupts(notices)
     with explain_loaders(), ProgressDisplay(output if output.is_terminal else notices) as progress:
         display = TrainDisplay(output, notices, progress)
-        for event in train_run(config, progress, interrupts.pending):
-            # From the last epoch on nothing is saved any more: Ctrl-C is what it always is.
+        run = train_study if isinstance(config, StudyConfig) else train_run
+        events: Iterator[StudyEvent] = run(config, progress, interrupts.pending)  # type: ignore[arg-type]
+        for event in events:
+            # From its last epoch on a training saves nothing any more: Ctrl-C is what it always is.
             if isinstance(event, BatchResult):
                 interrupts.catch()
             elif isinstance(event, EpochResult) and event.epoch == display.epochs:

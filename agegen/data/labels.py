@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MAX_AGE = 116
 AGE_CLASSES = MAX_AGE + 1
 SPLITS = ("train", "val", "test")
+# In a split file: faces that a training leaves alone.
+UNUSED = "unused"
 # Groups of fewer faces are marked: a share of 29 moves by 3 points with a single face.
 SMALL_GROUP = 30
 # Childhood is told apart more finely: three years change a face more there than thirty do later.
@@ -41,6 +43,18 @@ AGE_BOUNDS = ("age_from", "age_to")
 
 
 @dataclass(frozen=True)
+class SoftLabels:
+    """What teachers estimate of N faces, float32: age distributions (N, 117) and P(female) (N,); NaN where none did."""
+
+    ages: NDArray[np.float32]
+    female: NDArray[np.float32]
+
+    def pick(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> SoftLabels:
+        """Return the estimates of some faces."""
+        return SoftLabels(self.ages[rows], self.female[rows])
+
+
+@dataclass(frozen=True)
 class Labels:
     """Labels of N faces, float32 (N,) each.
 
@@ -48,11 +62,13 @@ class Labels:
         low: the least age in years that the label allows, and ``high`` the greatest, both included: equal where
             the age is exact, NaN where there is none.
         female: 0 or 1; NaN where it isn't known.
+        soft: what teachers estimate of the same faces, if there are any.
     """
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]
     female: NDArray[np.float32]
+    soft: SoftLabels | None = None
 
     def __len__(self) -> int:
         return len(self.low)
@@ -79,14 +95,17 @@ class Labels:
 
     def pick(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Labels:
         """Return the labels of some faces."""
-        return Labels(self.low[rows], self.high[rows], self.female[rows])
+        soft = None if self.soft is None else self.soft.pick(rows)
+        return Labels(self.low[rows], self.high[rows], self.female[rows], soft)
 
 
 def read_labels(frame: pd.DataFrame) -> Labels:
     """Return the labels of a frame: columns ``age`` (exact, else NaN), ``female``, and age_from and age_to if any."""
     low, high = AGE_BOUNDS if set(AGE_BOUNDS) <= set(frame.columns) else ("age", "age")
-    columns = (frame[name].to_numpy(dtype="float32", na_value=float("nan")) for name in (low, high, "female"))
-    return Labels(*columns)
+    least, greatest, female = (
+        frame[name].to_numpy(dtype="float32", na_value=float("nan")) for name in (low, high, "female")
+    )
+    return Labels(least, greatest, female)
 
 
 def format_age(low: float, high: float) -> str:

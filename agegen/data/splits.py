@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.duplicates import find_duplicates, find_near, join_pairs
-from agegen.data.labels import SPLITS
+from agegen.data.labels import SPLITS, UNUSED
 from agegen.data.records import Exclusion
 from agegen.data.scan import HASH_BITS, Scan
 from agegen.errors import DataError
@@ -39,14 +39,19 @@ def split_scan(scan: Scan, seed: int) -> pd.DataFrame:
     (tens of years) and gender. Pictures are ordered by a hash of the seed and their content, never
     by name or position, so that the same data gives the same split wherever it lies.
     """
-    import pandas as pd
-
     frame = scan.records.frame
     groups = group_faces(scan)
-    names = frame["split"].to_numpy() if "split" in frame.columns else _assign_groups(scan, groups, seed)
+    names = frame["split"].to_list() if "split" in frame.columns else deal_groups(scan, groups, seed, SHARES)
+    return tabulate_split(scan, groups, names)
+
+
+def tabulate_split(scan: Scan, groups: NDArray[np.int64], names: Sequence[str]) -> pd.DataFrame:
+    """Return a split (columns path, sha256, group, split, hash) from the group and the part (N,) of each face."""
+    import pandas as pd
+
     hashes = [np.packbits(bits).tobytes().hex() for bits in scan.hashes]
-    columns = {"path": frame["path"], "sha256": scan.sha256, "group": groups, "split": names, HASH_COLUMN: hashes}
-    return pd.DataFrame(columns)
+    paths = scan.records.frame["path"]
+    return pd.DataFrame({"path": paths, "sha256": scan.sha256, "group": groups, "split": names, HASH_COLUMN: hashes})
 
 
 def group_faces(scan: Scan) -> NDArray[np.int64]:
@@ -143,7 +148,7 @@ def read_split(path: Path) -> pd.DataFrame:
     missing = [name for name in SPLIT_COLUMNS if name not in split.columns]
     if missing:
         raise DataError(f"{path} is no split file: it has no column {', '.join(missing)}")
-    if unknown := set(split["split"]) - set(SPLITS):
+    if unknown := set(split["split"]) - {*SPLITS, UNUSED}:
         raise DataError(f"{path} has the unknown split '{sorted(unknown)[0]}'; known are {', '.join(SPLITS)}")
     if split["path"].duplicated().any():
         raise DataError(f"{path} names {split['path'][split['path'].duplicated()].iloc[0]} twice")
@@ -162,34 +167,66 @@ def fingerprint_split(split: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _assign_groups(scan: Scan, groups: np.ndarray, seed: int) -> list[str]:
-    """Give each group, in stratified order, to the split that lacks most of its share so far.
+def draw_folds(
+    scan: Scan, groups: NDArray[np.int64], count: int, seed: int, inside: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """Return the fold (N,), 1 to ``count``, of each face: of even size, groups whole, ages and genders alike in all.
 
-    Data sets are dealt out one after the other, so that each has the split that it would have alone.
+    Faces that are not ``inside`` (N,) are in fold 0, which is none.
+
+    Raises:
+        DataError: there are fewer groups than folds.
     """
+    rows = np.arange(len(groups)) if inside is None else np.flatnonzero(inside)
+    if (found := len(set(groups[rows].tolist()))) < count:
+        raise DataError(f"{found} faces that are no near-duplicates of each other don't make {count} folds")
+    shares = {str(number): 1 / count for number in range(1, count + 1)}
+    folds = np.zeros(len(groups), dtype=np.int64)
+    folds[rows] = [int(name) for name in deal_groups(scan, groups, seed, shares, rows)]
+    return folds
+
+
+def hold_out(scan: Scan, groups: NDArray[np.int64], folds: NDArray[np.int64], fold: int, seed: int) -> list[str]:
+    """Return the split (N names) that tests on a fold; of the other folds, the usual share validates."""
+    rest = np.flatnonzero((folds != fold) & (folds > 0))
+    share = SHARES["val"] / (SHARES["train"] + SHARES["val"])
+    dealt = deal_groups(scan, groups, seed, {"train": 1 - share, "val": share}, rest)
+    names = np.where(folds == fold, "test", UNUSED).astype(object)
+    names[rest] = dealt
+    return [str(name) for name in names]
+
+
+def deal_groups(
+    scan: Scan, groups: NDArray[np.int64], seed: int, shares: dict[str, float], chosen: NDArray[np.int64] | None = None
+) -> list[str]:
+    """Give each group, in stratified order, to the part that lacks most of its share so far; return a name per face.
+
+    Data sets are dealt out one after the other, so that each has the split that it would have alone. ``chosen`` are
+    the faces to deal, by default all.
+    """
+    rows = np.arange(len(groups)) if chosen is None else chosen
     members: dict[int, list[int]] = defaultdict(list)
-    for index, group in enumerate(groups):
-        members[int(group)].append(index)
+    for index in rows.tolist():
+        members[int(groups[index])].append(index)
     labels = scan.records.labels
     # Faces without an age are a band of their own, those without a gender a gender.
     bands = np.nan_to_num(labels.middle // 10, nan=-1).astype(int)
     female = np.nan_to_num(labels.female, nan=-1).astype(int)
     sources = {name: place for place, name in enumerate(scan.records.sources)}
-    origins = [sources[scan.records.name_source(index)] for index in range(len(groups))]
+    origins = {index: sources[scan.records.name_source(index)] for index in rows.tolist()}
 
     def make_key(indices: list[int]) -> tuple[int, int, int, str]:
         first = min(indices, key=lambda index: (origins[index], scan.sha256[index]))
         draw = hashlib.sha256(f"{seed}:{scan.sha256[first]}".encode()).hexdigest()
         return origins[first], int(bands[first]), int(female[first]), draw
 
-    names = [""] * len(groups)
+    names: dict[int, str] = {}
     ordered = sorted(((make_key(indices), indices) for indices in members.values()), key=lambda pair: pair[0])
     for _, dealt in groupby(ordered, key=lambda pair: pair[0][0]):
-        counts, seen = dict.fromkeys(SHARES, 0), 0
+        counts, seen = dict.fromkeys(shares, 0), 0
         for _, indices in dealt:
             seen += len(indices)
-            name = max(SHARES, key=lambda split: SHARES[split] * seen - counts[split])
+            name = max(shares, key=lambda part: shares[part] * seen - counts[part])
             counts[name] += len(indices)
-            for index in indices:
-                names[index] = name
-    return names
+            names |= dict.fromkeys(indices, name)
+    return [names[index] for index in rows.tolist()]

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agegen.backbone import LossSettings
 from agegen.batches.batch import BatchSource
 from agegen.errors import CheckpointError
 from agegen.files import replace_atomically
 from agegen.machine import Compute
 from agegen.model.calibration import Calibration, bound_ages
-from agegen.model.loss import Targets, compute_loss
+from agegen.model.loss import PLAIN, compute_loss
 from agegen.model.network import expect_age
 from agegen.model.views import average_outputs, measure_spread, run_views
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ESTIMATE_COLUMNS = ("estimated_age", "age_low", "age_high", "p_female")
+# P(age) over the whole years 0–116, where a training was told to keep it.
+DISTRIBUTION = "distribution"
 
 
 @dataclass(frozen=True)
@@ -31,28 +34,31 @@ class Estimates:
     """Estimates for N faces: ages and the spread (standard deviation) of each age distribution in years,
     P(female) 0–1.
 
-    ``loss`` is the mean loss over the faces where labels were at hand, NaN elsewhere.
+    ``loss`` is the mean loss over the faces where labels were at hand, NaN elsewhere; ``distributions`` (N, 117) are
+    P(age) where they were kept.
     """
 
     age: NDArray[np.float64]
     spread: NDArray[np.float64]
     p_female: NDArray[np.float64]
     loss: float = float("nan")
+    distributions: NDArray[np.float32] | None = None
 
 
 def make_predictions(
     estimates: Estimates, frame: pd.DataFrame, sha256: NDArray[np.str_], calibration: Calibration
 ) -> pd.DataFrame:
-    """Return one row per face: path, sha256, labels, group columns, and the four estimate columns."""
+    """Return one row per face: path, sha256, labels, group columns, the four estimate columns, and P(age) if kept."""
     kept = [name for name in frame.columns if name not in ("row", "split")]
     low, high = bound_ages(estimates.age, estimates.spread, calibration)
-    return frame[kept].assign(
+    table = frame[kept].assign(
         sha256=sha256,
         estimated_age=estimates.age,
         age_low=low,
         age_high=high,
         p_female=estimates.p_female,
     )
+    return table if estimates.distributions is None else table.assign(**{DISTRIBUTION: list(estimates.distributions)})
 
 
 def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
@@ -82,19 +88,27 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return predictions
 
 
-def estimate_batches(network: nn.Module, source: BatchSource, compute: Compute) -> Estimates:
-    """Run a network (whole model on pictures, or heads on features) over labelled batches."""
+def estimate_batches(
+    network: nn.Module, source: BatchSource, compute: Compute, loss_settings: LossSettings = PLAIN, keep: bool = False
+) -> Estimates:
+    """Run a network (whole model on pictures, or heads on features) over labelled batches.
+
+    ``keep``: whether the age distributions are kept too, half a kilobyte a face.
+    """
     network.eval()
     columns: list[list[Tensor]] = [[], [], []]
+    distributions: list[Tensor] = []
     loss, count = 0.0, 0
     with torch.inference_mode():
         for batch in source.iterate(0):
             outputs = run_views(network, batch.views, compute)
-            targets = Targets(*(part.to(compute.device) for part in batch.targets))
-            loss += float(compute_loss(outputs[0], targets)) * batch.size
+            loss += float(compute_loss(outputs[0], batch.targets.to(compute.device), loss_settings)) * batch.size
             count += batch.size
             ages, p_female = average_outputs(outputs)
             for column, values in zip(columns, (expect_age(ages), measure_spread(ages), p_female), strict=True):
                 column.append(values.cpu())
+            if keep:
+                distributions.append(ages.cpu())
     age, spread, p_female_all = (torch.cat(column).double().numpy() for column in columns)
-    return Estimates(age, spread, p_female_all, loss / max(count, 1))
+    kept = torch.cat(distributions).numpy() if keep else None
+    return Estimates(age, spread, p_female_all, loss / max(count, 1), kept)

@@ -129,10 +129,20 @@ class _Judged:
 
 
 def evaluate_estimates(
-    estimates: Estimates, frame: pd.DataFrame, groups: list[str], baseline: Baseline, calibration: Calibration
+    estimates: Estimates,
+    frame: pd.DataFrame,
+    groups: list[str],
+    baseline: Baseline,
+    calibration: Calibration,
+    bounds: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> Evaluation:
-    """Compare estimates with the labels of ``frame`` (see :class:`agegen.data.records.FaceRecords`)."""
+    """Compare estimates with the labels of ``frame`` (see :class:`agegen.data.records.FaceRecords`).
+
+    ``bounds``: of the age intervals (N,), where they are known already; else the calibration gives them.
+    """
     judged = _judge(estimates, frame, calibration)
+    if bounds is not None:
+        judged = replace(judged, bounds=bounds)
     labels, every = judged.labels, np.ones(len(frame), dtype=bool)
     constant = replace(
         estimates,
@@ -197,9 +207,13 @@ def evaluate_source(
     baseline: Baseline,
     calibration: Calibration,
     compute: Compute,
+    keep: bool = False,
 ) -> tuple[Evaluation, pd.DataFrame]:
-    """Run a network over a source, the pictures ``chosen`` (N,) of a scan; return metrics and predictions."""
-    estimates = estimate_batches(network.to(compute.device), source, compute)
+    """Run a network over a source, the pictures ``chosen`` (N,) of a scan; return metrics and predictions.
+
+    ``keep``: whether the predictions have the age distributions too.
+    """
+    estimates = estimate_batches(network.to(compute.device), source, compute, keep=keep)
     frame = scan.records.frame[chosen].reset_index(drop=True)
     evaluation = evaluate_estimates(estimates, frame, scan.records.group_columns, baseline, calibration)
     return evaluation, make_predictions(estimates, frame, np.array(scan.sha256)[chosen], calibration)

@@ -101,6 +101,7 @@ def _describe_model(facts: _Facts) -> dict[str, Any]:
         f"AdamW, peak learning rate {settings['lr']:g}, weight decay {settings['weight_decay']:g}, batches of "
         f"{record['options']['batch_size']}, {settings['epochs']} epochs, warm-up and cosine decay, EMA of the weights"
         + (f", starting from {_name_start(record)}" if record.get("start") else "")
+        + (f", taught by {'; '.join(teachers)} (soft labels)" if (teachers := record.get("teachers")) else "")
         + (f", rare ages favoured with exponent {balance:g}" if balance else "")
         + (f", {settings['views']} fixed views of each face" if info.base else ", augmented anew in each epoch")
         + "."

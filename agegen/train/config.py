@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from agegen.backbone import Backbone
+from agegen.backbone import Backbone, LossSettings
 from agegen.batches.sources import SourceOptions
 from agegen.errors import AgegenError, CheckpointError
 from agegen.machine import Compute
@@ -26,6 +26,7 @@ class TrainConfig:
 
     ``save_every``: seconds after which the state is saved again. ``resume``: the folder of an
     unfinished run, to which the other options belong; see :func:`agegen.train.config.read_config`.
+    ``soft_labels``: files of teachers' estimates. ``distributions``: whether ``predictions.parquet`` holds P(age) too.
     """
 
     model: str
@@ -46,6 +47,9 @@ class TrainConfig:
     gender_codes: str | None = None
     detector: str | None = None
     init: str | None = None
+    soft_labels: tuple[str, ...] = ()
+    soft_weight: float | None = None
+    distributions: bool = False
     resume: Path | None = None
 
 
@@ -56,6 +60,10 @@ class FitSettings:
     epochs: int
     lr: float
     weight_decay: float
+    warmup: float
+    ema_decay: float
+    layer_decay: float | None
+    loss: LossSettings
 
 
 def read_config(run: Path, given: dict[str, Any]) -> TrainConfig:
@@ -75,6 +83,7 @@ def read_config(run: Path, given: dict[str, Any]) -> TrainConfig:
     try:
         options = dict(record["options"])
         options["data"] = list_sources(record)
+        options["soft_labels"] = tuple(options.get("soft_labels", ()))
         known = {field.name for field in fields(TrainConfig)}
         kept = {name: value for name, value in options.items() if name in known and name not in _FREE}
     except (KeyError, TypeError, ValueError) as error:
@@ -136,8 +145,13 @@ def choose_settings(
     balance = defaults.age_balance if config.age_balance is None else config.age_balance
     if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
         raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
+    if config.soft_weight is not None and not 0 <= config.soft_weight <= 1:
+        raise AgegenError("--soft-weight must be between 0 (the labels alone) and 1 (the teachers alone)")
     if not 0 <= balance <= 1:
         raise AgegenError("--age-balance must be between 0 (the data as it is) and 1")
-    settings = FitSettings(epochs, lr, defaults.weight_decay)
+    loss = defaults.loss if config.soft_weight is None else replace(defaults.loss, soft=config.soft_weight)
+    settings = FitSettings(
+        epochs, lr, defaults.weight_decay, defaults.warmup, defaults.ema_decay, defaults.layer_decay, loss
+    )
     options = SourceOptions(compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir, balance)
     return settings, options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agegen.evaluate.evaluation import Evaluation
 
@@ -87,4 +88,24 @@ class TrainResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class PartStart:
+    """The start of one training of a study: ``number`` (from 1) of ``count`` ``folds`` or ``seeds``."""
+
+    run: Path
+    number: int
+    count: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study that is whole: its folder, its summary as it was written, and wall time in seconds."""
+
+    path: Path
+    summary: dict[str, Any]
+    seconds: float
+
+
 TrainEvent = TrainStart | TrainNotice | BatchResult | EpochResult | TrainResult
+StudyEvent = TrainEvent | PartStart | StudyResult

@@ -19,15 +19,12 @@ from agegen.errors import AgegenError
 from agegen.evaluate.estimates import Estimates, estimate_batches
 from agegen.evaluate.metrics import measure_distance
 from agegen.machine import Compute
-from agegen.model.loss import Targets, compute_loss
+from agegen.model.loss import compute_loss
 from agegen.model.network import TwoHeads
 from agegen.train.config import FitSettings
 from agegen.train.events import BatchResult, EpochResult
+from agegen.train.optimizer import make_optimizer
 
-# An average over some 500 steps: a few epochs of a small set, less than one of a large one.
-EMA_DECAY = 0.998
-# AdamW's second moments need some hundred steps before they can be trusted.
-WARMUP_SHARE = 0.1
 # Ages that nobody has in the training split stay possible.
 _LEAST_FACES = 1e-3
 # In choosing the best epoch, one point of gender accuracy weighs as much as 0.1 years of MAE.
@@ -77,7 +74,8 @@ class Trainer:
 
 def make_trainer(network: nn.Module, settings: FitSettings, compute: Compute) -> Trainer:
     """Return a trainer at the start: AdamW, and the EMA of the weights."""
-    return Trainer(network, average_network(network), make_optimizer(network, settings), settings, compute)
+    averaged = average_network(network, settings.ema_decay)
+    return Trainer(network, averaged, make_optimizer(network, settings), settings, compute)
 
 
 def fit_biases(heads: TwoHeads, labels: Labels) -> None:
@@ -102,12 +100,12 @@ def _get_bias(branch: nn.Module) -> Tensor:
     return last.bias
 
 
-def average_network(network: nn.Module) -> AveragedModel:
+def average_network(network: nn.Module, decay: float) -> AveragedModel:
     """Return the exponential moving average of a network's weights and buffers, with a warm-up."""
 
     def update(averages: Any, current: Any, count: Any) -> None:
         steps = int(count)
-        weight = 1 - min(EMA_DECAY, (1 + steps) / (10 + steps))
+        weight = 1 - min(decay, (1 + steps) / (10 + steps))
         for average, value in zip(averages, current, strict=True):
             if average.is_floating_point():
                 average.lerp_(value, weight)
@@ -152,14 +150,14 @@ def take_step(trainer: Trainer, batch: Batch, batches: int) -> float:
         AgegenError: the loss is no number any more.
     """
     settings, compute, progress = trainer.settings, trainer.compute, trainer.progress
-    factor = scale_lr(progress.epoch * batches + progress.batch, settings.epochs * batches)
+    factor = scale_lr(progress.epoch * batches + progress.batch, settings.epochs * batches, settings.warmup)
     for group in trainer.optimizer.param_groups:
-        group["lr"] = settings.lr * factor
+        # Layers may learn at rates of their own: timm's `lr_scale`.
+        group["lr"] = settings.lr * factor * group.get("lr_scale", 1.0)
     inputs = batch.views[0].to(compute.device, non_blocking=True)
-    targets = Targets(*(part.to(compute.device) for part in batch.targets))
     with compute.autocast():
         outputs = trainer.network(inputs)
-    loss = compute_loss(outputs, targets)
+    loss = compute_loss(outputs, batch.targets.to(compute.device), settings.loss)
     value = float(loss.item())
     trainer.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -181,7 +179,7 @@ def end_epoch(trainer: Trainer, val: BatchSource, batches: int, rate: float) -> 
     """Validate the averaged weights and move on to the next epoch."""
     progress, settings = trainer.progress, trainer.settings
     started = time.monotonic()
-    estimates = estimate_batches(trainer.averaged, val, trainer.compute)
+    estimates = estimate_batches(trainer.averaged, val, trainer.compute, settings.loss)
     quick = measure_quickly(estimates, val.labels)
     score = score_epoch(quick)
     progress.seconds += time.monotonic() - started
@@ -192,7 +190,7 @@ def end_epoch(trainer: Trainer, val: BatchSource, batches: int, rate: float) -> 
         val_mae=quick.mae,
         val_in_bracket=quick.in_bracket,
         val_accuracy=quick.accuracy,
-        lr=settings.lr * scale_lr((progress.epoch + 1) * batches, settings.epochs * batches),
+        lr=settings.lr * scale_lr((progress.epoch + 1) * batches, settings.epochs * batches, settings.warmup),
         seconds=progress.seconds,
         images_per_second=rate,
         best=score < progress.best,
@@ -214,22 +212,12 @@ def score_epoch(quick: QuickMetrics) -> float:
     return (sum(known) / len(known) if known else 0.0) + wrong
 
 
-def scale_lr(step: int, total: int) -> float:
-    """Return the learning rate's factor (0–1) at a step: linear warm-up, then half a cosine."""
-    warmup = max(1, int(total * WARMUP_SHARE))
+def scale_lr(step: int, total: int, share: float) -> float:
+    """Return the learning rate's factor (0–1) at a step: linear warm-up over a share of them, then half a cosine."""
+    warmup = max(1, int(total * share))
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def make_optimizer(network: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    """Return AdamW over the trainable parameters; biases and norms don't decay."""
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr)
 
 
 def measure_quickly(estimates: Estimates, labels: Labels) -> QuickMetrics:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Where a run lies and what is kept for it changes nothing of the result.
-_NOT_IN_COMMAND = ("out", "cache_dir", "workers", "save_every", "resume")
+_NOT_IN_COMMAND = ("model", "data", "out", "cache_dir", "workers", "save_every", "distributions", "resume")
 # By then caches are warm, and loaders have either got ahead or fallen behind.
 BATCHES = 50
 # A training that waits for longer than this share of its time would gain from quicker data.
@@ -70,6 +70,7 @@ def describe_origin(training: Training) -> dict[str, Any]:
         "terms": training.scan.records.terms,
         "split": fingerprint_split(training.split),
         "seed": training.options.seed,
+        "teachers": [] if training.teaching is None else list(training.teaching.teachers),
         "trims": {name: asdict(trim) for name, trim in training.scan.records.trims.items()},
     }
 
@@ -135,7 +136,8 @@ def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
 def list_notices(training: Training) -> list[str]:
     """Return what the user should know before the first epoch: of the weights, the data and its crops."""
     data = describe_data(training.scan, training.split)
-    return [*describe_start(training), *data, *describe_crops(training.survey)]
+    taught = [] if training.teaching is None else [f"taught by {who}" for who in training.teaching.teachers]
+    return [*describe_start(training), *taught, *data, *describe_crops(training.survey)]
 
 
 def describe_start(training: Training) -> list[str]:
@@ -182,6 +184,7 @@ def describe_training(config: TrainConfig, training: Training, started: float) -
             "persons": training.scan.records.identity_columns,
             "excluded": [asdict(item) for item in training.scan.records.excluded],
         },
+        "teachers": [] if training.teaching is None else list(training.teaching.teachers),
         "start": None if training.start is None else {"checkpoint": str(training.start), "seen": training.seen},
         "baseline": asdict(training.baseline),
         "command": format_command(config),
@@ -224,8 +227,10 @@ def format_command(config: TrainConfig) -> str:
         words += ["--data", one]
     for field in fields(config):
         value = getattr(config, field.name)
-        if value != getattr(plain, field.name) and field.name not in _NOT_IN_COMMAND:
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
+        if value == getattr(plain, field.name) or field.name in _NOT_IN_COMMAND:
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [f"--{field.name.replace('_', '-')}", str(one)]
     return shlex.join(words)
 
 

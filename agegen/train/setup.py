@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from agegen import runs
 from agegen.batches.sources import SourceOptions, scan_for
 from agegen.data.labels import Baseline, find_baseline
-from agegen.data.loading import load_sources
 from agegen.data.manifests import ReadOptions
 from agegen.data.scan import ProgressHook, Scan
+from agegen.data.soft_labels import Teaching, read_soft_labels
 from agegen.data.splits import apply_split, fingerprint_split, read_split, split_scan, write_split
 from agegen.errors import AgegenError, DataError
-from agegen.faces.cropping import FaceCropper
-from agegen.faces.matching import CropSurvey, match_crops, read_trims, survey_crops
+from agegen.faces.loading import load_cropped
+from agegen.faces.matching import CropSurvey, read_trims, survey_crops
 from agegen.machine import choose_compute
 from agegen.model.network import AgeGenderModel
 from agegen.model.plugins import Plugin, build_backbone, load_backbone
@@ -33,7 +33,7 @@ class Training:
     """What the steps of one training share.
 
     ``start`` is the checkpoint that it begins with, None for fresh weights; ``seen`` counts the faces of validation
-    and test that the training behind it saw.
+    and test that the training behind it saw. ``teaching`` is what soft labels say of the faces of ``scan``.
     """
 
     plugin: Plugin
@@ -47,6 +47,7 @@ class Training:
     survey: CropSurvey
     start: Path | None = None
     seen: dict[str, int] = field(default_factory=dict)
+    teaching: Teaching | None = None
 
 
 def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training:
@@ -60,17 +61,12 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     if start is not None:
         start_from(model, start)
     model.to(compute.device)
+    resumed = None if config.resume is None else runs.open_run(config.resume)
+    trims = None if resumed is None else read_trims(resumed.read()["data"].get("trims", {}))
     reading = ReadOptions(config.age_column, config.gender_codes)
-    records = load_sources(config.data, reading)
-    if config.resume is not None:
-        run = runs.open_run(config.resume)
-        records = replace(records, trims=read_trims(run.read()["data"].get("trims", {})))
-    else:
-        records = replace(records, trims={} if config.detector else match_crops(records))
-    if config.detector is not None:
-        records = replace(records, cropper=FaceCropper(config.detector))
-    scan = scan_for(backbone_class, records, on_progress)
-    if config.resume is not None:
+    scan = scan_for(backbone_class, load_cropped(config.data, reading, config.detector, trims), on_progress)
+    if resumed is not None:
+        run = resumed
         scan, split = apply_split(scan, read_split(run.split), "the run's split.csv")
         check_same(run, split, plugin, settings, options)
     else:
@@ -80,7 +76,26 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     train = scan.records.frame[(split["split"] == "train").to_numpy()]
     survey = measure_crops(scan)
     seen = {} if start is None else count_seen(start, split, scan.hashes)
-    return Training(plugin, settings, options, model, scan, split, run, find_baseline(train), survey, start, seen)
+    teaching = read_teaching(config, scan, split) if config.soft_labels else None
+    baseline = find_baseline(train)
+    return Training(plugin, settings, options, model, scan, split, run, baseline, survey, start, seen, teaching)
+
+
+def read_teaching(config: TrainConfig, scan: Scan, split: pd.DataFrame) -> Teaching:
+    """Return what the teachers estimate of the faces.
+
+    Raises:
+        DataError: a file can't be used, or the teachers learnt from faces that this training is tested on.
+    """
+    teaching = read_soft_labels(config.soft_labels, scan.sha256)
+    held = split["split"].isin(("val", "test")).to_numpy()
+    if known := int((teaching.known & held).sum()):
+        raise DataError(
+            f"the teachers of --soft-labels saw {known:,} faces that this training validates or tests on: what they "
+            "teach would flatter it; write folds of its training part alone, with --folds and this training's "
+            "--split-file"
+        )
+    return teaching
 
 
 def check_same(
@@ -100,12 +115,20 @@ def check_same(
         (f"the plugin {plugin.name}", f"{begun.get('distribution')} {begun.get('version')}", plugin.source),
         ("weight decay", kept.get("weight_decay"), settings.weight_decay),
         ("views of each face", kept.get("views"), options.views),
+        # Runs of before have none of these.
+        *((name, kept[name], value) for name, value in list_fixed(settings).items() if name in kept),
         ("device and precision", kept.get("compute"), str(options.compute)),
     )
     for what, before, now in pairs:
         if before != now:
             said = f"{what} was {before}, and is now {now}"
             raise AgegenError(f"{run.path} can't go on as it began: {said}; restore that, or train anew")
+
+
+def list_fixed(settings: FitSettings) -> dict[str, Any]:
+    """Return the settings that come with a plugin, as JSON gives them back."""
+    fixed = asdict(settings)
+    return {name: fixed[name] for name in ("warmup", "ema_decay", "layer_decay", "loss")}
 
 
 def split_data(scan: Scan, config: TrainConfig) -> tuple[Scan, pd.DataFrame]:

@@ -69,7 +69,12 @@ def train_run(
         yield announce_training(training)
         sources_started = time.time()
         sources = make_train_sources(
-            training.model, training.scan, training.split["split"].to_numpy(), training.options, on_progress
+            training.model,
+            training.scan,
+            training.split["split"].to_numpy(),
+            training.options,
+            on_progress,
+            None if training.teaching is None else training.teaching.labels,
         )
         if (limited := describe_workers(sources.train)) is not None:
             yield TrainNotice((limited,))
@@ -79,7 +84,7 @@ def train_run(
         rows = training.run.read_epochs()
         best = find_best(rows)
         model = calibrate_best(training, sources)
-        result = evaluate_best(training, sources, model)
+        result = evaluate_best(training, sources, model, config.distributions)
         epochs = float(rows["seconds"].iloc[-1])
         record |= {"finished": format_time(time.time()), "best": describe_epoch(best)}
         record["seconds"] = {
@@ -195,8 +200,8 @@ def calibrate_best(training: Training, sources: TrainSources) -> BestModel:
     return BestModel(info, model, calibration)
 
 
-def evaluate_best(training: Training, sources: TrainSources, best: BestModel) -> Evaluation:
-    """Evaluate the best model on the test split; write what comes of it."""
+def evaluate_best(training: Training, sources: TrainSources, best: BestModel, distributions: bool) -> Evaluation:
+    """Evaluate the best model on the test split; write what comes of it, with P(age) where ``distributions`` says."""
     inside = (training.split["split"] == "test").to_numpy()
     result, predictions = evaluate_source(
         choose_network(best.model),
@@ -206,6 +211,7 @@ def evaluate_best(training: Training, sources: TrainSources, best: BestModel) ->
         training.baseline,
         best.calibration,
         training.options.compute,
+        keep=distributions,
     )
     write_json(training.run.evaluation, result.to_json())
     write_predictions(training.run.predictions, predictions)

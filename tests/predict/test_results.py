@@ -4,7 +4,7 @@ import torch
 
 from agegen.engines.torch_engine import load_torch
 from agegen.model.calibration import UNCALIBRATED
-from agegen.model.loss import AGE_SIGMA, make_age_distribution
+from agegen.model.loss import PLAIN, make_age_distribution
 from agegen.model.views import measure_spread
 from agegen.predict.estimator import CropModel
 from agegen.predict.results import FacePrediction, PhotoPrediction, choose_gender
@@ -32,7 +32,7 @@ def test_a_trained_model_is_calibrated_and_drawn_faces_have_the_default_crop(mod
 
 def test_spread_of_a_known_distribution():
     spread = measure_spread(make_age_distribution(torch.tensor([40.0, 60.0])))
-    assert spread.tolist() == pytest.approx([AGE_SIGMA, AGE_SIGMA], abs=0.05)
+    assert spread.tolist() == pytest.approx([PLAIN.sigma, PLAIN.sigma], abs=0.05)
 
 
 @pytest.mark.parametrize(
