@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -52,12 +54,16 @@ class HeadConfig:
         feature_dropout: on the features, before both branches, 0–1.
         standardize: bring each feature to mean 0 and variance 1 first; for backbones whose last
             layer does not do it, frozen ones above all.
+        age_hidden: that width in the age branch, where it isn't ``hidden``.
+        gender_hidden: the same in the gender branch.
     """
 
     hidden: int = 64
     dropout: float = 0.3
     feature_dropout: float = 0.0
     standardize: bool = False
+    age_hidden: int | None = None
+    gender_hidden: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,21 +138,64 @@ class Backbone(nn.Module):
     A backbone with ``frozen = True`` is used as it is built: it stays in evaluation mode, no gradient
     reaches it, its features are computed once and cached, and checkpoints hold its ``identity`` and
     fingerprint in place of its tensors. It must therefore be the same each time it is built.
+
+    All else is optional. Attributes may be set on the class or, in ``__init__``, on the instance:
+
+    Attributes:
+        heads: options of the two heads.
+        frozen: see above; ``identity`` then names the weights.
+        trained_parts: names of the modules and parameters that train (``("net.layer4",)``), None for all; the rest
+            stays as it was built, in evaluation mode.
+        crop: where the crop that it wants to see has the face, where that isn't the crop of its training data: the
+            eyes, the nose and the corners of the mouth (five pairs of x and y), in shares of the crop's side, as YuNet
+            finds them; see :class:`agegen.faces.alignment.CropContract`.
+        argument_name: what ARGUMENT stands for in ``--model NAME:ARGUMENT``, e.g. ``ARCHITECTURE``; "" for none.
+
+    A constructor may take further keywords, ``image_size`` (pixels) and ``freeze`` (bool): to one that does
+    ``agegen train`` hands on ``--image-size`` and ``--freeze``.
     """
 
-    input_spec: ClassVar[InputSpec]
-    feature_dim: ClassVar[int]
-    defaults: ClassVar[TrainingDefaults]
-    heads: ClassVar[HeadConfig] = HeadConfig()
-    frozen: ClassVar[bool] = False
-    identity: ClassVar[str] = ""
+    input_spec: InputSpec
+    feature_dim: int
+    defaults: TrainingDefaults
+    heads: HeadConfig = HeadConfig()
+    frozen: bool = False
+    identity: str = ""
+    trained_parts: tuple[str, ...] | None = None
+    crop: tuple[tuple[float, float], ...] | None = None
+    argument_name: ClassVar[str] = ""
+    # Keywords that it was built with besides `pretrained`; agegen sets them, and checkpoints remember them.
+    build_options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, *, pretrained: bool = True) -> None:  # noqa: ARG002 - part of the contract
         super().__init__()
 
+    @classmethod
+    def from_argument(cls, argument: str, *, pretrained: bool = True) -> Backbone:
+        """Build the backbone that ``--model NAME:ARGUMENT`` asks for; keywords as for the constructor.
+
+        Raises:
+            AgegenError: there is none for this argument.
+        """
+        raise NotImplementedError
+
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images (N, 3, size, size) to features (N, feature_dim)."""
         raise NotImplementedError
+
+    def make_augmentation(self) -> Any:
+        """Return an ``albumentations.Compose`` for training pictures (size, size, 3), uint8; None for agegen's own.
+
+        Where the backbone is frozen it makes the fixed views from the third on.
+        """
+        return None
+
+    def make_heads(self, config: HeadConfig) -> nn.Module | None:  # noqa: ARG002
+        """Return heads of its own, which map features (N, feature_dim) to :class:`agegen.model.network.Outputs`.
+
+        None stands for the two heads that all backbones share.
+        """
+        return None
 
     def group_parameters(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]] | None:  # noqa: ARG002
         """Return the backbone's parameter groups, as optimisers take them; ``lr_scale`` in a group scales its rate.
@@ -156,8 +205,9 @@ class Backbone(nn.Module):
         return None
 
 
-def find_contract_gap(cls: type[Backbone]) -> str | None:
-    """Return what a backbone class fails to declare, or None where its declarations are whole."""
+def find_contract_gap(backbone: type[Backbone] | Backbone) -> str | None:
+    """Return what a backbone fails to declare, or None where its declarations are whole."""
+    cls = backbone if isinstance(backbone, type) else type(backbone)
     wanted: dict[str, type[Any]] = {
         "input_spec": InputSpec,
         "feature_dim": int,
@@ -166,10 +216,19 @@ def find_contract_gap(cls: type[Backbone]) -> str | None:
         "frozen": bool,
     }
     for name, kind in wanted.items():
-        if not isinstance(getattr(cls, name, None), kind):
+        if not isinstance(getattr(backbone, name, None), kind):
             return f"{cls.__name__}.{name} must be set to a {kind.__name__}"
     if cls.forward is Backbone.forward:
         return f"{cls.__name__} must define forward(images)"
-    if cls.frozen and not cls.identity:
+    if backbone.frozen and not backbone.identity:
         return f"{cls.__name__} is frozen, so it must name its weights in `identity`"
+    return None if isinstance(backbone, type) else _find_lost_part(backbone)
+
+
+def _find_lost_part(backbone: Backbone) -> str | None:
+    """Return which of ``trained_parts`` isn't there, None where all are."""
+    names = {name for name, _ in (*backbone.named_modules(), *backbone.named_parameters())}
+    for part in backbone.trained_parts or ():
+        if part not in names:
+            return f"{type(backbone).__name__} has no part '{part}', which trained_parts names"
     return None

@@ -108,6 +108,6 @@ def _check_round_trip(backbone: type[Backbone], pretrained: bool) -> None:
         path = Path(folder) / "model.safetensors"
         save_checkpoint(path, model, describe_model(plugin, model, {}))
         info, loaded = load_checkpoint(path, _build(backbone, pretrained).backbone)
-        _require(info.heads == asdict(model.heads.config), "the heads' options differ after save and load")
+        _require(info.heads == asdict(model.head_config), "the heads' options differ after save and load")
         for name, first, second in zip(Outputs._fields, model(images), loaded(images), strict=True):
             _require(torch.equal(first, second), f"{name} differs after save and load")

@@ -78,6 +78,10 @@ class FeatureCache:
         # Only where there is one: caches of before stay valid.
         if cut:
             self.description["cut"] = cut
+        if model.backbone.build_options:
+            self.description["build"] = dict(model.backbone.build_options)
+        if model.backbone.make_augmentation() is not None:
+            self.description["augmentation"] = str(self._build_augmentation())
         key = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / "features" / key
 
@@ -98,6 +102,10 @@ class FeatureCache:
         except OSError as error:
             reason = error.strerror or str(error)
             raise AgegenError(f"can't keep features in {self.folder}: {reason}; choose --cache-dir") from error
+
+    def _build_augmentation(self) -> Augmentation:
+        backbone = self._model.backbone
+        return build_view_augmentation(backbone.input_spec, backbone.make_augmentation())
 
     def _reset_mismatch(self) -> None:
         path = self.folder / "meta.json"
@@ -121,7 +129,7 @@ class FeatureCache:
         missing = [block for block in range(len(sums)) if _sum_block(features, block) != sums[block]]
         if missing:
             self._model.to(self._compute.device).eval()
-        augmentation = build_view_augmentation(self._model.backbone.input_spec) if missing and view > 1 else None
+        augmentation = self._build_augmentation() if missing and view > 1 else None
         for count, block in enumerate(missing, start=1):
             started = time.monotonic()
             rows = range(block * BLOCK, min((block + 1) * BLOCK, total))

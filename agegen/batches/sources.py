@@ -53,7 +53,7 @@ class TrainSources:
     feature_seconds: float = 0.0
 
 
-def scan_for(backbone: type[Backbone], records: FaceRecords, on_progress: ProgressHook = ignore_progress) -> Scan:
+def scan_for(backbone: Backbone, records: FaceRecords, on_progress: ProgressHook = ignore_progress) -> Scan:
     """Scan the pictures, keeping their pixels where the backbone reads them each epoch and they fit."""
     size = backbone.input_spec.size
     keep = not backbone.frozen and fits_in_memory(len(records), size)
@@ -88,7 +88,7 @@ def make_train_sources(
     pixels = {name: _pick_pixels(model, scan, rows) for name, rows in parts.items()}
     train = TrainBatches(
         replace(pixels["train"], labels=_teach(pixels["train"].labels, parts["train"], soft)),
-        build_train_augmentation(model.backbone.input_spec),
+        build_train_augmentation(model.backbone.input_spec, model.backbone.make_augmentation()),
         options.batch_size,
         options.seed,
         choose_workers(options.workers),
@@ -133,7 +133,7 @@ def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
     """Return a whole model around trained heads; a network that is a whole model comes back as it is."""
     if isinstance(network, AgeGenderModel):
         return network
-    shell = AgeGenderModel(model.backbone, model.heads.config)
+    shell = AgeGenderModel(model.backbone, model.head_config)
     shell.heads.load_state_dict(network.state_dict())
     return shell
 

@@ -57,6 +57,8 @@ def _list_cells(model: ModelDescription) -> list[str]:
     source = f"{model.distribution} {model.version}"
     if model.problem:
         return [model.name, source, "", "", "", "", model.problem]
+    if model.argument:
+        return [f"{model.name}:{model.argument}", source, "", "", "", "", "none; depends on the argument"]
     size = f"{model.input_size}×{model.input_size}"
     counts = f"{model.parameters or 0:,}", f"{model.trainable or 0:,}"
     weights = "none" if model.weights is None else f"{format_size(model.weights_bytes or 0)}; {model.weights_terms}"

@@ -188,6 +188,18 @@ def train(
             help="Start from a run's weights or shipped ones; a third of rate and epochs.",
         ),
     ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=16, metavar="PIXELS", help="Side of the input, for backbones that take any (timm:NAME)."),
+    ] = None,
+    freeze: Annotated[
+        bool | None,
+        typer.Option("--freeze/--no-freeze", help="Compute a backbone's features once and train the heads alone."),
+    ] = None,
+    pretrained: Annotated[
+        bool | None,
+        typer.Option("--pretrained/--no-pretrained", help="Begin with the weights that a backbone brings, or without."),
+    ] = None,
     folds: Annotated[
         int | None, typer.Option(min=2, metavar="K", help="Cross-validate: train once for each of K leak-free folds.")
     ] = None,

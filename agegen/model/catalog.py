@@ -27,7 +27,8 @@ from agegen.model.plugins import (
 class ModelDescription:
     """A backbone with its two heads: parameters, input size in pixels; or the problem with it.
 
-    ``weights`` is the file that ships for it, ``weights_terms`` the licence of these weights.
+    ``weights`` is the file that ships for it, ``weights_terms`` the licence of these weights. ``argument`` is what it
+    takes behind its name; all else then depends on that.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelDescription:
     weights_bytes: int | None = None
     weights_terms: str | None = None
     problem: str | None = None
+    argument: str = ""
 
 
 def describe_models(memory: Path | None = None) -> list[ModelDescription]:
@@ -72,6 +74,8 @@ def describe_plugin(plugin: Plugin) -> ModelDescription:
 
     try:
         backbone_class = load_plugin(plugin)
+        if backbone_class.argument_name:
+            return ModelDescription(*identity, argument=backbone_class.argument_name)
         with torch.device("meta"):
             total, trainable = count_parameters(
                 AgeGenderModel(build_backbone(plugin, backbone_class, pretrained=False))

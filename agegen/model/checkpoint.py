@@ -25,8 +25,8 @@ def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, An
     if backbone.frozen:
         base = {"identity": backbone.identity, "fingerprint": fingerprint_tensors(backbone)}
     spec = backbone.input_spec.to_json()
-    heads = asdict(model.heads.config)
-    return CheckpointInfo(plugin.name, plugin.distribution, plugin.version, heads, spec, base, training)
+    heads, build = asdict(model.head_config), dict(backbone.build_options)
+    return CheckpointInfo(plugin.name, plugin.distribution, plugin.version, heads, spec, base, training, build=build)
 
 
 def save_checkpoint(path: Path, model: AgeGenderModel, info: CheckpointInfo) -> None:
@@ -64,12 +64,14 @@ def _build_backbone(path: Path, info: CheckpointInfo) -> Backbone:
         plugin, backbone_class = load_backbone(info.model)
     except PluginError as error:
         raise CheckpointError(f"{path} was made by {info.distribution} {info.version}: {error}") from error
-    if backbone_class.input_spec.to_json() != info.input_spec:
+    # A frozen backbone's tensors are not in the file.
+    backbone = build_backbone(plugin, backbone_class, pretrained=info.base is not None, options=info.build)
+    if backbone.input_spec.to_json() != info.input_spec:
         raise CheckpointError(
             f"{path} was made by {info.distribution} {info.version} for another input than backbone "
             f"'{info.model}' now takes; install that version"
         )
-    return build_backbone(plugin, backbone_class, pretrained=backbone_class.frozen)
+    return backbone
 
 
 def _open_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:

@@ -21,7 +21,7 @@ class CheckpointInfo:
     """What a checkpoint says of itself.
 
     Attributes:
-        model: name of the backbone plugin.
+        model: name of the backbone plugin, with the argument that it took: ``timm:resnet18``.
         distribution: that brought the plugin, and its ``version``.
         heads: options of the two heads; see :class:`agegen.backbone.HeadConfig`.
         input_spec: of the backbone when it was trained.
@@ -29,6 +29,7 @@ class CheckpointInfo:
         training: epoch, validation metrics and the like; for people.
         crop: the form of the training crops; see :class:`agegen.faces.alignment.CropContract`.
         calibration: see :class:`agegen.model.calibration.Calibration`; None for a model that was never calibrated.
+        build: keywords that the backbone was built with, besides ``pretrained``.
     """
 
     model: str
@@ -40,6 +41,7 @@ class CheckpointInfo:
     training: dict[str, Any] = field(default_factory=dict)
     crop: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    build: dict[str, Any] = field(default_factory=dict)
 
 
 def read_info(path: Path) -> CheckpointInfo:

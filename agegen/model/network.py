@@ -44,8 +44,8 @@ class TwoHeads(nn.Module):
         self.config = config
         self.norm = nn.BatchNorm1d(feature_dim, affine=False) if config.standardize else nn.Identity()
         self.dropout = nn.Dropout(config.feature_dropout)
-        self.age = make_branch(feature_dim, config.hidden, AGE_CLASSES, config.dropout)
-        self.gender = make_branch(feature_dim, config.hidden, 1, config.dropout)
+        self.age = make_branch(feature_dim, config.age_hidden or config.hidden, AGE_CLASSES, config.dropout)
+        self.gender = make_branch(feature_dim, config.gender_hidden or config.hidden, 1, config.dropout)
 
     def forward(self, features: Tensor) -> Outputs:
         """Map features (N, feature_dim) to the outputs of both branches."""
@@ -62,21 +62,31 @@ class AgeGenderModel(nn.Module):
     def __init__(self, backbone: Backbone, heads: HeadConfig | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.heads = TwoHeads(backbone.feature_dim, heads or backbone.heads)
+        self.head_config = heads or backbone.heads
+        own = backbone.make_heads(self.head_config)
+        self.heads: nn.Module = TwoHeads(backbone.feature_dim, self.head_config) if own is None else own
         spec = backbone.input_spec
         self.register_buffer("mean", _make_channel_tensor(spec.mean), persistent=False)
         self.register_buffer("std", _make_channel_tensor(spec.std), persistent=False)
         if backbone.frozen:
             backbone.requires_grad_(False)
             backbone.eval()
+        elif backbone.trained_parts is not None:
+            for name, parameter in backbone.named_parameters():
+                parameter.requires_grad_(_is_inside(name, backbone.trained_parts))
         # Convolutions run fastest so, on CPUs and GPUs alike.
         self.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> AgeGenderModel:
-        """Switch the mode of all but a frozen backbone, which stays as it is."""
+        """Switch the mode of all but what is frozen, whose norms and dropouts stay in evaluation mode."""
         super().train(mode)
         if self.backbone.frozen:
             self.backbone.eval()
+        elif (parts := self.backbone.trained_parts) is not None:
+            for name, module in self.backbone.named_modules():
+                if not _is_inside(name, parts):
+                    # Not `eval`, which would reach the trained parts inside of it too.
+                    module.training = False
         return self
 
     def extract_features(self, images: Tensor) -> Tensor:
@@ -91,6 +101,11 @@ class AgeGenderModel(nn.Module):
         """Map RGB pictures (N, 3, size, size), uint8 or float with values 0–255, to :class:`Outputs`."""
         outputs: Outputs = self.heads(self.extract_features(images))
         return outputs
+
+
+def _is_inside(name: str, parts: tuple[str, ...]) -> bool:
+    """Return whether a module or parameter is one of some parts, or lies in one."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def expect_age(age_probabilities: Tensor) -> Tensor:

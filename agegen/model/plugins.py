@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from agegen.errors import AgegenError, CheckpointError, PluginError
 from agegen.runs import open_run
@@ -28,7 +32,8 @@ CARD_FILE = "MODEL_CARD.md"
 class Plugin:
     """One entry point of the group ``agegen.backbones``.
 
-    ``taken_by`` names the distribution that owns the name, where this one came second.
+    ``taken_by`` names the distribution that owns the name, where this one came second. ``argument`` is what was asked
+    for behind the name, which then stands in ``name`` too: ``timm:resnet18``.
     """
 
     name: str
@@ -36,6 +41,7 @@ class Plugin:
     version: str
     entry_point: EntryPoint
     taken_by: str | None = None
+    argument: str = ""
 
     @property
     def source(self) -> str:
@@ -63,10 +69,13 @@ def list_plugins() -> list[Plugin]:
 def find_plugin(name: str) -> Plugin:
     """Return the plugin called ``name``; ``name@distribution`` asks for one distribution's claim.
 
+    ``name:argument`` is for those that take one.
+
     Raises:
         PluginError: there is none, or the name is taken by another distribution.
     """
-    short, _, distribution = name.partition("@")
+    called, colon, argument = name.partition(":")
+    short, _, distribution = called.partition("@")
     plugins = list_plugins()
     for plugin in plugins:
         if plugin.name == short and distribution in ("", plugin.distribution):
@@ -75,7 +84,7 @@ def find_plugin(name: str) -> Plugin:
                     f"backbone '{short}' of {plugin.source}: the name is taken by {plugin.taken_by}; "
                     "uninstall one of the two"
                 )
-            return plugin
+            return replace(plugin, name=f"{short}{colon}{argument}", argument=argument)
     known = ", ".join(dict.fromkeys(plugin.name for plugin in plugins)) or "none"
     raise PluginError(f"no backbone is called '{name}'; installed: {known} (see `agegen models`)")
 
@@ -98,7 +107,8 @@ def load_plugin(plugin: Plugin) -> type[Backbone]:
             f"backbone '{plugin.name}' of {plugin.source}: {plugin.entry_point.value} is no subclass of "
             "agegen.backbone.Backbone"
         )
-    if gap := find_contract_gap(loaded):
+    # What depends on the argument is known once it is built.
+    if not loaded.argument_name and (gap := find_contract_gap(loaded)):
         raise PluginError(f"backbone '{plugin.name}' of {plugin.source}: {gap}")
     return loaded
 
@@ -109,19 +119,53 @@ def load_backbone(name: str) -> tuple[Plugin, type[Backbone]]:
     return plugin, load_plugin(plugin)
 
 
-def build_backbone(plugin: Plugin, backbone_class: type[Backbone], *, pretrained: bool = True) -> Backbone:
-    """Build a plugin's backbone.
+def build_backbone(
+    plugin: Plugin,
+    backbone_class: type[Backbone],
+    *,
+    pretrained: bool = True,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Backbone:
+    """Build a plugin's backbone, with its argument where it takes one.
+
+    Args:
+        plugin: whose backbone it is.
+        backbone_class: what its entry point gives.
+        pretrained: whether weights that it brings are wanted.
+        options: further keywords: ``image_size``, ``freeze``.
 
     Raises:
-        PluginError: the constructor fails; the error names the plugin, its distribution and version.
+        PluginError: the constructor fails, takes no such option, or what it builds breaks the contract; the error
+            names the plugin, its distribution and version.
     """
+    from agegen.backbone import find_contract_gap
+
+    called = f"backbone '{plugin.name}' of {plugin.source}"
+    factory = _choose_factory(called, plugin, backbone_class)
+    taken = signature(factory).parameters
+    if missing := [name for name in options if name not in taken]:
+        raise PluginError(f"{called} has no --{missing[0].replace('_', '-')}")
     try:
-        return backbone_class(pretrained=pretrained)
+        backbone = factory(pretrained=pretrained, **options)
     except AgegenError as error:
-        raise PluginError(f"backbone '{plugin.name}' of {plugin.source}: {error}") from error
+        raise PluginError(f"{called}: {error}") from error
     except Exception as error:  # a stranger's constructor may raise anything
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise PluginError(f"backbone '{plugin.name}' of {plugin.source} can't be built: {cause}") from error
+        raise PluginError(f"{called} can't be built: {cause}") from error
+    if gap := find_contract_gap(backbone):
+        raise PluginError(f"{called}: {gap}")
+    backbone.build_options = dict(options)
+    return backbone
+
+
+def _choose_factory(called: str, plugin: Plugin, backbone_class: type[Backbone]) -> Callable[..., Backbone]:
+    """Return what builds the backbone: its constructor, or ``from_argument`` with the argument."""
+    wanted = backbone_class.argument_name
+    if plugin.argument and not wanted:
+        raise PluginError(f"{called} takes no argument; leave ':{plugin.argument}' out")
+    if wanted and not plugin.argument:
+        raise PluginError(f"{called} needs an argument: --model {plugin.name.rstrip(':')}:{wanted}")
+    return partial(backbone_class.from_argument, plugin.argument) if wanted else backbone_class
 
 
 def _describe_entry_point(entry: EntryPoint) -> Plugin:

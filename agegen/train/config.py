@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from agegen.backbone import Backbone, LossSettings
+from agegen.backbone import Backbone, LossSettings, TrainingDefaults
 from agegen.batches.sources import SourceOptions
 from agegen.errors import AgegenError, CheckpointError
 from agegen.machine import Compute
@@ -26,7 +26,9 @@ class TrainConfig:
 
     ``save_every``: seconds after which the state is saved again. ``resume``: the folder of an
     unfinished run, to which the other options belong; see :func:`agegen.train.config.read_config`.
-    ``soft_labels``: files of teachers' estimates. ``distributions``: whether ``predictions.parquet`` holds P(age) too.
+    ``image_size`` (pixels) and ``freeze`` go to backbones that take them; ``pretrained`` says whether weights that a
+    backbone brings are wanted. ``soft_labels``: files of teachers' estimates. ``distributions``: whether
+    ``predictions.parquet`` holds P(age) too.
     """
 
     model: str
@@ -47,6 +49,9 @@ class TrainConfig:
     gender_codes: str | None = None
     detector: str | None = None
     init: str | None = None
+    image_size: int | None = None
+    freeze: bool | None = None
+    pretrained: bool = True
     soft_labels: tuple[str, ...] = ()
     soft_weight: float | None = None
     distributions: bool = False
@@ -60,10 +65,10 @@ class FitSettings:
     epochs: int
     lr: float
     weight_decay: float
-    warmup: float
-    ema_decay: float
-    layer_decay: float | None
-    loss: LossSettings
+    warmup: float = TrainingDefaults.warmup
+    ema_decay: float = TrainingDefaults.ema_decay
+    layer_decay: float | None = None
+    loss: LossSettings = TrainingDefaults.loss
 
 
 def read_config(run: Path, given: dict[str, Any]) -> TrainConfig:
@@ -130,9 +135,7 @@ def _clashes(name: str, given: Any, kept: Any) -> bool:
     return str(given) != str(kept)
 
 
-def choose_settings(
-    config: TrainConfig, backbone: type[Backbone], compute: Compute
-) -> tuple[FitSettings, SourceOptions]:
+def choose_settings(config: TrainConfig, backbone: Backbone, compute: Compute) -> tuple[FitSettings, SourceOptions]:
     """Return the settings, the backbone's defaults filled in where the user gave nothing.
 
     Raises:

@@ -229,8 +229,12 @@ def format_command(config: TrainConfig) -> str:
         value = getattr(config, field.name)
         if value == getattr(plain, field.name) or field.name in _NOT_IN_COMMAND:
             continue
+        name = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+            continue
         for one in value if isinstance(value, tuple) else (value,):
-            words += [f"--{field.name.replace('_', '-')}", str(one)]
+            words += [f"--{name}", str(one)]
     return shlex.join(words)
 
 

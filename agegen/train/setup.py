@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from agegen import runs
+from agegen.backbone import Backbone
 from agegen.batches.sources import SourceOptions, scan_for
 from agegen.data.labels import Baseline, find_baseline
 from agegen.data.manifests import ReadOptions
 from agegen.data.scan import ProgressHook, Scan
 from agegen.data.soft_labels import Teaching, read_soft_labels
 from agegen.data.splits import apply_split, fingerprint_split, read_split, split_scan, write_split
-from agegen.errors import AgegenError, DataError
+from agegen.errors import AgegenError, DataError, PluginError
+from agegen.faces.alignment import CropContract
 from agegen.faces.loading import load_cropped
 from agegen.faces.matching import CropSurvey, read_trims, survey_crops
 from agegen.machine import choose_compute
@@ -54,9 +56,10 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     """Load the plugin and the data, build the model, split, and make the run folder or open that to resume."""
     compute = choose_compute(config.device, config.precision)
     plugin, backbone_class = load_backbone(config.model)
-    settings, options = choose_settings(config, backbone_class, compute)
     torch.manual_seed(config.seed)
-    model = AgeGenderModel(build_backbone(plugin, backbone_class))
+    backbone = build_wanted(config, plugin, backbone_class)
+    settings, options = choose_settings(config, backbone, compute)
+    model = AgeGenderModel(backbone)
     start = None if config.init is None else find_init(config.init, plugin.name)
     if start is not None:
         start_from(model, start)
@@ -64,7 +67,9 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     resumed = None if config.resume is None else runs.open_run(config.resume)
     trims = None if resumed is None else read_trims(resumed.read()["data"].get("trims", {}))
     reading = ReadOptions(config.age_column, config.gender_codes)
-    scan = scan_for(backbone_class, load_cropped(config.data, reading, config.detector, trims), on_progress)
+    contract = None if backbone.crop is None else CropContract(backbone.crop)
+    records = load_cropped(config.data, reading, config.detector, trims, contract)
+    scan = scan_for(backbone, records, on_progress)
     if resumed is not None:
         run = resumed
         scan, split = apply_split(scan, read_split(run.split), "the run's split.csv")
@@ -79,6 +84,22 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     teaching = read_teaching(config, scan, split) if config.soft_labels else None
     baseline = find_baseline(train)
     return Training(plugin, settings, options, model, scan, split, run, baseline, survey, start, seen, teaching)
+
+
+def build_wanted(config: TrainConfig, plugin: Plugin, backbone_class: type[Backbone]) -> Backbone:
+    """Build the backbone as the options want it; where its tensors come from elsewhere, without its own weights.
+
+    Raises:
+        PluginError: it can't be built so.
+    """
+    options = {name: value for name in ("image_size", "freeze") if (value := getattr(config, name)) is not None}
+    elsewhere = config.init is not None or config.resume is not None
+    frozen = backbone_class.frozen or config.freeze
+    if frozen and not config.pretrained:
+        raise PluginError(f"backbone '{plugin.name}' is frozen: with --no-pretrained it would know nothing")
+    return build_backbone(
+        plugin, backbone_class, pretrained=config.pretrained and (bool(frozen) or not elsewhere), options=options
+    )
 
 
 def read_teaching(config: TrainConfig, scan: Scan, split: pd.DataFrame) -> Teaching:

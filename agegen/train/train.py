@@ -23,7 +23,7 @@ from agegen.files import write_json
 from agegen.model.calibration import Calibration, calibrate
 from agegen.model.checkpoint import describe_model, load_checkpoint, save_checkpoint
 from agegen.model.metadata import CheckpointInfo
-from agegen.model.network import AgeGenderModel
+from agegen.model.network import AgeGenderModel, TwoHeads
 from agegen.render.plots import plot_curves
 from agegen.runs import RunFolder
 from agegen.train.config import TrainConfig
@@ -123,7 +123,7 @@ def fit_and_keep(
     Raises:
         TrainingInterrupted: ``should_stop`` said yes; the state is saved.
     """
-    if training.start is None:
+    if training.start is None and isinstance(training.model.heads, TwoHeads):
         fit_biases(training.model.heads, sources.train.labels)
     trainer = make_trainer(sources.network, training.settings, training.options.compute)
     states = StateFiles(training.run.path)

@@ -16,7 +16,8 @@ from agegen.machine import choose_compute
 from agegen.model.network import Outputs
 from agegen.train.config import FitSettings, TrainConfig
 from agegen.train.events import BatchResult, EpochResult
-from agegen.train.loop import average_network, fit, make_optimizer, make_trainer, scale_lr
+from agegen.train.loop import average_network, fit, make_trainer, scale_lr
+from agegen.train.optimizer import make_optimizer
 from agegen.train.train import train_run
 
 SETTINGS = FitSettings(epochs=2, lr=1e-3, weight_decay=0.05)
@@ -93,7 +94,7 @@ def test_a_loss_that_is_no_number_stops_with_its_place(data):
 
 def test_average_follows_the_weights_and_copies_counters():
     network = nn.BatchNorm1d(2)
-    averaged = average_network(network)
+    averaged = average_network(network, 0.998)
     averaged.update_parameters(network)
     with torch.no_grad():
         network.weight.fill_(3.0)
@@ -105,7 +106,7 @@ def test_average_follows_the_weights_and_copies_counters():
 
 
 def test_schedule_warms_up_and_ends_at_zero():
-    rates = [scale_lr(step, 100) for step in range(101)]
+    rates = [scale_lr(step, 100, 0.1) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10)
