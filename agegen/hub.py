@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from agegen.errors import AgegenError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @contextmanager
@@ -23,3 +29,27 @@ def explain_failure(error: Exception) -> str:
     """Return the first line of what a failed download said, or the error's kind."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+    """Build one of timm's networks, its weights from the Hugging Face cache or the Hub.
+
+    Raises:
+        AgegenError: they are neither in the cache nor to be downloaded, or there are none.
+        TypeError: the network has no such option.
+    """
+    import timm
+
+    try:
+        with quiet_hub():
+            network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError:
+        raise
+    except Exception as error:  # the Hub client raises its own, requests' and OS errors, timm runtime errors
+        if not pretrained:
+            raise AgegenError(f"timm can't build '{name}': {explain_failure(error)}") from error
+        raise AgegenError(
+            f"the weights timm/{name} are not in the Hugging Face cache and can't be downloaded "
+            f"({explain_failure(error)}); go online once, or set HF_HOME to a cache that has them"
+        ) from error
+    return network

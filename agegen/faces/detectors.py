@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from agegen.data.images import RGB
-from agegen.errors import AgegenError
+from agegen.entry_points import list_entries, load_entry, name_cause
+from agegen.errors import AgegenError, PluginError
 from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similarity, invert_matrix, measure_turn
 from agegen.hub import explain_failure, quiet_hub
 
+GROUP = "agegen.detectors"
 YUNET_REPO = "opencv/face_detection_yunet"
 YUNET_FILE = "face_detection_yunet_2026may.onnx"
 # What was measured with, and what OpenCV's parser may be given: no other file of that name, whoever puts it there.
@@ -51,7 +52,7 @@ class DetectedFace:
 
 
 class Detector(Protocol):
-    """Finds faces.
+    """Finds faces. An entry point of the group ``agegen.detectors`` names a class, or a function, that builds one.
 
     ``reference`` (5, 2) is where this detector sees the landmarks of a UTKFace crop on average, in shares of
     the crop's side: detectors disagree by some per cent on where an eye is, and this cancels it.
@@ -171,19 +172,45 @@ class MTCNN(TwoLooks):
 # Below it, mtcnn's finds are hands and patterns more often than faces.
 _MTCNN_LEAST_SCORE = 0.8
 _MTCNN_POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
-_DETECTORS: dict[str, Callable[[], Detector]] = {"mtcnn": MTCNN, "yunet": YuNet}
-DETECTOR_NAMES = tuple(_DETECTORS)
+
+
+def list_detectors() -> list[str]:
+    """Return the names of all detectors, agegen's own and those of other packages."""
+    return list(dict.fromkeys(entry.name for entry in list_entries(GROUP)))
 
 
 def create_detector(name: str) -> Detector:
     """Build the detector called ``name``; each thread needs one of its own.
 
     Raises:
-        AgegenError: there is none of that name, or its weights are not at hand.
+        AgegenError: there is none of that name, its weights are not at hand, or its package is broken.
     """
-    if name not in _DETECTORS:
-        raise AgegenError(f"no detector is called '{name}'; --detector is one of {', '.join(DETECTOR_NAMES)}, none")
-    return _DETECTORS[name]()
+    entry = next((entry for entry in list_entries(GROUP) if entry.name == name), None)
+    if entry is None:
+        known = ", ".join([*list_detectors(), "none"])
+        raise AgegenError(f"no detector is called '{name}'; --detector is one of {known}")
+    factory = load_entry("detector", entry)
+    try:
+        detector: Detector = factory()
+    except AgegenError:
+        raise
+    except Exception as error:  # a stranger's constructor may raise anything
+        called = f"detector '{name}' of {entry.source}"
+        raise PluginError(f"{called} can't be built: {name_cause(error)}") from error
+    if gap := find_detector_gap(detector):
+        raise PluginError(f"detector '{name}' of {entry.source}: {gap}")
+    return detector
+
+
+def find_detector_gap(detector: Any) -> str | None:
+    """Return what a detector fails to declare, None where its declarations are whole."""
+    kind = type(detector).__name__
+    if not isinstance(getattr(detector, "name", None), str):
+        return f"{kind}.name must be a str"
+    reference = np.asarray(getattr(detector, "reference", ()))
+    if reference.shape != (5, 2) or not (np.isfinite(reference).all() and ((reference > 0) & (reference < 1)).all()):
+        return f"{kind}.reference must be five landmarks (5, 2), in shares of a UTKFace crop's side"
+    return None if callable(getattr(detector, "detect", None)) else f"{kind} must define detect(image)"
 
 
 def find_yunet_weights() -> Path:

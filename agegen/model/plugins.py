@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.machinery import ModuleSpec
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from agegen.entry_points import Entry, list_entries, load_entry, name_cause
 from agegen.errors import AgegenError, CheckpointError, PluginError
 from agegen.runs import open_run
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from agegen.backbone import Backbone
 
 GROUP = "agegen.backbones"
-OWN_DISTRIBUTION = "agegen"
 # What `agegen predict` uses: the most accurate on other people's photographs, and the quickest.
 DEFAULT_MODEL = "compact"
 # In the folder of the plugin's package.
@@ -55,14 +55,12 @@ def list_plugins() -> list[Plugin]:
     agegen owns the names that it ships; any other name belongs to the alphabetically first
     distribution that registers it. Later claims are listed too, with ``taken_by`` set.
     """
-    found = [_describe_entry_point(entry) for entry in entry_points(group=GROUP)]
-    found.sort(key=lambda plugin: (plugin.name, plugin.distribution != OWN_DISTRIBUTION, plugin.distribution))
-    owners: dict[str, Plugin] = {}
+    owners: dict[str, Entry] = {}
     plugins = []
-    for plugin in found:
-        owner = owners.setdefault(plugin.name, plugin)
-        taken_by = None if owner is plugin else owner.source
-        plugins.append(Plugin(plugin.name, plugin.distribution, plugin.version, plugin.entry_point, taken_by=taken_by))
+    for entry in list_entries(GROUP):
+        owner = owners.setdefault(entry.name, entry)
+        taken_by = None if owner is entry else owner.source
+        plugins.append(Plugin(entry.name, entry.distribution, entry.version, entry.point, taken_by=taken_by))
     return plugins
 
 
@@ -97,11 +95,7 @@ def load_plugin(plugin: Plugin) -> type[Backbone]:
     """
     from agegen.backbone import Backbone, find_contract_gap
 
-    try:
-        loaded = plugin.entry_point.load()
-    except (Exception, SystemExit) as error:
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise PluginError(f"backbone '{plugin.name}' of {plugin.source} can't be loaded: {cause}") from error
+    loaded = load_entry("backbone", Entry(plugin.name, plugin.distribution, plugin.version, plugin.entry_point))
     if not (isinstance(loaded, type) and issubclass(loaded, Backbone)):
         raise PluginError(
             f"backbone '{plugin.name}' of {plugin.source}: {plugin.entry_point.value} is no subclass of "
@@ -150,8 +144,7 @@ def build_backbone(
     except AgegenError as error:
         raise PluginError(f"{called}: {error}") from error
     except Exception as error:  # a stranger's constructor may raise anything
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise PluginError(f"{called} can't be built: {cause}") from error
+        raise PluginError(f"{called} can't be built: {name_cause(error)}") from error
     if gap := find_contract_gap(backbone):
         raise PluginError(f"{called}: {gap}")
     backbone.build_options = dict(options)
@@ -166,12 +159,6 @@ def _choose_factory(called: str, plugin: Plugin, backbone_class: type[Backbone])
     if wanted and not plugin.argument:
         raise PluginError(f"{called} needs an argument: --model {plugin.name.rstrip(':')}:{wanted}")
     return partial(backbone_class.from_argument, plugin.argument) if wanted else backbone_class
-
-
-def _describe_entry_point(entry: EntryPoint) -> Plugin:
-    # Read once: each look at a distribution's name or version parses all of its metadata.
-    metadata = entry.dist.metadata if entry.dist else {"Name": "unknown", "Version": "?"}
-    return Plugin(entry.name, metadata["Name"], metadata["Version"], entry)
 
 
 def find_checkpoint(model: str | None, run: Path | None) -> Path:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agegen.backbone import Backbone, HeadConfig, InputSpec, TrainingDefaults
-from agegen.errors import AgegenError
-from agegen.hub import explain_failure, quiet_hub
+from agegen.hub import create_timm
 
 TIMM_NAME = "vgg16.tv_in1k"
 # (index of the block in timm's feature list, its channels, side of the grid that it is averaged to)
@@ -48,16 +45,5 @@ def create_base(pretrained: bool) -> nn.Module:
     Raises:
         AgegenError: the weights are neither in the Hugging Face cache nor to be downloaded.
     """
-    import timm
-
     indices = tuple(index for index, _, _ in GRIDS)
-    options: dict[str, Any] = {"features_only": True, "out_indices": indices}
-    try:
-        with quiet_hub():
-            base: nn.Module = timm.create_model(TIMM_NAME, pretrained=pretrained, **options)
-    except Exception as error:  # the Hub client raises its own, requests' and OS errors
-        raise AgegenError(
-            f"the weights timm/{TIMM_NAME} are not in the Hugging Face cache and can't be downloaded "
-            f"({explain_failure(error)}); go online once, or set HF_HOME to a cache that has them"
-        ) from error
-    return base
+    return create_timm(TIMM_NAME, pretrained=pretrained, features_only=True, out_indices=indices)

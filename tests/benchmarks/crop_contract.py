@@ -21,7 +21,7 @@ from composing import compose
 from agegen.data.images import decode_image
 from agegen.data.loading import load_records
 from agegen.errors import AgegenError
-from agegen.faces.detectors import DETECTOR_NAMES, create_detector
+from agegen.faces.detectors import create_detector, list_detectors
 from agegen.faces.geometry import apply_matrix, invert_matrix
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     records = load_records(options.data)
     rows = np.random.default_rng(5).permutation(len(records))[: options.faces]
-    for name in DETECTOR_NAMES:
+    for name in list_detectors():
         try:
             detector = create_detector(name)
         except AgegenError as error:

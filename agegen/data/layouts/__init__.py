@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
 from agegen.data.manifests import ReadOptions
 from agegen.data.records import FaceRecords
-from agegen.errors import DataError, PluginError
+from agegen.entry_points import list_entries, load_entry
+from agegen.errors import DataError
 
 GROUP = "agegen.layouts"
 # The order in which they are asked: those that need certain files first, those that look at names last.
@@ -36,12 +36,8 @@ def list_layouts() -> Iterator[Layout]:
     Raises:
         PluginError: a package's reader can't be loaded.
     """
-    for entry in entry_points(group=GROUP):
-        try:
-            yield entry.load()
-        except Exception as error:  # whatever a stranger's package raises
-            source = "" if entry.dist is None else f" of {entry.dist.name} {entry.dist.version}"
-            raise PluginError(f"the layout '{entry.name}'{source} can't be loaded: {error}") from error
+    for entry in list_entries(GROUP):
+        yield load_entry("layout", entry)
     for name in _BUILT_IN:
         module: Layout = import_module(f"{__name__}.{name}")
         yield module
