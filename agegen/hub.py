@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agegen.errors import AgegenError
@@ -53,3 +54,24 @@ def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
             f"({explain_failure(error)}); go online once, or set HF_HOME to a cache that has them"
         ) from error
     return network
+
+
+def download_file(repository: str, file: str, revision: str | None = None) -> Path:
+    """Return a file of a repository from the Hugging Face cache, or download it.
+
+    Raises:
+        AgegenError: it isn't in the cache and can't be downloaded.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, file, revision=revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        with quiet_hub():
+            return Path(hf_hub_download(repository, file, revision=revision))
+    except Exception as error:  # the Hub client raises its own, requests' and OS errors
+        raise AgegenError(
+            f"{file} of {repository} is not in the Hugging Face cache and can't be downloaded "
+            f"({explain_failure(error)}); go online once, or set HF_HOME to a cache that has it"
+        ) from error

@@ -20,7 +20,7 @@ from agegen.data.records import Exclusion, FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import count_leaking_groups
 from agegen.faces.matching import describe_crops, survey_crops
-from agegen.model.plugins import find_checkpoint
+from agegen.model.weights import find_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +40,7 @@ class CheckConfig:
     model: str | None = None
     device: str = "auto"
     reading: ReadOptions = PLAIN
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,8 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
     suspects, notices = None, [*scan.records.notices, *describe_crops(survey_crops(scan.records))]
     if scan.records.layout:
         notices.insert(0, f"data: {scan.records.layout}, {len(frame):,} faces")
-    if config.run is not None or config.model is not None:
-        checkpoint = find_checkpoint(config.model, config.run)
+    if (config.run, config.model, config.weights) != (None, None, None):
+        checkpoint = find_checkpoint(config.model, config.run, config.weights)
         suspects, swapped = find_suspects(checkpoint, scan, config.device, on_progress)
         notices += [swapped] if swapped else []
     return DataReport(

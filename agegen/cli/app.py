@@ -104,6 +104,13 @@ CacheDir = Annotated[
     typer.Option(help="Where features of frozen backbones are kept. Default: the user's cache folder."),
 ]
 
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Which of a model's shipped weights, see `agegen models`.", show_default="default"
+    ),
+]
+
 JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.")]
 
 

@@ -12,6 +12,7 @@ from agegen.cli.app import (
     Device,
     GenderCodes,
     JsonOut,
+    Weights,
     data_app,
     make_notice_console,
     make_output_console,
@@ -32,6 +33,7 @@ def check(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The same with the weights that ship for this model.")
     ] = None,
+    weights: Weights = None,
     json_out: JsonOut = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained page.")] = None,
     fix: Annotated[
@@ -55,7 +57,7 @@ def check(
         from agegen.files import format_json
         from agegen.render.progress import ProgressDisplay
 
-    config = CheckConfig(tuple(path), run, model, device, ReadOptions(age_column, gender_codes))
+    config = CheckConfig(tuple(path), run, model, device, ReadOptions(age_column, gender_codes), weights)
     with ProgressDisplay(notices) as progress:
         report = check_data(config, progress)
     if html:

@@ -16,6 +16,7 @@ from agegen.cli.app import (
     JsonOut,
     OtherData,
     Precision,
+    Weights,
     app,
     make_notice_console,
     make_output_console,
@@ -34,6 +35,7 @@ def evaluate(
         Path | None, typer.Argument(help="A run folder, or that of --folds. Default: the newest run under ./runs.")
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="The weights that ship for this model.")] = None,
+    weights: Weights = None,
     data: OtherData = None,
     split: Annotated[str, typer.Option(metavar="test|val|train|all", help="Which faces.")] = "test",
     json_out: JsonOut = None,
@@ -63,7 +65,7 @@ def evaluate(
         _show_folds(run, data, json_out, predictions)
         return
     reading = ReadOptions(age_column, gender_codes)
-    config = EvalConfig(run, model, tuple(data or ()), split, device, precision, cache_dir, reading, detector)
+    config = EvalConfig(run, model, tuple(data or ()), split, device, precision, cache_dir, reading, detector, weights)
     with ProgressDisplay(notices) as progress:
         result = evaluate_run(config, progress)
     show_notices(notices, result.notices)

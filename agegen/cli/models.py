@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agegen.cli.app import JsonOut, app, make_notice_console, make_output_console, show_work, write_output
+from agegen.cli.app import JsonOut, Weights, app, make_notice_console, make_output_console, show_work, write_output
 from agegen.render.formats import format_size
 from agegen.render.tables import PlainTable, render_table
 
@@ -20,6 +20,7 @@ def models(
     card: Annotated[
         str | None, typer.Option(metavar="NAME", help="Show the card of the weights that ship for this model.")
     ] = None,
+    weights: Weights = None,
 ) -> None:
     """List the installed backbones, the weights that ship for them and their licence, or why one can't load.
 
@@ -28,9 +29,9 @@ def models(
     from dataclasses import asdict
 
     if card is not None:
-        from agegen.model.plugins import read_card
+        from agegen.model.weights import DEFAULT_WEIGHTS, read_card
 
-        write_output("-", read_card(card))
+        write_output("-", read_card(card, weights or DEFAULT_WEIGHTS))
         return
     from agegen.batches.cache_folder import choose_cache_dir
     from agegen.files import format_json
@@ -53,6 +54,11 @@ def make_models_table(models: list[ModelDescription]) -> PlainTable:
     return PlainTable("", columns, [_list_cells(model) for model in models], left=2, caption=caption, alarms=broken)
 
 
+def _describe_weights(weights: dict[str, Any]) -> str:
+    size = weights["source"] if weights["bytes"] is None else format_size(weights["bytes"])
+    return "; ".join(part for part in (f"{weights['name']}: {size}", weights["terms"]) if part)
+
+
 def _list_cells(model: ModelDescription) -> list[str]:
     source = f"{model.distribution} {model.version}"
     if model.problem:
@@ -61,5 +67,5 @@ def _list_cells(model: ModelDescription) -> list[str]:
         return [f"{model.name}:{model.argument}", source, "", "", "", "", "none; depends on the argument"]
     size = f"{model.input_size}×{model.input_size}"
     counts = f"{model.parameters or 0:,}", f"{model.trainable or 0:,}"
-    weights = "none" if model.weights is None else f"{format_size(model.weights_bytes or 0)}; {model.weights_terms}"
+    weights = "\n".join(_describe_weights(one) for one in model.shipped) or model.weights_terms or "none"
     return [model.name, source, *counts, size, "yes" if model.frozen else "no", weights]

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from agegen.cli.app import Device, JsonOut, Precision, app, make_notice_console, make_output_console, show_work
+from agegen.cli.app import (
+    Device,
+    JsonOut,
+    Precision,
+    Weights,
+    app,
+    make_notice_console,
+    make_output_console,
+    show_work,
+)
 from agegen.render.formats import format_duration
 from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import PlainTable, render_table
@@ -100,6 +109,7 @@ def predict(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The weights that ship for this model. Default: compact.")
     ] = None,
+    weights: Weights = None,
     run: Annotated[Path | None, typer.Option(help="A run folder or checkpoint of your own instead.")] = None,
     detector: Annotated[
         str, typer.Option(metavar="mtcnn|yunet|none", help="What finds the faces; none takes aligned crops.")
@@ -140,6 +150,7 @@ def predict(
     config = PredictConfig(
         inputs=(*(inputs or ()), *([find_demo_photo()] if demo else [])),
         model=model,
+        weights=weights,
         run=run,
         detector="none" if no_detect else detector,
         min_confidence=min_confidence,

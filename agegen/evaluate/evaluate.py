@@ -25,7 +25,7 @@ from agegen.machine import choose_compute
 from agegen.model.calibration import read_calibration
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import CheckpointInfo
-from agegen.model.plugins import find_checkpoint
+from agegen.model.weights import find_checkpoint
 from agegen.runs import DEFAULT_ROOT, RunFolder, find_newest_run, list_finished_runs, list_sources, open_run
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _SWAPPED_ACCURACY, _SWAPPED_FACES = 0.3, 50
 class EvalConfig:
     """Options of ``agegen eval``; no ``data`` means the data that the run was trained on.
 
-    ``model`` stands for the weights that ship for it, in place of a run.
+    ``model`` stands for the weights that ship for it, in place of a run; ``weights`` names one of several.
     """
 
     run: Path | None = None
@@ -52,6 +52,7 @@ class EvalConfig:
     cache_dir: Path | None = None
     reading: ReadOptions = PLAIN
     detector: str | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,9 @@ def find_subject(config: EvalConfig) -> _Subject:
     Raises:
         AgegenError: it isn't there, or shipped weights are given no data.
     """
-    if config.model is not None or (config.run is None and config.data and not list_finished_runs()):
-        checkpoint = find_checkpoint(config.model, config.run)
+    shipped = config.model is not None or config.weights is not None
+    if shipped or (config.run is None and config.data and not list_finished_runs()):
+        checkpoint = find_checkpoint(config.model, config.run, config.weights)
         return _Subject(None, checkpoint, resolve_data(config.data), own=False)
     run = open_run(config.run) if config.run is not None else find_newest_run()
     return _Subject(run, run.checkpoint, config.data or list_sources(run.read()), own=not config.data)

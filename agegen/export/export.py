@@ -12,7 +12,7 @@ from agegen.errors import AgegenError
 from agegen.export.card import write_card
 from agegen.export.onnx import export_onnx
 from agegen.model.checkpoint import load_checkpoint, save_checkpoint
-from agegen.model.plugins import CARD_FILE
+from agegen.model.weights import CARD_FILE
 from agegen.runs import RunFolder, open_run
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -15,7 +14,8 @@ from agegen.data.images import RGB
 from agegen.entry_points import list_entries, load_entry, name_cause
 from agegen.errors import AgegenError, PluginError
 from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similarity, invert_matrix, measure_turn
-from agegen.hub import explain_failure, quiet_hub
+from agegen.files import digest_file
+from agegen.hub import download_file
 
 GROUP = "agegen.detectors"
 YUNET_REPO = "opencv/face_detection_yunet"
@@ -219,20 +219,10 @@ def find_yunet_weights() -> Path:
     Raises:
         AgegenError: they are not in the cache and can't be downloaded.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(YUNET_REPO, YUNET_FILE)
-    if isinstance(cached, str):
-        return check_weights(Path(cached))
     try:
-        with quiet_hub():
-            path = Path(hf_hub_download(YUNET_REPO, YUNET_FILE))
-    except Exception as error:  # the Hub client raises its own, requests' and OS errors
-        raise AgegenError(
-            f"the weights of the detector yunet ({YUNET_REPO}) are not in the Hugging Face cache and can't be "
-            f"downloaded ({explain_failure(error)}); go online once, or use --detector mtcnn, which needs no download"
-        ) from error
-    return check_weights(path)
+        return check_weights(download_file(YUNET_REPO, YUNET_FILE))
+    except AgegenError as error:
+        raise AgegenError(f"the detector yunet: {error}; --detector mtcnn needs no download") from error
 
 
 def check_weights(path: Path) -> Path:
@@ -241,11 +231,10 @@ def check_weights(path: Path) -> Path:
     Raises:
         AgegenError: it is another one.
     """
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = digest_file(path)
     if found != YUNET_SHA256:
         raise AgegenError(
-            f"{path} is not the detector that agegen knows (SHA-256 {found[:12]}…, not {YUNET_SHA256[:12]}…); "
-            "delete it, or use --detector mtcnn"
+            f"{path} is not the detector that agegen knows (SHA-256 {found[:12]}…, not {YUNET_SHA256[:12]}…); delete it"
         )
     return path
 

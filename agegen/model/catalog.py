@@ -6,14 +6,13 @@ import json
 import platform
 import sysconfig
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agegen.errors import AgegenError, CheckpointError, PluginError
 from agegen.files import write_json
 from agegen.model.plugins import (
-    WEIGHTS_FILE,
     Plugin,
     build_backbone,
     find_module,
@@ -21,6 +20,7 @@ from agegen.model.plugins import (
     load_plugin,
     locate_file,
 )
+from agegen.model.weights import WEIGHTS_LIST, list_weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ModelDescription:
     """A backbone with its two heads: parameters, input size in pixels; or the problem with it.
 
     ``weights`` is the file that ships for it, ``weights_terms`` the licence of these weights. ``argument`` is what it
-    takes behind its name; all else then depends on that.
+    takes behind its name; all else then depends on that. ``shipped`` lists all weights: name, source, bytes, terms.
     """
 
     name: str
@@ -43,6 +43,7 @@ class ModelDescription:
     weights_terms: str | None = None
     problem: str | None = None
     argument: str = ""
+    shipped: list[dict[str, Any]] = field(default_factory=list)
 
 
 def describe_models(memory: Path | None = None) -> list[ModelDescription]:
@@ -88,16 +89,37 @@ def describe_plugin(plugin: Plugin) -> ModelDescription:
 
 def describe_weights(plugin: Plugin) -> dict[str, Any]:
     """Return the fields of a description that tell of the weights that ship; none where none do."""
+    shipped = []
+    try:
+        listed = list_weights(plugin)
+    except CheckpointError as error:
+        return {"weights_terms": str(error)}
+    for weights in listed:
+        path = None if weights.remote else locate_file(plugin, weights.source)
+        size = None if path is None else path.stat().st_size
+        shipped.append({"name": weights.name, "source": weights.source, "bytes": size, "terms": _read_terms(path)})
+    path = locate_file(plugin, listed[0].source) if listed and not listed[0].remote else None
+    if path is None:
+        return {"shipped": shipped}
+    first = shipped[0]
+    return {
+        "weights": str(path),
+        "weights_bytes": first["bytes"],
+        "weights_terms": first["terms"],
+        "shipped": shipped,
+    }
+
+
+def _read_terms(path: Path | None) -> str:
+    """Return the licence that a file of weights names, "" where it isn't at hand or names none."""
     from agegen.model.metadata import read_info
 
-    path = locate_file(plugin, WEIGHTS_FILE)
     if path is None:
-        return {}
+        return ""
     try:
-        terms = str(read_info(path).training.get("terms") or "")
+        return str(read_info(path).training.get("terms") or "")
     except CheckpointError as error:
-        terms = str(error)
-    return {"weights": str(path), "weights_bytes": path.stat().st_size, "weights_terms": terms}
+        return str(error)
 
 
 def _identify(plugin: Plugin) -> str:
@@ -106,7 +128,8 @@ def _identify(plugin: Plugin) -> str:
     folders = (spec.submodule_search_locations or ()) if spec else ()
     files = [
         *(path for folder in folders for path in sorted(Path(folder).rglob("*.py"))),
-        locate_file(plugin, WEIGHTS_FILE),
+        *(path for folder in folders for path in sorted(Path(folder).glob("*.safetensors"))),
+        locate_file(plugin, WEIGHTS_LIST),
         Path(spec.origin) if spec and spec.origin else None,
         # Installing or removing any package touches these folders.
         Path(sysconfig.get_path("purelib")),

@@ -20,7 +20,7 @@ from agegen.faces.detectors import DEFAULT_DETECTOR, DetectedFace, Detector, cre
 from agegen.machine import count_cores
 from agegen.model.calibration import bound_ages, read_calibration
 from agegen.model.metadata import CheckpointInfo
-from agegen.model.plugins import find_checkpoint
+from agegen.model.weights import find_checkpoint
 from agegen.predict.results import NO_FACE, OK, UNREADABLE, FaceEstimate, FacePrediction, PhotoPrediction, choose_gender
 from agegen.predict.stream import Waiting, stream_in_order
 
@@ -99,6 +99,7 @@ class Estimator:
         device: str = "auto",
         precision: str = "auto",
         engine: str = "auto",
+        weights: str | None = None,
     ) -> Estimator:
         """Load the weights that ship for ``model``, or those of a run or checkpoint of your own.
 
@@ -110,11 +111,12 @@ class Estimator:
             device: ``auto``, ``cpu`` or ``cuda``.
             precision: ``auto``, ``fp32`` or ``bf16``.
             engine: ``onnx``, ``torch``, or ``auto`` for onnxruntime where an ONNX file lies beside the checkpoint.
+            weights: which of those that ship for ``model``; None for the default ones.
 
         Raises:
             AgegenError: whatever of these can't be had.
         """
-        path = find_checkpoint(model, Path(run) if run is not None else None)
+        path = find_checkpoint(model, Path(run) if run is not None else None, weights)
         return cls(CropModel(*load_engine(path, engine, device, precision)), detector, min_confidence)
 
     def predict(self, picture: str | os.PathLike[str] | RGB | Any) -> list[FacePrediction]:

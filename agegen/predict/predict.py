@@ -35,6 +35,7 @@ class PredictConfig:
 
     inputs: tuple[str, ...]
     model: str | None = None
+    weights: str | None = None
     run: Path | None = None
     detector: str = DEFAULT_DETECTOR
     min_confidence: float | None = None
@@ -91,6 +92,7 @@ def predict_photos(
         device=config.device,
         precision=config.precision,
         engine=config.engine,
+        weights=config.weights,
     )
     done = find_finished(config)
     if count is not None:

@@ -13,7 +13,8 @@ from agegen.errors import AgegenError
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
-from agegen.model.plugins import find_checkpoint, list_plugins
+from agegen.model.plugins import list_plugins
+from agegen.model.weights import find_checkpoint
 from agegen.runs import RunFolder
 
 if TYPE_CHECKING:

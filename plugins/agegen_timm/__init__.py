@@ -83,7 +83,7 @@ class TimmBackbone(Backbone):
                 for place, part in enumerate(parts)
                 for group in param_groups_weight_decay(part, weight_decay)
             ]
-        spared = getattr(self.net, "no_weight_decay", tuple)()
+        spared: Any = getattr(self.net, "no_weight_decay", tuple)()
         groups: list[dict[str, Any]] = param_groups_layer_decay(
             self.net, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay
         )

@@ -89,7 +89,7 @@ def predict_plainly(paths: list[Path]) -> float:
     from torchvision import transforms
 
     from agegen.model.checkpoint import load_checkpoint
-    from agegen.model.plugins import find_weights
+    from agegen.model.weights import find_weights
 
     _, model = load_checkpoint(find_weights("scratch"))
     size = model.backbone.input_spec.size
@@ -142,7 +142,7 @@ def measure_shares(data: Path, rounds: int) -> None:
     """Time each stage alone, on one core where it runs in threads."""
     from agegen.data.images import decode_photo, read_image_file, resize_image
     from agegen.engines.loading import load_engine
-    from agegen.model.plugins import find_weights
+    from agegen.model.weights import find_weights
     from agegen.predict.estimator import CropModel
 
     paths = sorted(data.glob("*.jpg"))[:512]
@@ -193,7 +193,7 @@ def count_operations() -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from agegen.model.checkpoint import load_checkpoint
-    from agegen.model.plugins import find_weights
+    from agegen.model.weights import find_weights
 
     _, model = load_checkpoint(find_weights("scratch"))
     size = model.backbone.input_spec.size

@@ -13,7 +13,8 @@ from agegen.export.onnx import export_onnx
 from agegen.model.checkpoint import describe_model, save_checkpoint
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
-from agegen.model.plugins import WEIGHTS_FILE, list_plugins, load_backbone, locate_file
+from agegen.model.plugins import list_plugins, load_backbone, locate_file
+from agegen.model.weights import WEIGHTS_FILE
 
 SHIPPED = [plugin for plugin in list_plugins() if locate_file(plugin, WEIGHTS_FILE)]
 

@@ -93,7 +93,7 @@ def test_missing_weights_say_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(AgegenError, match="use --detector mtcnn, which needs no download"):
+    with pytest.raises(AgegenError, match="--detector mtcnn needs no download"):
         find_yunet_weights()
 
 

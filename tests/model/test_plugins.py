@@ -1,5 +1,6 @@
 """Plugins from other distributions, installed for real into a temporary folder."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,18 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from serving import serve_hub
 
 from agegen.errors import AgegenError, CheckpointError, PluginError
 from agegen.export.export import ExportConfig, export_run
-from agegen.model.plugins import (
-    WEIGHTS_FILE,
-    find_checkpoint,
-    find_plugin,
-    find_weights,
-    list_plugins,
-    load_plugin,
-    locate_file,
-)
+from agegen.model.plugins import find_plugin, list_plugins, load_plugin, locate_file
+from agegen.model.weights import WEIGHTS_FILE, find_checkpoint, find_weights, list_weights, read_card
 
 PYPROJECT = """
 [build-system]
@@ -142,7 +137,7 @@ def test_what_cannot_load_is_named(plugins, key, message):
 
 
 def test_unknown_names_list_the_installed_ones():
-    with pytest.raises(PluginError, match="no backbone is called 'resnet'; installed: compact, scratch, vgg16"):
+    with pytest.raises(PluginError, match="no backbone is called 'resnet'; installed: compact, scratch, timm, vgg16"):
         find_plugin("resnet")
 
 
@@ -156,8 +151,8 @@ def shipped(trained_run, tmp_path, monkeypatch):
         path = folder / name
         return path if plugin.name == "scratch" and path.is_file() else None
 
-    monkeypatch.setattr("agegen.model.plugins.locate_file", locate)
-    monkeypatch.setattr("agegen.model.plugins.DEFAULT_MODEL", "scratch")
+    monkeypatch.setattr("agegen.model.weights.locate_file", locate)
+    monkeypatch.setattr("agegen.model.weights.DEFAULT_MODEL", "scratch")
     monkeypatch.setattr("agegen.model.catalog.locate_file", locate)
     return folder / WEIGHTS_FILE
 
@@ -175,6 +170,83 @@ def test_which_checkpoint_is_meant(trained_run, shipped, tmp_path):
         find_checkpoint(None, tmp_path / "none")
     with pytest.raises(CheckpointError, match="no weights ship for 'vgg16'; weights ship for scratch, or give a run"):
         find_weights("vgg16")
+
+
+def write_list(shipped, **entries):
+    (shipped.parent / "weights.json").write_text(json.dumps(entries))
+
+
+def test_a_plugin_names_several_weights(shipped, monkeypatch):
+    other = shutil.copy(shipped, shipped.with_name("other.safetensors"))
+    (shipped.parent / "OTHER.md").write_text("# Other\n")
+    digest = hashlib.sha256(shipped.read_bytes()).hexdigest()
+    write_list(
+        shipped,
+        other={"source": "other.safetensors", "sha256": digest, "card": "OTHER.md"},
+        default={"source": WEIGHTS_FILE},
+    )
+    assert [weights.name for weights in list_weights(find_plugin("scratch"))] == ["default", "other"]
+    assert find_checkpoint("scratch", None) == shipped
+    assert find_checkpoint(None, None, "other") == other
+    assert read_card("scratch", "other") == "# Other\n"
+    with pytest.raises(CheckpointError, match="no weights 'none' ship for 'scratch'; there are default, other"):
+        find_weights("scratch", "none")
+    with pytest.raises(AgegenError, match="a run has its own"):
+        find_checkpoint(None, shipped, "other")
+    other.write_bytes(other.read_bytes() + b" ")
+    with pytest.raises(CheckpointError, match=r"other\.safetensors is not what backbone 'scratch' of agegen .* ships"):
+        find_weights("scratch", "other")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"source": "../../etc/passwd"},
+        {"source": "hf://a/b@main"},
+        {"source": "hf://a/b", "sha256": "0" * 64},
+        {},
+        "weights.safetensors",
+    ],
+)
+def test_a_list_of_weights_that_is_none(shipped, entry):
+    write_list(shipped, default=entry)
+    with pytest.raises(CheckpointError, match=r"backbone 'scratch' of agegen .*weights\.json can't be used"):
+        find_weights("scratch")
+
+
+FETCH = """
+import sys
+import agegen.model.weights as weights
+weights.locate_file = lambda plugin, name: weights.Path(sys.argv[1]) if name == "weights.json" else None
+try:
+    print(weights.find_weights("scratch").read_bytes()[-8:])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("digest", ["right", "wrong"])
+def test_weights_on_the_hub_are_pinned_and_checked(shipped, tmp_path, digest):
+    content = shipped.read_bytes()
+    found = hashlib.sha256(content).hexdigest() if digest == "right" else "0" * 64
+    write_list(shipped, default={"source": "hf://me/mine@abc123", "sha256": found})
+    with serve_hub({"/me/mine/resolve/abc123/weights.safetensors": content}) as (address, asked):
+        env = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1"}
+        env.pop("HF_HUB_OFFLINE", None)
+        command = [sys.executable, "-c", FETCH, str(shipped.parent / "weights.json")]
+        first = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()
+        assert any("abc123" in path for path in asked)
+    if digest == "right":
+        assert first == str(content[-8:])
+        # From the cache now, with no server there.
+        assert subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip() == first
+    else:
+        assert first.startswith("CheckpointError")
+        assert "is not what backbone 'scratch'" in first
+    env["HF_HOME"], env["HF_HUB_OFFLINE"] = str(tmp_path / "empty"), "1"
+    gone = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    assert gone.startswith("AgegenError weights.safetensors of me/mine is not in the Hugging Face cache")
+    assert len(gone.splitlines()) == 1
 
 
 def test_files_are_found_without_importing_the_plugin(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 from agegen import Estimator
 from agegen.data.loading import load_records
 from agegen.model.metadata import read_info
-from agegen.model.plugins import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE, list_plugins, locate_file
+from agegen.model.plugins import list_plugins, locate_file
+from agegen.model.weights import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE
 
 SHIPPED = [plugin.name for plugin in list_plugins() if locate_file(plugin, WEIGHTS_FILE)]
 

@@ -1,0 +1,160 @@
+"""The weights that ship for a model: files in its plugin's package, or on the Hub, pinned and checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agegen.errors import AgegenError, CheckpointError
+from agegen.files import digest_file
+from agegen.hub import download_file
+from agegen.model.plugins import Plugin, find_plugin, list_plugins, locate_file
+from agegen.runs import open_run
+
+# What `agegen predict` uses: the most accurate on other people's photographs, and the quickest.
+DEFAULT_MODEL = "compact"
+# In the folder of the plugin's package.
+WEIGHTS_FILE = "weights.safetensors"
+CARD_FILE = "MODEL_CARD.md"
+# There too, where a plugin has more than one file of weights, or none in the package: see `list_weights`.
+WEIGHTS_LIST = "weights.json"
+DEFAULT_WEIGHTS = "default"
+_HUB = re.compile(r"hf://([^/@]+/[^/@]+)@([^/@]+)(?:/(.+))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ShippedWeights:
+    """One file of weights of a plugin.
+
+    Attributes:
+        name: ``default``, or what ``--weights`` asks for.
+        source: the name of a file in the plugin's package, or ``hf://OWNER/NAME@REVISION/FILE``.
+        sha256: of the file; always there for those on the Hub.
+        card: the name of the card in the package.
+    """
+
+    name: str
+    source: str
+    sha256: str = ""
+    card: str = CARD_FILE
+
+    @property
+    def remote(self) -> bool:
+        """Whether the file lies on the Hub."""
+        return self.source.startswith("hf://")
+
+
+def list_weights(plugin: Plugin) -> list[ShippedWeights]:
+    """Return the weights that ship for a plugin, without importing it: the default ones first.
+
+    They are ``weights.safetensors`` in its package. A file ``weights.json`` there may name others, each by a file in
+    the package or on the Hub, where the revision is pinned and the file checked::
+
+        {
+          "default": {"source": "weights.safetensors"},
+          "large": {"source": "hf://OWNER/NAME@REVISION/large.safetensors", "sha256": "…", "card": "LARGE.md"}
+        }
+
+    Raises:
+        CheckpointError: ``weights.json`` has another form.
+    """
+    path = locate_file(plugin, WEIGHTS_LIST)
+    if path is None:
+        return [ShippedWeights(DEFAULT_WEIGHTS, WEIGHTS_FILE)] if locate_file(plugin, WEIGHTS_FILE) else []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        listed = [_read_entry(name, entry) for name, entry in content.items()]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"backbone '{plugin.name}' of {plugin.source}: {path} can't be used: {error}") from error
+    return sorted(listed, key=lambda weights: weights.name != DEFAULT_WEIGHTS)
+
+
+def _read_entry(name: str, entry: dict[str, Any]) -> ShippedWeights:
+    weights = ShippedWeights(
+        name, str(entry["source"]), str(entry.get("sha256", "")), str(entry.get("card", CARD_FILE))
+    )
+    if weights.remote:
+        if not (_HUB.fullmatch(weights.source) and _SHA256.fullmatch(weights.sha256)):
+            raise ValueError(f"'{name}' on the Hub wants hf://OWNER/NAME@REVISION/FILE and a sha256 of 64 digits")
+    elif Path(weights.source).name != weights.source:
+        raise ValueError(f"'{name}' must be a file beside it")
+    return weights
+
+
+def find_checkpoint(model: str | None, run: Path | None, weights: str | None = None) -> Path:
+    """Return the checkpoint that is meant: of a run, a file of its own, or the weights that ship for a model.
+
+    Raises:
+        AgegenError: both are given, or what is named isn't there.
+    """
+    if run is not None and model is not None:
+        raise AgegenError("give either a run or --model, not both")
+    if run is not None and weights is not None:
+        raise AgegenError("--weights names weights that ship for a model; a run has its own")
+    if run is None:
+        return find_weights(model or DEFAULT_MODEL, weights or DEFAULT_WEIGHTS)
+    if run.is_file() and not (run.parent / "run.json").exists():
+        return run
+    return open_run(run).checkpoint
+
+
+def find_weights(model: str, name: str = DEFAULT_WEIGHTS) -> Path:
+    """Return the weights that ship for a model, those of a name where there are several.
+
+    Raises:
+        CheckpointError: none of that name ship for it, or they are another file than is known.
+        AgegenError: they lie on the Hub, are not in the cache and can't be downloaded.
+    """
+    plugin = find_plugin(model)
+    chosen = _choose_weights(plugin, name)
+    path = _fetch(chosen) if chosen.remote else locate_file(plugin, chosen.source)
+    if path is None:
+        raise CheckpointError(f"backbone '{model}' of {plugin.source}: its package lacks {chosen.source}")
+    if chosen.sha256 and (found := digest_file(path)) != chosen.sha256:
+        raise CheckpointError(
+            f"{path} is not what backbone '{model}' of {plugin.source} ships (SHA-256 {found[:12]}…, not "
+            f"{chosen.sha256[:12]}…); delete it, and it is fetched anew"
+        )
+    return path
+
+
+def _choose_weights(plugin: Plugin, name: str) -> ShippedWeights:
+    listed = list_weights(plugin)
+    for weights in listed:
+        if weights.name == name:
+            return weights
+    if listed:
+        names = ", ".join(weights.name for weights in listed)
+        raise CheckpointError(f"no weights '{name}' ship for '{plugin.name}'; there are {names}")
+    having = [other.name for other in list_plugins() if _have_any(other)]
+    known = f"weights ship for {', '.join(having)}" if having else "train a model first"
+    raise CheckpointError(f"no weights ship for '{plugin.name}'; {known}, or give a run")
+
+
+def _have_any(plugin: Plugin) -> bool:
+    return locate_file(plugin, WEIGHTS_FILE) is not None or locate_file(plugin, WEIGHTS_LIST) is not None
+
+
+def _fetch(weights: ShippedWeights) -> Path:
+    match = _HUB.fullmatch(weights.source)
+    assert match is not None
+    repository, revision, file = match.groups()
+    return download_file(repository, file or WEIGHTS_FILE, revision)
+
+
+def read_card(model: str, name: str = DEFAULT_WEIGHTS) -> str:
+    """Return the card of the weights that ship for a model.
+
+    Raises:
+        CheckpointError: no weights ship for it, or they have no card.
+    """
+    plugin = find_plugin(model)
+    chosen = _choose_weights(plugin, name)
+    path = locate_file(plugin, chosen.card)
+    if path is None:
+        raise CheckpointError(f"the weights '{name}' of '{model}' have no card: its package lacks {chosen.card}")
+    return path.read_text(encoding="utf-8")
