@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,17 @@ def digest_file(path: Path) -> str:
     """Return a file's SHA-256, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_portrait() -> Path:
+    """Return the path of the public-domain portrait of Grace Hopper that matplotlib brings.
+
+    Raises:
+        AgegenError: matplotlib isn't installed.
+    """
+    # Located, not imported: matplotlib wants a folder to write to before it tells where its data lies.
+    spec = find_spec("matplotlib")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (photo := Path(folder, "mpl-data", "sample_data", "grace_hopper.jpg")).is_file():
+            return photo
+    raise AgegenError("matplotlib, which brings the portrait, is not installed; give a photograph instead of --demo")

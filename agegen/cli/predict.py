@@ -144,11 +144,12 @@ def predict(
     """
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.predict.predict import PredictConfig, find_demo_photo, predict_photos
+        from agegen.files import find_portrait
+        from agegen.predict.predict import PredictConfig, predict_photos
         from agegen.render.progress import ProgressDisplay
 
     config = PredictConfig(
-        inputs=(*(inputs or ()), *([find_demo_photo()] if demo else [])),
+        inputs=(*(inputs or ()), *([str(find_portrait())] if demo else [])),
         model=model,
         weights=weights,
         run=run,

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agegen.backbone import Backbone
 from agegen.engines.engine import CropOutputs
 from agegen.engines.onnx_engine import INPUT, SOURCE_KEY, OnnxEngine, hash_file, open_session
 from agegen.engines.torch_engine import TorchEngine
@@ -47,16 +48,17 @@ class DeployedModel(nn.Module):
         return expect_age(ages), measure_spread(ages), p_female
 
 
-def export_onnx(checkpoint: Path, target: Path) -> None:
+def export_onnx(checkpoint: Path, target: Path, backbone: Backbone | None = None) -> None:
     """Write a checkpoint's model as ONNX, with its weights in half precision and its metadata.
 
     The input ``crops`` (N, size, size, 3) is uint8 RGB; the outputs ``age``, ``spread`` (years) and ``p_female``
-    (0–1), (N,) each, are averaged over the plain and the mirrored crop. The computation is in float32.
+    (0–1), (N,) each, are averaged over the plain and the mirrored crop. The computation is in float32. ``backbone`` is
+    one that is built already, to be filled with the checkpoint's tensors.
 
     Raises:
         AgegenError: the checkpoint can't be loaded, the backbone can't be expressed in ONNX, or the file written.
     """
-    info, model = load_checkpoint(checkpoint)
+    info, model = load_checkpoint(checkpoint, backbone)
     export_model(info, model, checkpoint, target)
 
 

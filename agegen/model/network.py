@@ -84,7 +84,8 @@ class AgeGenderModel(nn.Module):
             self.backbone.eval()
         elif (parts := self.backbone.trained_parts) is not None:
             for name, module in self.backbone.named_modules():
-                if not _is_inside(name, parts):
+                holds_some = not name or any(part.startswith(f"{name}.") for part in parts)
+                if not (holds_some or _is_inside(name, parts)):
                     # Not `eval`, which would reach the trained parts inside of it too.
                     module.training = False
         return self

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -193,13 +192,3 @@ def _save(path: Path, image: RGB, source: str) -> None:
     else:
         Image.fromarray(image).save(stream, "PNG", compress_level=3)
     write_bytes(path, stream.getvalue())
-
-
-def find_demo_photo() -> str:
-    """Return the path of the public-domain portrait of Grace Hopper that matplotlib brings."""
-    # Located, not imported: matplotlib wants a folder to write to before it tells where its data lies.
-    spec = find_spec("matplotlib")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (photo := Path(folder, "mpl-data", "sample_data", "grace_hopper.jpg")).is_file():
-            return str(photo)
-    raise AgegenError("matplotlib, which brings the portrait, is not installed; give a photograph instead of --demo")

@@ -222,8 +222,8 @@ def test_a_crowd_is_estimated_in_batches(trained_run):
 def test_the_shown_portrait_needs_no_folder_to_write_to(tmp_path):
     """matplotlib wants one before it tells where its data lies; nothing of it is imported."""
     code = (
-        "from agegen.predict.predict import find_demo_photo; import sys, os\n"
-        "assert os.path.isfile(find_demo_photo()); assert 'matplotlib' not in sys.modules"
+        "from agegen.files import find_portrait; import sys, os\n"
+        "assert os.path.isfile(find_portrait()); assert 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -1,0 +1,154 @@
+"""Any backbone of timm: families, names, options, and trainings with each way of using them."""
+
+import json
+
+import pytest
+import torch
+from agegen_timm import TimmBackbone, list_extras
+
+from agegen.backbone import LossSettings
+from agegen.errors import AgegenError
+from agegen.model.network import AgeGenderModel
+from agegen.model.plugins import build_backbone, find_plugin, load_backbone
+from agegen.testing import check_backbone
+from agegen.train.config import FitSettings
+from agegen.train.optimizer import make_optimizer
+
+# Small ones of each family, at the size of input that keeps the test quick.
+FAMILIES = {
+    "resnet10t": 64,
+    "mobilenetv3_small_050": 64,
+    "mobilenetv4_conv_small_035": 64,
+    "efficientnet_lite0": 64,
+    "convnext_atto": 64,
+    "vit_tiny_patch16_224": 64,
+    "deit_tiny_patch16_224": 64,
+    "swin_tiny_patch4_window7_224": 64,
+    "regnety_002": 64,
+    "repvit_m0_9": 64,
+    "fastvit_t8": 64,
+    "lcnet_035": 64,
+    "ghostnet_050": 64,
+    "vgg11": 64,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_keeps_the_contract(name):
+    check_backbone(TimmBackbone, argument=name, image_size=FAMILIES[name], onnx=True)
+
+
+def test_its_own_data_config_counts():
+    backbone = TimmBackbone("lcnet_035", pretrained=False)
+    assert backbone.input_spec.size == 224
+    assert backbone.input_spec.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert TimmBackbone("lcnet_035", pretrained=False, image_size=64).input_spec.size == 64
+
+
+def test_of_vgg_the_convolutions_alone_are_taken():
+    backbone = TimmBackbone("vgg11", pretrained=False, image_size=64)
+    assert backbone.feature_dim == 512
+    assert sum(parameter.numel() for parameter in backbone.parameters()) < 10_000_000
+    # MobileNet's wide last layer belongs to what was pretrained.
+    assert TimmBackbone("mobilenetv3_small_050", pretrained=False, image_size=64).feature_dim == 1024
+
+
+def build(name, **options):
+    plugin, backbone_class = load_backbone(name)
+    return build_backbone(plugin, backbone_class, pretrained=False, options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("timm", {}, "backbone 'timm' of agegen .* needs an argument: --model timm:ARCHITECTURE"),
+        ("scratch:x", {}, "backbone 'scratch:x' of agegen .* takes no argument; leave ':x' out"),
+        ("scratch", {"image_size": 64}, "backbone 'scratch' of agegen .* has no --image-size"),
+        ("timm:resnet19", {}, "timm has no network 'resnet19'; near: resnet18"),
+        ("timm:mobilenetv4_small", {}, "near: .*mobilenetv4_conv_small"),
+        ("timm:vgg16.tv", {}, r"timm has no weights 'vgg16\.tv'; near: vgg16\.tv_in1k"),
+        ("timm:levit_128s", {"image_size": 70}, "takes no pictures of 70×70 pixels"),
+    ],
+)
+def test_what_cant_be_built_is_one_line(name, options, message):
+    with pytest.raises(AgegenError, match=message) as caught:
+        build(name, **options)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_argument_stands_in_the_name():
+    plugin = find_plugin("timm:lcnet_035")
+    assert (plugin.name, plugin.argument, plugin.distribution) == ("timm:lcnet_035", "lcnet_035", "agegen")
+
+
+def test_options_that_a_network_lacks_are_left_out():
+    assert list_extras(None) == [{"drop_path_rate": 0.1}, {}]
+    assert list_extras(64)[0] == {"img_size": 64, "drop_path_rate": 0.1}
+    assert list_extras(64)[-1] == {}
+    assert build("timm:convnext_atto", image_size=64).net.stages[3].blocks[-1].drop_path.drop_prob > 0
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vgg11"])
+def test_early_layers_learn_slower(name):
+    model = AgeGenderModel(build(f"timm:{name}", image_size=64))
+    settings = FitSettings(1, 1e-3, 0.05, layer_decay=0.5, loss=LossSettings())
+    groups = make_optimizer(model, settings).param_groups
+    first = next(iter(model.backbone.parameters()))
+    scales = [group.get("lr_scale", 1.0) for group in groups if any(one is first for one in group["params"])]
+    assert scales[0] < 0.01
+    heads = {id(parameter) for parameter in model.heads.parameters()}
+    assert all(group.get("lr_scale", 1.0) == 1.0 for group in groups if {id(one) for one in group["params"]} & heads)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_a_training_from_nothing_keeps_its_argument(agegen, faces_folder, tmp_path):
+    command = ["train", "--model", "timm:lcnet_035", "--no-pretrained", "--image-size", 64, "--data", faces_folder]
+    result = agegen(*command, "--epochs", 1, "--batch-size", 16, "--workers", 0, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["model"] == "timm:lcnet_035"
+    assert "--model timm:lcnet_035" in record["command"]
+    assert "--image-size 64 --no-pretrained" in record["command"]
+    assert "timm:lcnet_035" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    for engine in ("onnx", "torch"):
+        shown = agegen(
+            "predict", next(faces_folder.iterdir()), "--run", tmp_path / "run", "--no-detect", "--engine", engine
+        )
+        assert shown.exit_code == 0, shown.stderr
+        assert "timm:lcnet_035" in shown.stdout
+    assert agegen("eval", tmp_path / "run").exit_code == 0
+
+
+def test_frozen_without_weights_is_refused(agegen, faces_folder):
+    result = agegen("train", "--model", "timm:lcnet_035", "--no-pretrained", "--freeze", "--data", faces_folder)
+    assert result.exit_code == 1
+    assert "'timm:lcnet_035' is frozen: with --no-pretrained it would know nothing" in result.stderr
+
+
+@pytest.mark.usefixtures("real_vgg16")
+def test_frozen_vgg16_works_as_its_own_plugin_does(agegen, faces_folder, tmp_path):
+    command = ["train", "--model", "timm:vgg16.tv_in1k", "--freeze", "--image-size", 64, "--data", faces_folder]
+    result = agegen(*command, "--epochs", 1, "--out", tmp_path / "run", "--cache-dir", tmp_path / "cache")
+    assert result.exit_code == 0, result.stderr
+    (meta,) = (tmp_path / "cache" / "features").glob("*/meta.json")
+    notes = json.loads(meta.read_text())
+    assert notes["identity"] == "timm/vgg16.tv_in1k"
+    assert notes["build"] == {"freeze": True, "image_size": 64}
+    assert (tmp_path / "run" / "best.safetensors").stat().st_size < 2_000_000
+    again = agegen("eval", tmp_path / "run", "--cache-dir", tmp_path / "cache")
+    assert again.exit_code == 0, again.stderr
+
+
+def test_weights_that_cant_be_had_are_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(AgegenError, match="can't be downloaded") as caught:
+        TimmBackbone("resnet10t.c3_in1k")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_features_differ_with_the_picture():
+    backbone = build("timm:lcnet_035", image_size=64).eval()
+    with torch.inference_mode():
+        one, other = backbone(torch.rand(2, 3, 64, 64))
+    assert not torch.equal(one, other)
