@@ -104,6 +104,14 @@ CacheDir = Annotated[
     typer.Option(help="Where features of frozen backbones are kept. Default: the user's cache folder."),
 ]
 
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The ages and fractions of published comparisons: utkface-21-60 (CORAL, MWR) or utkface-full.",
+    ),
+]
+
 Weights = Annotated[
     str | None,
     typer.Option(

@@ -16,6 +16,7 @@ from agegen.cli.app import (
     CropDetector,
     Data,
     GenderCodes,
+    Protocol,
     app,
     make_notice_console,
     make_output_console,
@@ -176,6 +177,7 @@ def train(
         int | None, typer.Option(min=0, help="Processes that augment images.", show_default="by cores")
     ] = None,
     split_file: Annotated[Path | None, typer.Option(help="Use the split.csv of another run.")] = None,
+    protocol: Protocol = None,
     cache_dir: CacheDir = None,
     save_every: Annotated[
         float | None, typer.Option(min=0, help="Seconds between saves of the state.", show_default="60")

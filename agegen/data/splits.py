@@ -30,18 +30,19 @@ HASH_COLUMN = "hash"
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
-def split_scan(scan: Scan, seed: int) -> pd.DataFrame:
+def split_scan(scan: Scan, seed: int, shares: dict[str, float] | None = None) -> pd.DataFrame:
     """Return a split (columns path, sha256, group, split, hash) of scanned pictures, one row each, in their order.
 
     Faces of one group lie on one side: near-duplicates, and where a column names the person, all of that person.
 
-    Where the data brings a column ``split`` it is kept. Otherwise 80/10/10, stratified by age band
-    (tens of years) and gender. Pictures are ordered by a hash of the seed and their content, never
-    by name or position, so that the same data gives the same split wherever it lies.
+    Where the data brings a column ``split`` it is kept, unless ``shares`` are given. Otherwise 80/10/10 or these,
+    stratified by age band (tens of years) and gender. Pictures are ordered by a hash of the seed and their content,
+    never by name or position, so that the same data gives the same split wherever it lies.
     """
     frame = scan.records.frame
     groups = group_faces(scan)
-    names = frame["split"].to_list() if "split" in frame.columns else deal_groups(scan, groups, seed, SHARES)
+    kept = shares is None and "split" in frame.columns
+    names = frame["split"].to_list() if kept else deal_groups(scan, groups, seed, shares or SHARES)
     return tabulate_split(scan, groups, names)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from agegen.data.images import RGB, decode_image
 from agegen.faces.alignment import CropContract, align_face, express_in_crop
-from agegen.faces.detectors import DetectedFace, Detector, find_detector_gap
+from agegen.faces.detectors import MTCNN, DetectedFace, Detector, find_detector_gap
 from agegen.files import find_portrait
 from agegen.testing.promises import require
 
@@ -37,7 +37,7 @@ def check_detector(factory: Callable[[], Detector]) -> None:
     require(gap is None, str(gap))
     for shape in ((1, 1), (3, 400), (64, 64), (480, 640)):
         require(list(detector.detect(_fill(*shape))) == [], f"it finds a face in a grey picture of {shape}")
-    photo = decode_image(find_portrait().read_bytes())
+    photo = decode_image(find_portrait().read_bytes()).copy()
     before = photo.copy()
     found = detector.detect(photo)
     require(np.array_equal(photo, before), "it changes the picture")
@@ -72,8 +72,11 @@ def _check_face(face: DetectedFace) -> None:
 def _check_crop(detector: Detector, photo: RGB, face: DetectedFace) -> None:
     contract = CropContract()
     crop = align_face(photo, face, detector, contract)
-    again = detector.detect(crop)
-    require(again, "it finds no face in an aligned crop")
-    largest = max(again, key=lambda other: other.box[2] - other.box[0])
-    apart = np.linalg.norm(largest.landmarks / crop.shape[0] - express_in_crop(detector, contract), axis=1)
-    require((apart < _CROP_TOLERANCE).all(), "`reference` is not where it sees the landmarks of an aligned crop")
+    require(detector.detect(crop), "it finds no face in an aligned crop")
+    # Another detector's look at it: by its own landmarks, any `reference` would seem right.
+    judge = MTCNN()
+    places = [other.landmarks / crop.shape[0] - express_in_crop(judge, contract) for other in judge.detect(crop)]
+    near = any((np.linalg.norm(place, axis=1) < _CROP_TOLERANCE).all() for place in places)
+    require(
+        near, "`reference` is not where it sees the landmarks of UTKFace's crops: its crops have the face elsewhere"
+    )

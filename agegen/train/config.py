@@ -52,6 +52,7 @@ class TrainConfig:
     image_size: int | None = None
     freeze: bool | None = None
     pretrained: bool = True
+    protocol: str | None = None
     soft_labels: tuple[str, ...] = ()
     soft_weight: float | None = None
     distributions: bool = False

@@ -202,7 +202,9 @@ def describe_training(config: TrainConfig, training: Training, started: float) -
 
 
 def name_split(config: TrainConfig, scan: Scan) -> str:
-    """Return who decided the split: ``file``, the ``data`` itself, or the ``seed``."""
+    """Return who decided the split: a ``protocol``, a ``file``, the ``data`` itself, or the ``seed``."""
+    if config.protocol is not None:
+        return f"protocol {config.protocol}"
     if config.split_file is not None:
         return "file"
     return "data" if "split" in scan.records.frame.columns else "seed"

@@ -13,6 +13,7 @@ from agegen.backbone import Backbone
 from agegen.batches.sources import SourceOptions, scan_for
 from agegen.data.labels import Baseline, find_baseline
 from agegen.data.manifests import ReadOptions
+from agegen.data.protocols import find_protocol, keep_ages
 from agegen.data.scan import ProgressHook, Scan
 from agegen.data.soft_labels import Teaching, read_soft_labels
 from agegen.data.splits import apply_split, fingerprint_split, read_split, split_scan, write_split
@@ -54,6 +55,8 @@ class Training:
 
 def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training:
     """Load the plugin and the data, build the model, split, and make the run folder or open that to resume."""
+    if config.protocol is not None and config.split_file is not None:
+        raise AgegenError("--protocol splits the data itself; leave --split-file out")
     compute = choose_compute(config.device, config.precision)
     plugin, backbone_class = load_backbone(config.model)
     torch.manual_seed(config.seed)
@@ -153,12 +156,16 @@ def list_fixed(settings: FitSettings) -> dict[str, Any]:
 
 
 def split_data(scan: Scan, config: TrainConfig) -> tuple[Scan, pd.DataFrame]:
-    """Return the pictures to use and their split: a new one, or that of ``--split-file``.
+    """Return the pictures to use and their split: a new one, a protocol's, or that of ``--split-file``.
 
     Raises:
         DataError: the split file doesn't fit the data, or a split is empty.
     """
-    if config.split_file is None:
+    if config.protocol is not None:
+        protocol = find_protocol(config.protocol)
+        scan = keep_ages(scan, protocol)
+        split = split_scan(scan, config.seed, protocol.shares)
+    elif config.split_file is None:
         split = split_scan(scan, config.seed)
     else:
         scan, split = apply_split(scan, read_split(config.split_file), str(config.split_file))

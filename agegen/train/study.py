@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agegen.data.manifests import ReadOptions
+from agegen.data.protocols import find_protocol, keep_ages
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import (
     apply_split,
@@ -186,12 +187,15 @@ def write_splits(study: Study, on_progress: ProgressHook) -> None:
     config = study.config
     reading = ReadOptions(config.age_column, config.gender_codes)
     scan = scan_images(load_cropped(config.data, reading, config.detector), None, on_progress)
-    given = None
+    given, shares = None, None
+    if config.protocol is not None:
+        protocol = find_protocol(config.protocol)
+        scan, shares = keep_ages(scan, protocol), protocol.shares
     if config.split_file is not None:
         scan, given = apply_split(scan, read_split(config.split_file), str(config.split_file))
     wanted[0].parent.mkdir(exist_ok=True)
     if study.kind == "seeds":
-        write_split(wanted[0], split_scan(scan, config.seed) if given is None else given)
+        write_split(wanted[0], split_scan(scan, config.seed, shares) if given is None else given)
         return
     for path, split in zip(wanted, make_folds(scan, given, study.count, config.seed), strict=True):
         write_split(path, split)
@@ -215,7 +219,8 @@ def configure_part(study: Study, number: int) -> TrainConfig:
     shutil.rmtree(run.path, ignore_errors=True)
     seed = study.config.seed + (number if study.kind == "seeds" else 0)
     split = study.locate_split(number)
-    return replace(study.config, out=run.path, split_file=split, seed=seed, distributions=study.kind == "folds")
+    kept = study.kind == "folds"
+    return replace(study.config, out=run.path, split_file=split, protocol=None, seed=seed, distributions=kept)
 
 
 def is_finished(run: RunFolder) -> bool:

@@ -17,7 +17,7 @@ FLOORS = (
     {"model", "faces", "render"},
     {"engines", "batches"},
     {"evaluate", "predict", "export"},
-    {"train", "compare", "check", "convert", "crop"},
+    {"train", "compare", "check", "convert", "crop", "split"},
     {"testing", "cli"},
     {"__main__"},
 )
