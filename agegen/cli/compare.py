@@ -24,7 +24,7 @@ from agegen.cli.app import (
 def compare(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN…", help="Runs. Default: the newest of each model in ./runs."),
+        typer.Argument(metavar="RUN…", help="Runs, or folders of --seeds. Default: each model's newest in ./runs."),
     ] = None,
     data: OtherData = None,
     split: Annotated[str, typer.Option(metavar="test|val|train|all", help="Which faces.")] = "test",

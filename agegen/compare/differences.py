@@ -15,6 +15,7 @@ from agegen.evaluate.evaluation import list_metrics
 from agegen.evaluate.metrics import (
     BOOTSTRAP_SAMPLES,
     AgeMetrics,
+    AnyMetrics,
     BracketMetrics,
     Brackets,
     Floats,
@@ -68,9 +69,16 @@ class GroupDifference:
     better: str | None
 
 
-def measure_rows(names: tuple[str, ...], tables: dict[str, pd.DataFrame]) -> tuple[list[MetricRow], list[MetricRow]]:
-    """Return the rows of the age table (exact ages, then brackets, as far as there are) and of the gender table."""
-    labels = read_labels(next(iter(tables.values())))
+def measure_rows(
+    names: tuple[str, ...], trainings: dict[str, list[pd.DataFrame]]
+) -> tuple[list[MetricRow], list[MetricRow]]:
+    """Return the rows of the age table (exact ages, then brackets, as far as there are) and of the gender table.
+
+    Args:
+        names: of the models, in their order.
+        trainings: the estimates of each training of a model; see :func:`measure_model` where there are several.
+    """
+    labels = read_labels(next(iter(trainings.values()))[0])
     parts = (
         (labels.exact, _measure_age, _make_age_compute),
         (labels.bracketed, _measure_brackets, _make_bracket_compute),
@@ -78,14 +86,46 @@ def measure_rows(names: tuple[str, ...], tables: dict[str, pd.DataFrame]) -> tup
     )
     rows: list[list[MetricRow]] = []
     for known, measure, make_compute in parts:
-        shown = [table[known] for table in tables.values()]
         if not known.any():
             rows.append([])
             continue
-        metrics = [dict(list_metrics(measure(table))) for table in shown]
-        samples = [resample(len(table), BOOTSTRAP_SAMPLES, make_compute(table)) for table in shown]
+        models = [
+            measure_model([table[known] for table in trainings[name]], measure, make_compute, place)
+            for place, name in enumerate(names)
+        ]
+        metrics, samples = [model[0] for model in models], [model[1] for model in models]
         rows.append([_make_row(name, names, metrics, samples) for name in metrics[0]])
     return rows[0] + rows[1], rows[2]
+
+
+def measure_model(
+    tables: list[pd.DataFrame],
+    measure: Callable[[pd.DataFrame], AnyMetrics],
+    make_compute: Callable[[pd.DataFrame], Callable[[Weights], dict[str, Floats]]],
+    place: int,
+) -> tuple[dict[str, Metric], dict[str, Floats]]:
+    """Return each metric of a model, and its bootstrap samples over faces.
+
+    Of several trainings the mean counts, and its intervals hold two kinds of chance: of the faces, by resampling, and
+    of the training, by Student's t with the spread between trainings. ``place`` seeds the second.
+    Source: Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks", MLSys 2021.
+    """
+    each = [dict(list_metrics(measure(table))) for table in tables]
+    drawn = [resample(len(table), BOOTSTRAP_SAMPLES, make_compute(table)) for table in tables]
+    if len(tables) == 1:
+        return each[0], drawn[0]
+    metrics, samples = {}, {}
+    rng = np.random.default_rng(place)
+    for name in each[0]:
+        values = np.array([metric[name].value for metric in each])
+        mean = float(values.mean())
+        faces = np.mean([sample[name] for sample in drawn], axis=0)
+        # Resampling adds to calibration errors, which their values are free of.
+        faces = faces - np.nanmean(faces) + mean if name == "ece" else faces
+        noise = rng.standard_t(len(values) - 1, BOOTSTRAP_SAMPLES) * values.std(ddof=1) / np.sqrt(len(values))
+        samples[name] = faces + noise
+        metrics[name] = summarize_samples(mean, samples[name])
+    return metrics, samples
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ def is_study(path: Path | None) -> bool:
     return path is not None and (path / STUDY_FILE).is_file()
 
 
+def list_seed_runs(path: Path) -> list[Path]:
+    """Return the run folders of a study of seeds, by their numbers; none where it is one of folds."""
+    return sorted(path.glob("seed-*"), key=lambda folder: (len(folder.name), folder.name))
+
+
 def evaluate_study(path: Path) -> StudyEvaluation:
     """Evaluate the out-of-fold estimates of a cross-validation.
 

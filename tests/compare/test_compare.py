@@ -8,14 +8,13 @@ import pytest
 from agegen.compare.compare import (
     CompareConfig,
     align_predictions,
-    choose_runs,
     compare_runs,
     mark_seen,
-    name_runs,
     write_verdict,
 )
 from agegen.compare.costs import Cost, find_settled_epoch
 from agegen.compare.differences import find_group_differences, measure_rows
+from agegen.compare.models import choose_models, name_models
 from agegen.errors import AgegenError
 from agegen.runs import RunFolder
 
@@ -44,7 +43,7 @@ def make_table(error, right, n=400, seed=0):
 
 
 def test_a_clear_difference_names_the_better_run():
-    age, gender = measure_rows(NAMES, {"first": make_table(10, 0.8), "second": make_table(5, 0.95, seed=1)})
+    age, gender = measure_rows(NAMES, {"first": [make_table(10, 0.8)], "second": [make_table(5, 0.95, seed=1)]})
     mae, accuracy = age[0], gender[0]
     assert (mae.name, mae.better) == ("mae", ("second",))
     assert mae.differences[0].value == pytest.approx(mae.values[1].value - mae.values[0].value)
@@ -56,7 +55,7 @@ def test_a_clear_difference_names_the_better_run():
 def test_equal_runs_show_no_clear_difference_and_pairing_tightens():
     table = make_table(6, 0.9)
     shifted = table.assign(estimated_age=table["estimated_age"] + 0.01)
-    age, gender = measure_rows(NAMES, {"first": table, "second": shifted})
+    age, gender = measure_rows(NAMES, {"first": [table], "second": [shifted]})
     assert gender[0].better == (None,)
     difference, single = age[0].differences[0], age[0].values[0]
     assert difference.high - difference.low < 0.1 * (single.high - single.low)
@@ -93,7 +92,7 @@ def test_verdict_is_made_from_the_numbers():
         Cost(2 * 10**7, 9 * 10**6, 10**7, 9, 5, 3.0, 30.7, 20.0, None),
     ]
     tables = {"first": make_table(10, 0.9), "second": make_table(5, 0.9, seed=1)}
-    age, gender = measure_rows(NAMES, tables)
+    age, gender = measure_rows(NAMES, {name: [table] for name, table in tables.items()})
     verdict = write_verdict(NAMES, 400, age, gender, costs)
     assert verdict.startswith(
         "On 400 faces that neither was trained on, this training of second is better at age (an MAE of "
@@ -133,7 +132,7 @@ def test_runs_of_one_model_are_named_by_their_folders(two_runs):
     assert result.costs[0].parameters == result.costs[0].trainable > 950_000
     assert result.costs[0].images_per_second > 0
     json.dumps(result.to_json(), allow_nan=False)
-    assert name_runs([RunFolder(path) for path in two_runs], ["a", "b"]) == ("a", "b")
+    assert name_models(choose_models(tuple(two_runs)), ["a", "b"]) == ("a", "b")
 
 
 def test_only_faces_that_nobody_trained_on_are_compared(two_runs):
@@ -145,9 +144,9 @@ def test_only_faces_that_nobody_trained_on_are_compared(two_runs):
     split.to_csv(runs[1].split, index=False)
     splits = [pd.read_csv(run.split) for run in runs]
     tables = [mark_seen(table, own, splits) for table, own in zip(tables, splits, strict=True)]
-    aligned, source = align_predictions(NAMES, tables, CompareConfig())
-    assert not set(aligned["first"]["sha256"]) & set(moved)
-    assert len(aligned["first"]) == len(tables[0]) - 5
+    aligned, source = align_predictions(NAMES, choose_models(tuple(two_runs)), tables, CompareConfig())
+    assert not set(aligned["first"][0]["sha256"]) & set(moved)
+    assert len(aligned["first"][0]) == len(tables[0]) - 5
     assert source == "the common test faces"
 
 
@@ -155,16 +154,17 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(two_runs):
     runs = [RunFolder(path) for path in two_runs]
     tables = [pd.read_parquet(run.predictions).assign(seen=False) for run in runs]
     other = tables[1].assign(sha256="x" + tables[1]["sha256"])
+    models = choose_models(tuple(two_runs))
     with pytest.raises(AgegenError, match=r"only 0 faces are in the test set of each \(first 48, second 48\)"):
-        align_predictions(NAMES, [tables[0], other], CompareConfig())
+        align_predictions(NAMES, models, [tables[0], other], CompareConfig())
     with pytest.raises(AgegenError, match="the same faces have different labels"):
-        align_predictions(NAMES, [tables[0], tables[1].assign(age=3.0)], CompareConfig())
+        align_predictions(NAMES, models, [tables[0], tables[1].assign(age=3.0)], CompareConfig())
     with pytest.raises(AgegenError, match="at least two different finished runs"):
-        choose_runs((two_runs[0], two_runs[0]))
+        choose_models((two_runs[0], two_runs[0]))
     record = runs[0].read()
     runs[0].write({**record, "finished": None})
     with pytest.raises(AgegenError, match="is not finished"):
-        choose_runs(tuple(two_runs))
+        choose_models(tuple(two_runs))
 
 
 def test_comparison_on_other_data_runs_both(two_runs, faces_folder):
@@ -172,3 +172,45 @@ def test_comparison_on_other_data_runs_both(two_runs, faces_folder):
     trained = set(pd.read_csv(two_runs[0] / "split.csv").query("split == 'train'")["sha256"])
     assert 0 < result.n <= 60
     assert not set(result.predictions["one"]["sha256"]) & trained
+
+
+def test_the_spread_between_trainings_widens_a_models_intervals():
+    """Three trainings of a model that differ by years: their mean is known less well than one of them by itself."""
+    base = make_table(5, 0.9)
+    shifted = [base.assign(estimated_age=base["age"] + (base["estimated_age"] - base["age"]) * by) for by in (1, 2, 3)]
+    alone, _ = measure_rows(NAMES, {"first": [shifted[1]], "second": [base]})
+    several, _ = measure_rows(NAMES, {"first": shifted, "second": [base] * 3})
+    mae = several[0]
+    assert mae.values[0].value == pytest.approx(alone[0].values[0].value)
+    widths = [row.values[0].high - row.values[0].low for row in (alone[0], mae)]
+    assert widths[1] > 3 * widths[0]
+    # Equal trainings add nothing.
+    assert mae.values[1].high - mae.values[1].low < 2 * (alone[0].values[1].high - alone[0].values[1].low)
+    assert mae.better == (None,)
+
+
+def test_a_verdict_on_several_trainings_speaks_of_models():
+    costs = [Cost(10**6, 10**6, 4 * 10**6, 9, 5, 3.0, 12.2, 0.0, 100.0)] * 2
+    tables = {"first": [make_table(10, 0.9)] * 2, "second": [make_table(5, 0.9, seed=1)] * 3}
+    verdict = write_verdict(NAMES, 400, *measure_rows(NAMES, tables), costs, (2, 3))
+    assert "trained on, second is better at age" in verdict
+    assert "This compares the models, by 2 trainings of first and 3 of second." in verdict
+    assert "one training of each" in write_verdict(NAMES, 400, *measure_rows(NAMES, tables), costs, (1, 3))
+
+
+def test_studies_of_seeds_are_compared(two_runs, trained_run):
+    """A study's folder with two trainings, which here are the same."""
+    study = two_runs[0].parent / "study"
+    for seed in range(2):
+        shutil.copytree(trained_run, study / f"seed-{seed}")
+    (study / "study.json").write_text("{}")
+    result = compare_runs(CompareConfig((study, two_runs[0])))
+    assert result.trainings == (2, 1)
+    assert result.names == ("study", "one")
+    assert result.to_json()["runs"][0]["trainings"] == 2
+    assert any("first training of each model" in notice for notice in result.notices)
+    folds = two_runs[0].parent / "folds"
+    folds.mkdir()
+    (folds / "study.json").write_text("{}")
+    with pytest.raises(AgegenError, match="holds no trainings with several seeds"):
+        choose_models((folds, two_runs[0]))
