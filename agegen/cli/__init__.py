@@ -1,11 +1,25 @@
 """The command line: one file per command, which parses its options and shows what the library returns."""
 
-from agegen.cli import cache, check, compare, convert, crop, evaluate, export, models, predict, split, topics, train
+from agegen.cli import (
+    cache,
+    check,
+    compare,
+    convert,
+    crop,
+    evaluate,
+    export,
+    models,
+    new_plugin,
+    predict,
+    split,
+    topics,
+    train,
+)
 from agegen.cli.app import app
 
 __all__ = ["app", "main"]
 # Each file adds its command to the app as it is imported.
-_COMMANDS = (cache, check, compare, convert, crop, evaluate, export, models, predict, split, topics, train)
+_COMMANDS = (cache, check, compare, convert, crop, evaluate, export, models, new_plugin, predict, split, topics, train)
 
 
 def main() -> None:
