@@ -28,8 +28,6 @@ FAMILIES = {
     "repvit_m0_9": 64,
     "fastvit_t8": 64,
     "lcnet_035": 64,
-    "ghostnet_050": 64,
-    "vgg11": 64,
 }
 
 
