@@ -2,6 +2,7 @@
 
 from agegen.cli import (
     cache,
+    calibrate,
     check,
     compare,
     convert,
@@ -19,7 +20,22 @@ from agegen.cli.app import app
 
 __all__ = ["app", "main"]
 # Each file adds its command to the app as it is imported.
-_COMMANDS = (cache, check, compare, convert, crop, evaluate, export, models, new_plugin, predict, split, topics, train)
+_COMMANDS = (
+    cache,
+    calibrate,
+    check,
+    compare,
+    convert,
+    crop,
+    evaluate,
+    export,
+    models,
+    new_plugin,
+    predict,
+    split,
+    topics,
+    train,
+)
 
 
 def main() -> None:

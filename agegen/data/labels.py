@@ -157,6 +157,14 @@ def choose_groups(frame: pd.DataFrame, columns: list[str]) -> tuple[list[str], l
     return chosen, left
 
 
+def band_ages(ages: NDArray[np.float64], frame: pd.DataFrame) -> pd.Series:
+    """Return the band of each age (N,) in years, for the rows of a frame."""
+    import pandas as pd
+
+    names = [f"{low}–{high - 1}" for low, high in pairwise(_AGE_BANDS)]
+    return pd.Series(pd.cut(ages, _AGE_BANDS, right=False, labels=names), index=frame.index)
+
+
 def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]:
     """Return each grouping's label per face: age band, gender, then the data's own columns.
 

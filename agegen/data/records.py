@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agegen.data.images import RGB, decode_image, read_image_file
 from agegen.data.labels import AGE_BOUNDS, IDENTITY_COLUMNS, Labels, choose_groups, read_labels
 
@@ -155,6 +158,12 @@ class FaceRecords:
         """The names of the data sets, in their order; one where there is no column ``source``."""
         names = self.frame[SOURCE_COLUMN] if SOURCE_COLUMN in self.frame.columns else None
         return [self.source] if names is None else [str(name) for name in names.unique()]
+
+    def list_origins(self) -> NDArray[np.str_]:
+        """Return the name of the data set (N,) that each record is from."""
+        if SOURCE_COLUMN not in self.frame.columns:
+            return np.full(len(self), self.source)
+        return np.asarray(self.frame[SOURCE_COLUMN], dtype=str)
 
     def name_source(self, index: int) -> str:
         """Return the name of the data set that the record at ``index`` is from."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from agegen.engines.engine import CropOutputs
 from agegen.errors import CheckpointError
+from agegen.files import digest_file
 from agegen.machine import count_cores
 from agegen.model.metadata import CheckpointInfo, parse_info
 
@@ -44,7 +44,7 @@ def load_onnx(path: Path, checkpoint: Path | None = None) -> tuple[CheckpointInf
     session = _read_session(path)
     metadata = session.get_modelmeta().custom_metadata_map
     info = parse_info(path, metadata)
-    if checkpoint is not None and metadata.get(SOURCE_KEY) != hash_file(checkpoint):
+    if checkpoint is not None and metadata.get(SOURCE_KEY) != digest_file(checkpoint):
         raise CheckpointError(f"{path} was not made from {checkpoint}; make it anew with `agegen export RUN --onnx`")
     try:
         engine = OnnxEngine(session, int(info.input_spec["size"]))
@@ -56,11 +56,6 @@ def load_onnx(path: Path, checkpoint: Path | None = None) -> tuple[CheckpointInf
     if not sound:
         raise CheckpointError(f"{path} gives values that are no numbers, or not one for each crop")
     return info, engine
-
-
-def hash_file(path: Path) -> str:
-    """Return a file's SHA-256, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def open_session(content: bytes) -> Any:

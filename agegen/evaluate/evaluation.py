@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agegen.batches.batch import BatchSource
-from agegen.data.labels import SMALL_GROUP, Baseline, Labels, label_groups, read_labels
+from agegen.data.labels import SMALL_GROUP, Baseline, Labels, band_ages, label_groups, read_labels
 from agegen.data.scan import Scan
 from agegen.evaluate.estimates import Estimates, estimate_batches, make_predictions
 from agegen.evaluate.metrics import (
@@ -30,7 +30,7 @@ from agegen.evaluate.metrics import (
     widen_brackets,
 )
 from agegen.machine import Compute
-from agegen.model.calibration import Calibration, bound_ages
+from agegen.model.calibration import Calibration, bound_ages, choose_thresholds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ class Evaluation:
 
     Attributes:
         counts: faces with an exact ``age``, with a ``bracket``, with a ``gender``: what each metric stands on.
-        min_confidence: the threshold, 0.5–1, of ``confident``.
+        min_confidence: the threshold, 0.5–1, of ``confident``; at some estimated ages another may count.
     """
 
     n: int
@@ -151,6 +151,7 @@ def evaluate_estimates(
     )
     trivial = _judge(constant, frame, calibration)
     known = labels.gendered
+    thresholds = choose_thresholds(estimates.age, calibration)
     return Evaluation(
         n=len(frame),
         counts={
@@ -162,7 +163,7 @@ def evaluate_estimates(
         bracket=judged.measure_brackets(every),
         gender=judged.measure_gender(every),
         interval=judged.measure_intervals(every),
-        confident=measure_confident(estimates.p_female[known], labels.female[known] > 0.5, calibration.min_confidence),
+        confident=measure_confident(estimates.p_female[known], labels.female[known] > 0.5, thresholds[known]),
         min_confidence=calibration.min_confidence,
         groups=_measure_groups(judged, frame, groups),
         baseline=(trivial.measure_age(every), trivial.measure_brackets(every), trivial.measure_gender(every)),
@@ -221,7 +222,8 @@ def evaluate_source(
 
 def _measure_groups(judged: _Judged, frame: pd.DataFrame, groups: list[str]) -> list[GroupMetrics]:
     rows = []
-    for column, labels in label_groups(frame, groups).items():
+    estimated = band_ages(judged.estimates.age, frame)
+    for column, labels in {**label_groups(frame, groups), "estimated_age": estimated}.items():
         for value in labels.cat.categories:
             inside = (labels == value).to_numpy(dtype=bool, na_value=False)
             if n := int(inside.sum()):

@@ -198,9 +198,11 @@ def measure_intervals(low: Floats, high: Floats, ages: Floats, samples: int = BO
 
 
 def measure_confident(
-    p_female: Floats, female: Bools, min_confidence: float, samples: int = BOOTSTRAP_SAMPLES
+    p_female: Floats, female: Bools, min_confidence: float | Floats, samples: int = BOOTSTRAP_SAMPLES
 ) -> ConfidentMetrics:
-    """Return how many of n faces have their gender named at a threshold, 0.5–1, and how many rightly so."""
+    """Return how many of n faces have their gender named at a threshold, 0.5–1, of all or of each (n,), and how many
+    rightly so.
+    """
     named = (np.maximum(p_female, 1 - p_female) >= min_confidence).astype(float)
     right = named * ((p_female >= 0.5) == female)
 

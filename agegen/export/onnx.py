@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from agegen.backbone import Backbone
 from agegen.engines.engine import CropOutputs
-from agegen.engines.onnx_engine import INPUT, SOURCE_KEY, OnnxEngine, hash_file, open_session
+from agegen.engines.onnx_engine import INPUT, SOURCE_KEY, OnnxEngine, open_session
 from agegen.engines.torch_engine import TorchEngine
 from agegen.errors import AgegenError
-from agegen.files import write_bytes
+from agegen.files import digest_file, write_bytes
 from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import CheckpointInfo, format_info
@@ -77,7 +77,7 @@ def export_model(
 
     content = convert_model(model.cpu(), info.model)
     halve_weights(content)
-    helper.set_model_props(content, format_info(info) | {SOURCE_KEY: hash_file(checkpoint)})
+    helper.set_model_props(content, format_info(info) | {SOURCE_KEY: digest_file(checkpoint)})
     written = content.SerializeToString(deterministic=True)
     if not agrees_with(model, written, crops):
         raise AgegenError(f"backbone '{info.model}' can't be exported to ONNX: it computes something else there")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,16 @@ from numpy.typing import NDArray
 
 from agegen.data.labels import MAX_AGE, Labels
 from agegen.errors import CheckpointError
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from agegen.model.bands import (
+    EDGES,
+    Bools,
+    Floats,
+    Knots,
+    find_bands,
+    find_weak_bands,
+    fit_scales,
+    raise_threshold,
+)
 
 # What the field reports; wide enough to mean something, narrow enough to be of use.
 COVERAGE = 0.90
@@ -35,6 +42,10 @@ class Calibration:
         coverage: the share of faces, 0–1, whose age such intervals contain.
         min_confidence: the probability of the likelier gender, 0.5–1, from which on it is named.
         faces: whose ages the intervals were fitted to; ``basis`` says whether these were exact or brackets.
+        scales: (age, scale) at some estimated ages in years, between which ``interval_scale`` changes; () for one scale
+            at all ages.
+        doubtful: (low, high, threshold) for estimated ages from low to under high, where gender is named from another
+            threshold on; 1 names nobody.
     """
 
     interval_scale: float
@@ -42,6 +53,8 @@ class Calibration:
     min_confidence: float
     faces: int
     basis: str = "exact ages"
+    scales: Knots = ()
+    doubtful: tuple[tuple[float, float, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that checkpoints hold."""
@@ -56,8 +69,13 @@ class Calibration:
         """
         try:
             read = cls(**content)
+            scales = tuple((float(age), float(scale)) for age, scale in read.scales)
+            doubtful = tuple((float(low), float(high), float(least)) for low, high, least in read.doubtful)
+            read = replace(read, scales=scales, doubtful=doubtful)
             sound = 0 <= read.interval_scale < 1000 and 0 < read.coverage < 1 and 0.5 <= read.min_confidence <= 1
-        except TypeError as error:
+            sound = sound and all(0 <= scale < 1000 for _, scale in scales)
+            sound = sound and all(0.5 <= least <= 1 for *_, least in doubtful)
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"the calibration of the checkpoint can't be read: {error}") from error
         if not sound:
             raise CheckpointError("the calibration of the checkpoint has numbers out of range")
@@ -77,7 +95,9 @@ def read_calibration(content: Any) -> Calibration:
     return UNCALIBRATED if content is None else Calibration.from_json(content)
 
 
-def calibrate(age: Floats, spread: Floats, p_female: Floats, labels: Labels) -> Calibration:
+def calibrate(
+    age: Floats, spread: Floats, p_female: Floats, labels: Labels, sources: NDArray[Any] | None = None
+) -> Calibration:
     """Calibrate on n validation faces.
 
     Args:
@@ -85,18 +105,24 @@ def calibrate(age: Floats, spread: Floats, p_female: Floats, labels: Labels) -> 
         p_female: (n,), 0–1.
         labels: of the same faces. Intervals are fitted to exact ages; where there are none, to ages drawn evenly
             from the brackets.
+        sources: the data set (n,) of each face; intervals hold on each.
 
-    Split-conformal prediction with the normalised residual as score. Source: Lei et al., "Distribution-free
-    predictive inference for regression", JASA 2018. The guarantee holds on average over faces like those.
+    Split-conformal prediction with the normalised residual as score, by bands of the estimated age. Source: Lei et
+    al., "Distribution-free predictive inference for regression", JASA 2018; see :func:`agegen.model.bands.fit_scales`.
+    The guarantee holds on average over faces like those.
     """
-    scale, faces, basis = UNCALIBRATED.interval_scale, 0, UNCALIBRATED.basis
+    scale, scales, faces, basis = UNCALIBRATED.interval_scale, UNCALIBRATED.scales, 0, UNCALIBRATED.basis
     for kind, rows in ((EXACT, labels.exact), (BRACKETS, labels.bracketed)):
         if rows.any():
             ages = _draw_ages(labels.pick(rows))
-            scale, faces, basis = _fit_scale(np.abs(ages - age[rows]), spread[rows]), int(rows.sum()), kind
+            scores = np.abs(ages - age[rows]) / np.maximum(spread[rows], _LEAST_SPREAD)
+            whole, scales = fit_scales(age[rows], scores, None if sources is None else sources[rows], COVERAGE)
+            # Rounded up: the face that set the scale stays inside.
+            scale, faces, basis = float(np.ceil(whole * 10_000) / 10_000), int(rows.sum()), kind
             break
     known = labels.gendered
-    return Calibration(scale, COVERAGE, _fit_threshold(p_female[known], labels.female[known] > 0.5), faces, basis)
+    threshold, doubtful = _fit_thresholds(age[known], p_female[known], labels.female[known] > 0.5)
+    return Calibration(scale, COVERAGE, threshold, faces, basis, scales, doubtful)
 
 
 def _draw_ages(labels: Labels) -> Floats:
@@ -105,18 +131,30 @@ def _draw_ages(labels: Labels) -> Floats:
     return low + (high - low) * np.random.default_rng(0).random(len(low))
 
 
-def _fit_scale(residuals: Floats, spread: Floats) -> float:
-    scores = np.sort(residuals / np.maximum(spread, _LEAST_SPREAD))
-    rank = min(int(np.ceil((len(scores) + 1) * COVERAGE)), len(scores))
-    # Rounded up: the face that set the scale stays inside.
-    return float(np.ceil(scores[rank - 1] * 10_000) / 10_000)
+def _fit_thresholds(
+    age: Floats, p_female: Floats, female: Bools
+) -> tuple[float, tuple[tuple[float, float, float], ...]]:
+    """Return the threshold from which on gender is named, and those of estimated ages at which that isn't enough.
 
-
-def _fit_threshold(p_female: Floats, female: Bools) -> float:
+    Of infants the labels themselves are guesses: a gender that is named must be as right there as anywhere.
+    """
     # From faces of one gender nothing can be learnt of how well two are told apart.
     if not len(female) or female.all() or not female.any():
-        return 1.0
-    return choose_min_confidence(np.maximum(p_female, 1 - p_female), (p_female >= 0.5) == female)
+        return 1.0, ()
+    confidence, right = np.maximum(p_female, 1 - p_female), (p_female >= 0.5) == female
+    threshold = choose_min_confidence(confidence, right)
+    weak = find_weak_bands(age, confidence, right, threshold, WANTED_ACCURACY)
+    band = find_bands(age)
+    strong = ~np.isin(band, weak)
+    if not weak or not strong.any():
+        return threshold, ()
+    threshold = choose_min_confidence(confidence[strong], right[strong])
+    doubtful = []
+    for index in weak:
+        inside = band == index
+        own = raise_threshold(confidence[inside], right[inside], threshold, WANTED_ACCURACY)
+        doubtful.append((float(EDGES[index]), float(EDGES[index + 1]), own))
+    return threshold, tuple(doubtful)
 
 
 def choose_min_confidence(confidence: Floats, right: Bools) -> float:
@@ -140,5 +178,21 @@ def bound_ages(
     age: Floats, spread: Floats, calibration: Calibration
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the bounds (n,), (n,) in years of calibrated intervals around estimates (n,)."""
-    half = calibration.interval_scale * np.maximum(spread, _LEAST_SPREAD)
+    half = scale_spreads(age, calibration) * np.maximum(spread, _LEAST_SPREAD)
     return np.clip(age - half, 0, MAX_AGE), np.clip(age + half, 0, MAX_AGE)
+
+
+def scale_spreads(age: Floats, calibration: Calibration) -> Floats | float:
+    """Return half the width of an interval in spreads, (n,) by the estimate or one for all."""
+    if not calibration.scales:
+        return calibration.interval_scale
+    ages, scales = zip(*calibration.scales, strict=True)
+    return np.asarray(np.interp(age, ages, scales), dtype=np.float64)
+
+
+def choose_thresholds(age: Floats, calibration: Calibration) -> Floats:
+    """Return from which probability on the gender of each face (n,) is named, by its estimated age in years."""
+    thresholds = np.full(len(age), calibration.min_confidence)
+    for low, high, least in calibration.doubtful:
+        thresholds[(age >= low) & (age < high)] = max(least, calibration.min_confidence)
+    return thresholds

@@ -18,7 +18,7 @@ from agegen.errors import AgegenError, DataError
 from agegen.faces.alignment import CropContract, align_face
 from agegen.faces.detectors import DEFAULT_DETECTOR, DetectedFace, Detector, create_detector
 from agegen.machine import count_cores
-from agegen.model.calibration import bound_ages, read_calibration
+from agegen.model.calibration import bound_ages, choose_thresholds, read_calibration
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.weights import find_checkpoint
 from agegen.predict.results import NO_FACE, OK, UNREADABLE, FaceEstimate, FacePrediction, PhotoPrediction, choose_gender
@@ -81,6 +81,7 @@ class Estimator:
     def __init__(self, model: CropModel, detector: str = DEFAULT_DETECTOR, min_confidence: float | None = None) -> None:
         self.model = model
         self.detector = detector
+        self._asked = min_confidence
         self.min_confidence = model.calibration.min_confidence if min_confidence is None else min_confidence
         if not 0.5 <= self.min_confidence <= 1:
             raise AgegenError("--min-confidence must be between 0.5 and 1")
@@ -213,10 +214,16 @@ class Estimator:
             age=round(estimate.age, 1),
             age_low=round(estimate.age_low, 1),
             age_high=round(estimate.age_high, 1),
-            gender=choose_gender(estimate.p_female, self.min_confidence),
+            gender=choose_gender(estimate.p_female, self._choose_threshold(estimate.age)),
             p_female=round(estimate.p_female, 4),
             detector=self.detector,
         )
+
+    def _choose_threshold(self, age: float) -> float:
+        """Return from which probability on a face's gender is named: as was asked for, or as the model says."""
+        if self._asked is not None:
+            return self._asked
+        return float(choose_thresholds(np.array([age]), self.model.calibration)[0])
 
 
 def _is_full(batch: list[_Prepared]) -> bool:

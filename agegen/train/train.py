@@ -192,7 +192,9 @@ def calibrate_best(training: Training, sources: TrainSources) -> BestModel:
     compute = training.options.compute
     model.to(compute.device)
     estimates = estimate_batches(choose_network(model), sources.val, compute)
-    calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, sources.val.labels)
+    inside = (training.split["split"] == "val").to_numpy()
+    origins = training.scan.records.list_origins()[inside]
+    calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, sources.val.labels, origins)
     contract = None if training.survey.scattered else training.survey.contract
     crop = None if contract is None else contract.to_json()
     info = replace(info, calibration=calibration.to_json(), crop=crop)

@@ -84,7 +84,7 @@ def test_columns_of_ids_and_scores_are_no_groups(trained_run, trained_on, tmp_pa
         tmp_path / "other", records, person=list("ab") * 60, score=unique, place=list("xyz") * 40, stamp=unique
     )
     result = evaluate_run(EvalConfig(trained_run, data=(data,), split="all"))
-    assert {group.column for group in result.evaluation.groups} == {"age_band", "gender", "place"}
+    assert {group.column for group in result.evaluation.groups} == {"age_band", "gender", "place", "estimated_age"}
     assert any("no groups are made of person, score, stamp" in notice for notice in result.notices)
     assert choose_groups(pd.DataFrame({"a": range(200), "b": [0, 1] * 100}), ["a", "b"]) == (["b"], ["a"])
 

@@ -1,8 +1,12 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from agegen.data.labels import Labels
 from agegen.errors import CheckpointError
+from agegen.model.bands import MIDDLES, find_bands, find_quantile, raise_threshold
 from agegen.model.calibration import (
     BRACKETS,
     EXACT,
@@ -13,6 +17,7 @@ from agegen.model.calibration import (
     bound_ages,
     calibrate,
     choose_min_confidence,
+    choose_thresholds,
 )
 
 
@@ -98,9 +103,104 @@ def test_thresholds_at_the_ends():
     assert (confidence >= half).mean() == pytest.approx(LEAST_NAMED, abs=0.01)
 
 
+BAD = (
+    {**Calibration(2.0, 0.9, 0.8, 100).to_json(), "scales": [[1.5]]},
+    {**Calibration(2.0, 0.9, 0.8, 100).to_json(), "scales": [[1.5, -1]]},
+    {**Calibration(2.0, 0.9, 0.8, 100).to_json(), "doubtful": [[0, 3, 7]]},
+)
+
+
 def test_json_form():
     calibration = Calibration(2.0, 0.9, 0.8, 100)
     assert Calibration.from_json(calibration.to_json()) == calibration
-    for bad in ({}, {**calibration.to_json(), "more": 1}, {**calibration.to_json(), "min_confidence": 3}):
+    banded = replace(calibration, scales=((1.5, 1.0), (50.0, 2.0)), doubtful=((0.0, 3.0, 1.0),))
+    assert Calibration.from_json(json.loads(json.dumps(banded.to_json()))) == banded
+    for bad in ({}, {**calibration.to_json(), "more": 1}, {**calibration.to_json(), "min_confidence": 3}, *BAD):
         with pytest.raises(CheckpointError, match="calibration of the checkpoint"):
             Calibration.from_json(bad)
+
+
+def draw_uneven(n, seed):
+    """Return estimates that claim the same spread at all ages, and err three times as much at old age as in youth."""
+    rng = np.random.default_rng(seed)
+    age = rng.uniform(0, 90, n)
+    true = age + rng.normal(0, 2 + age / 20)
+    female = rng.random(n) < 0.5
+    # Of infants nobody can tell.
+    p_female = np.where(age < 3, rng.uniform(0, 1, n), np.where(female, 0.99, 0.01))
+    return age, np.full(n, 3.0), p_female, Labels(true, true, female.astype(float))
+
+
+def test_intervals_hold_in_every_band_of_estimates():
+    """One scale for all ages covers youth too often and age too seldom."""
+    calibration = calibrate(*draw_uneven(3000, 0))
+    age, spread, _, labels = draw_uneven(20_000, 1)
+    for used in (calibration, replace(calibration, scales=())):
+        low, high = bound_ages(age, spread, used)
+        inside = (low <= labels.low) & (labels.low <= high)
+        shares = [inside[find_bands(age) == band].mean() for band in range(1, 10)]
+        if used.scales:
+            assert inside.mean() == pytest.approx(0.9, abs=0.015)
+            assert all(0.86 < share < 0.94 for share in shares)
+        else:
+            assert max(shares) > 0.97
+            assert min(shares) < 0.85
+
+
+def test_bands_are_those_of_crepes():
+    """Mondrian conformal regression of another library, without our shrinkage and interpolation."""
+    from crepes import ConformalRegressor
+
+    age, spread, _, labels = draw_uneven(3000, 0)
+    residuals = labels.low - age
+    bands = find_bands(age)
+    theirs = ConformalRegressor().fit(residuals, sigmas=spread, bins=bands)
+    bounds = theirs.predict_int(age, sigmas=spread, bins=bands, confidence=0.9)
+    half = (bounds[:, 1] - bounds[:, 0]) / 2
+    for band in range(len(MIDDLES)):
+        ours = find_quantile(np.abs(residuals[bands == band]) / 3.0, 0.9) * 3.0
+        # Theirs may be the next rank, which lies some thousandths away.
+        assert ours == pytest.approx(half[bands == band][0], rel=0.02)
+
+
+def test_the_data_set_that_needs_most_counts():
+    age, spread, p_female, labels = draw_faces(2000, 0, 1.0)
+    worse = draw_faces(2000, 1, 3.0)
+    both = Labels(
+        *(np.concatenate([one, other]) for one, other in zip(labels_of(labels), labels_of(worse[3]), strict=True))
+    )
+    columns = [np.concatenate([one, other]) for one, other in zip((age, spread, p_female), worse[:3], strict=True)]
+    sources = np.repeat(["good", "bad"], 2000)
+    calibration = calibrate(*columns, both, sources)
+    alone = calibrate(*worse)
+    assert calibration.interval_scale == alone.interval_scale
+    assert calibration.scales == alone.scales
+    assert calibrate(*columns, both).interval_scale < alone.interval_scale
+
+
+def labels_of(labels):
+    return labels.low, labels.high, labels.female
+
+
+def test_genders_of_infants_are_not_named_where_nobody_can_tell():
+    age, spread, p_female, labels = draw_uneven(4000, 0)
+    calibration = calibrate(age, spread, p_female, labels)
+    ((low, high, threshold),) = calibration.doubtful
+    assert (low, high, threshold) == (0, 3, 1.0)
+    thresholds = choose_thresholds(np.array([1.0, 2.9, 3.0, 40.0]), calibration)
+    assert thresholds.tolist() == [1.0, 1.0, calibration.min_confidence, calibration.min_confidence]
+    # Without infants there is nothing to doubt, and the threshold of the others is theirs.
+    older = age >= 3
+    others = calibrate(age[older], spread[older], p_female[older], labels.pick(older))
+    assert others.doubtful == ()
+    assert others.min_confidence == calibration.min_confidence
+
+
+def test_a_doubtful_band_is_named_where_it_is_right():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1, 2000)
+    right = rng.random(2000) < np.where(confidence > 0.9, 1.0, 0.6)
+    threshold = raise_threshold(confidence, right, 0.5, 0.97)
+    assert 0.85 < threshold < 0.92
+    assert right[confidence >= threshold].mean() >= 0.97
+    assert raise_threshold(confidence, rng.random(2000) < 0.6, 0.5, 0.97) == 1.0

@@ -72,7 +72,7 @@ def test_eval_json_has_the_documented_form(trained_run, agegen):
     assert low < report["age"]["mae"] < high
     assert report["baseline"]["age"]["mae"] > 0
     columns = {group["column"] for group in report["groups"]}
-    assert columns == {"age_band", "gender"}
+    assert columns == {"age_band", "gender", "estimated_age"}
     for column in columns:
         assert sum(group["n"] for group in report["groups"] if group["column"] == column) == report["n"]
     assert all(group["small"] == (group["n"] < 30) for group in report["groups"])
@@ -82,7 +82,7 @@ def test_eval_on_other_data(trained_run, faces_folder, agegen):
     done = agegen("eval", trained_run, "--data", faces_folder, "--split", "all", "--json", "-")
     report = json.loads(done.stdout)
     assert report["n"] == 60
-    assert {group["column"] for group in report["groups"]} == {"age_band", "gender", "race"}
+    assert {group["column"] for group in report["groups"]} == {"age_band", "gender", "race", "estimated_age"}
     done = agegen("eval", trained_run, "--data", faces_folder)
     assert done.exit_code == 1
     assert "--split all" in done.stderr
