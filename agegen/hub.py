@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,21 @@ def quiet_hub() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+@contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Let torch load tensors alone inside the block, whatever is asked of it: pickles can run code."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def explain_failure(error: Exception) -> str:
     """Return the first line of what a failed download said, or the error's kind."""
     text = str(error).strip()
@@ -42,7 +58,7 @@ def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
     import timm
 
     try:
-        with quiet_hub():
+        with quiet_hub(), _no_pickles():
             network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except TypeError:
         raise

@@ -1,6 +1,7 @@
 """Any backbone of timm: families, names, options, and trainings with each way of using them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +151,18 @@ def test_features_differ_with_the_picture():
     with torch.inference_mode():
         one, other = backbone(torch.rand(2, 3, 64, 64))
     assert not torch.equal(one, other)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+def test_pickled_weights_run_no_code(tmp_path):
+    config = {"architecture": "lcnet_035", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 224, 224]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save({"conv_stem.weight": Bomb()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(AgegenError) as caught:
+        TimmBackbone(f"local-dir:{tmp_path}")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not Path("exploded").exists()
