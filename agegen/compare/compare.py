@@ -18,10 +18,10 @@ from agegen.data.manifests import PLAIN, ReadOptions
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.data.splits import HASH_COLUMN, find_seen, read_split, unpack_hashes
 from agegen.errors import AgegenError
+from agegen.evaluate.bootstrap import Metric
 from agegen.evaluate.estimates import read_predictions
 from agegen.evaluate.evaluate import EvalConfig, evaluate_run
 from agegen.evaluate.evaluation import round_number
-from agegen.evaluate.metrics import Metric
 from agegen.runs import RunFolder, list_sources
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 
 from agegen.data.scan import ProgressHook
 from agegen.errors import AgegenError
-from agegen.evaluate.metrics import Floats
+from agegen.evaluate.bootstrap import Floats
 from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.views import run_views

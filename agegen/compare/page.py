@@ -13,7 +13,7 @@ from agegen.data.labels import format_gender
 from agegen.data.loading import load_sources
 from agegen.data.records import FaceRecords
 from agegen.errors import AgegenError
-from agegen.evaluate.metrics import Bools, Floats
+from agegen.evaluate.bootstrap import Bools, Floats
 from agegen.files import write_text
 from agegen.render.html import Face, Figure, Gallery, encode_face, encode_figure, render_page
 from agegen.render.plots import COLORS, draw_curves, make_figure

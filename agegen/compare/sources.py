@@ -9,7 +9,8 @@ import numpy as np
 
 from agegen.data.labels import read_labels
 from agegen.data.records import SOURCE_COLUMN
-from agegen.evaluate.metrics import Metric, measure_age, measure_brackets, measure_gender, widen_brackets
+from agegen.evaluate.bootstrap import Metric
+from agegen.evaluate.metrics import measure_age, measure_brackets, measure_gender, widen_brackets
 
 if TYPE_CHECKING:
     import pandas as pd

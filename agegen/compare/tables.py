@@ -14,7 +14,7 @@ from agegen.render.tables import PlainTable, render_table
 if TYPE_CHECKING:
     from agegen.compare.compare import Comparison
     from agegen.compare.differences import MetricRow
-    from agegen.evaluate.metrics import Metric
+    from agegen.evaluate.bootstrap import Metric
 
 NO_DIFFERENCE = "no clear difference"
 # More rows than this nobody reads; JSON holds them all.

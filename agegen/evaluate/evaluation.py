@@ -12,6 +12,7 @@ from torch import nn
 from agegen.batches.batch import BatchSource
 from agegen.data.labels import SMALL_GROUP, Baseline, Labels, band_ages, label_groups, read_labels
 from agegen.data.scan import Scan
+from agegen.evaluate.bootstrap import Metric
 from agegen.evaluate.estimates import Estimates, estimate_batches, make_predictions
 from agegen.evaluate.metrics import (
     AgeMetrics,
@@ -21,7 +22,6 @@ from agegen.evaluate.metrics import (
     ConfidentMetrics,
     GenderMetrics,
     IntervalMetrics,
-    Metric,
     measure_age,
     measure_brackets,
     measure_confident,

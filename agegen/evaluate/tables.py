@@ -10,8 +10,9 @@ from agegen.render.formats import METRIC_TITLES, format_bounds, format_value
 from agegen.render.tables import PlainTable
 
 if TYPE_CHECKING:
+    from agegen.evaluate.bootstrap import Metric
     from agegen.evaluate.evaluation import Evaluation, GroupMetrics
-    from agegen.evaluate.metrics import AnyMetrics, Metric
+    from agegen.evaluate.metrics import AnyMetrics
 
 
 def make_metrics_table(evaluation: Evaluation, title: str) -> PlainTable:
