@@ -118,6 +118,7 @@ def predict(
     min_confidence: Annotated[
         float | None, typer.Option(help="Gender below it is 'uncertain', 0.5 to 1.", show_default="model's")
     ] = None,
+    min_score: Annotated[float, typer.Option(help="Leave out faces of which the detector is less sure, 0 to 1.")] = 0.0,
     json_out: JsonOut = None,
     jsonl_out: Annotated[
         str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write one JSON object a line, as they come.")
@@ -155,6 +156,7 @@ def predict(
         run=run,
         detector="none" if no_detect else detector,
         min_confidence=min_confidence,
+        min_score=min_score,
         json=json_out,
         jsonl=jsonl_out,
         csv=csv_out,

@@ -6,6 +6,7 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def read_image_file(path: Path) -> bytes:
 def decode_image(content: bytes) -> RGB:
     """Decode a picture to RGB (height, width, 3), uint8, upright as its EXIF orientation says.
 
-    Alpha is laid over white, 16-bit grey is scaled to 8 bits, of an animation the first frame counts.
+    Alpha is laid over white, deeper greys are brought to 8 bits, of an animation the first frame counts.
 
     Raises:
         DataError: no picture, a damaged one, or one of more than 110 megapixels.
@@ -88,7 +89,7 @@ def decode_photo(content: bytes, limit: int | None) -> Photo:
             if limit is not None:
                 share = min(1.0, limit / longest)
                 picture.draft("RGB", (int(picture.width * share), int(picture.height * share)))
-            image = np.asarray(_convert_to_rgb(_turn_upright(picture)))
+            image = np.asarray(turn_to_rgb(picture))
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -113,6 +114,25 @@ def resize_image(image: RGB, size: int) -> RGB:
     return resized
 
 
+def turn_to_rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture as RGB, upright as its EXIF orientation says, alpha laid over white."""
+    return _convert_to_rgb(_turn_upright(picture))
+
+
+def stretch_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return values of more than 8 bits as 0–255: floats by 1 or 255, integers by the bits that they use.
+
+    Cameras write 10, 12 or 14 bits into 16, and science 0–1 into floats: taken by their type, all of them are black.
+    What isn't finite counts as 0.
+    """
+    numbers = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
+    most = float(numbers.max()) if numbers.size else 0.0
+    # Of larger floats and integers of 32 bits the greatest value is white.
+    whites = (1.0, 255.0) if np.issubdtype(values.dtype, np.floating) else (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+    white = next((white for white in whites if most <= white), most)
+    return np.asarray((numbers * (255.0 / white)).round().clip(0, 255), dtype=np.uint8)
+
+
 def _turn_upright(picture: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(picture)
@@ -130,10 +150,9 @@ def _shrink(image: RGB, limit: int) -> RGB:
 
 
 def _convert_to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):
-        # Pillow clips 16-bit grey at 255 instead of scaling it.
-        grey = np.asarray(picture).astype(np.float64)
-        return Image.fromarray((grey / 257.0).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode.startswith(("I", "F")):
+        # Pillow clips deeper greys at 255 instead of scaling them.
+        return Image.fromarray(stretch_grey(np.asarray(picture))).convert("RGB")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         paper = Image.new("RGBA", rgba.size, "white")

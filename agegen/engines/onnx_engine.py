@@ -25,8 +25,10 @@ class OnnxEngine:
 
     name = "onnx"
 
-    def __init__(self, session: Any, input_size: int) -> None:
+    def __init__(self, session: Any, input_size: int, source: str = "") -> None:
+        """Take a session; ``source`` is the SHA-256 of the checkpoint that its file was made from."""
         self.input_size = input_size
+        self.source = source
         self._session = session
 
     def run(self, crops: NDArray[np.uint8]) -> CropOutputs:
@@ -47,7 +49,7 @@ def load_onnx(path: Path, checkpoint: Path | None = None) -> tuple[CheckpointInf
     if checkpoint is not None and metadata.get(SOURCE_KEY) != digest_file(checkpoint):
         raise CheckpointError(f"{path} was not made from {checkpoint}; make it anew with `agegen export RUN --onnx`")
     try:
-        engine = OnnxEngine(session, int(info.input_spec["size"]))
+        engine = OnnxEngine(session, int(info.input_spec["size"]), metadata.get(SOURCE_KEY, ""))
         # One black crop shows whether the file takes and gives what it should.
         outputs = engine.run(np.zeros((1, engine.input_size, engine.input_size, 3), dtype=np.uint8))
         sound = all(values.shape == (1,) and np.isfinite(values).all() for values in outputs)

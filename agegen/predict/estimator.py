@@ -13,14 +13,16 @@ import numpy as np
 
 from agegen.data.images import RGB, Photo, decode_photo, read_image_file, resize_image
 from agegen.engines.engine import Engine
-from agegen.engines.loading import load_engine
+from agegen.engines.loading import ONNX_SUFFIX, load_engine
 from agegen.errors import AgegenError, DataError
 from agegen.faces.alignment import CropContract, align_face
 from agegen.faces.detectors import DEFAULT_DETECTOR, DetectedFace, Detector, create_detector
+from agegen.files import digest_file
 from agegen.machine import count_cores
 from agegen.model.calibration import bound_ages, choose_thresholds, read_calibration
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.weights import find_checkpoint
+from agegen.predict.pictures import read_picture
 from agegen.predict.results import NO_FACE, OK, UNREADABLE, FaceEstimate, FacePrediction, PhotoPrediction, choose_gender
 from agegen.predict.stream import Waiting, stream_in_order
 
@@ -37,8 +39,10 @@ _IN_MEMORY = "picture"
 class CropModel:
     """A loaded model that estimates age and gender of aligned crops."""
 
-    def __init__(self, info: CheckpointInfo, engine: Engine) -> None:
+    def __init__(self, info: CheckpointInfo, engine: Engine, digest: str = "") -> None:
+        """Take a loaded model; ``digest`` is the SHA-256 of its weights."""
         self.info = info
+        self.name = " ".join(part for part in (info.model, info.version, digest[:12]) if part)
         self.engine = engine
         self.calibration = read_calibration(info.calibration)
         self.contract = CropContract.from_json(info.crop) if info.crop else CropContract()
@@ -58,13 +62,19 @@ class CropModel:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A photograph whose faces are cut out, or the reason why it has none."""
+    """A photograph whose faces are cut out, or the reason why it has none.
+
+    ``faces`` are in pixels of the photograph as it was decoded, ``scale`` times those of the file, ``size`` (width,
+    height).
+    """
 
     file: str
-    boxes: tuple[tuple[int, int, int, int] | None, ...] = ()
+    faces: tuple[DetectedFace | None, ...] = ()
     crops: tuple[RGB, ...] = ()
     photo: Photo | None = None
     reason: str | None = None
+    scale: float = 1.0
+    size: tuple[int, int] = (0, 0)
 
 
 class Estimator:
@@ -78,9 +88,18 @@ class Estimator:
             print(face.age, face.gender, face.box)
     """
 
-    def __init__(self, model: CropModel, detector: str = DEFAULT_DETECTOR, min_confidence: float | None = None) -> None:
+    def __init__(
+        self,
+        model: CropModel,
+        detector: str = DEFAULT_DETECTOR,
+        min_confidence: float | None = None,
+        min_score: float = 0.0,
+    ) -> None:
         self.model = model
         self.detector = detector
+        self.min_score = min_score
+        if not 0 <= min_score <= 1:
+            raise AgegenError("--min-score must be between 0 and 1")
         self._asked = min_confidence
         self.min_confidence = model.calibration.min_confidence if min_confidence is None else min_confidence
         if not 0.5 <= self.min_confidence <= 1:
@@ -101,6 +120,7 @@ class Estimator:
         precision: str = "auto",
         engine: str = "auto",
         weights: str | None = None,
+        min_score: float = 0.0,
     ) -> Estimator:
         """Load the weights that ship for ``model``, or those of a run or checkpoint of your own.
 
@@ -113,31 +133,38 @@ class Estimator:
             precision: ``auto``, ``fp32`` or ``bf16``.
             engine: ``onnx``, ``torch``, or ``auto`` for onnxruntime where an ONNX file lies beside the checkpoint.
             weights: which of those that ship for ``model``; None for the default ones.
+            min_score: 0–1, how sure the detector must be of a face.
 
         Raises:
             AgegenError: whatever of these can't be had.
         """
         path = find_checkpoint(model, Path(run) if run is not None else None, weights)
-        return cls(CropModel(*load_engine(path, engine, device, precision)), detector, min_confidence)
+        info, loaded = load_engine(path, engine, device, precision)
+        # An ONNX file knows the checkpoint that it was made from.
+        digest = getattr(loaded, "source", "") if path.suffix == ONNX_SUFFIX else digest_file(path)
+        return cls(CropModel(info, loaded, digest), detector, min_confidence, min_score)
 
     def predict(self, picture: str | os.PathLike[str] | RGB | Any) -> list[FacePrediction]:
         """Return the faces of one photograph, from left to right; none where none is found.
 
         Args:
-            picture: a path, an RGB array (height, width, 3) of uint8, or a Pillow image.
+            picture: a path, encoded bytes, an open file, a Pillow image, or an array: RGB, RGBA or grey; see
+                :func:`agegen.predict.pictures.read_picture`.
 
         Raises:
-            DataError: the file can't be read, or the array has another form.
+            DataError: it can't be read, or is something else; the error names its type.
         """
         if isinstance(picture, str | os.PathLike):
             prepared = self._prepare(Path(picture), keep_image=False)
         else:
-            prepared = self._cut_faces(_IN_MEMORY, Photo(_check_picture(picture), 1.0), keep_image=False)
+            prepared = self._cut_faces(_IN_MEMORY, read_picture(picture, LARGEST_SIDE), keep_image=False)
         if prepared.reason is not None:
             raise DataError(f"{prepared.file}: {prepared.reason}")
         return list(self._finish([prepared])[0].faces)
 
-    def predict_many(self, paths: Iterable[Path], *, keep_images: bool = False) -> Iterator[PhotoPrediction]:
+    def predict_many(
+        self, paths: Iterable[str | os.PathLike[str]], *, keep_images: bool = False
+    ) -> Iterator[PhotoPrediction]:
         """Yield one result per photograph, in the order given, as they come; an unreadable one stops nothing.
 
         Decoding and detection run in threads beside the inference in batches; memory doesn't grow with
@@ -146,7 +173,7 @@ class Estimator:
         threads = count_cores()
         # Photographs that stay wait in memory, up to 50 MB each: then no more of them than there are threads.
         ahead = threads if keep_images else 4 * threads
-        stream = stream_in_order(lambda path: self._prepare(path, keep_images), paths, threads, ahead)
+        stream = stream_in_order(lambda path: self._prepare(_check_path(path), keep_images), paths, threads, ahead)
         batch: list[_Prepared] = []
         for item in stream:
             if not isinstance(item, Waiting):
@@ -167,18 +194,19 @@ class Estimator:
             return _Prepared(str(path), reason="not enough memory to decode it")
 
     def _cut_faces(self, file: str, photo: Photo, keep_image: bool) -> _Prepared:
-        boxes: tuple[tuple[int, int, int, int] | None, ...]
+        faces: tuple[DetectedFace | None, ...]
         if self.detector == NO_DETECTOR:
-            boxes, crops = (None,), [photo.image]
+            faces, crops = (None,), [photo.image]
         else:
             detector = self._get_detector()
-            faces = detector.detect(photo.image)
-            boxes = tuple(_round_box(face, photo) for face in faces)
-            crops = [align_face(photo.image, face, detector, self.model.contract) for face in faces]
-        if keep_image:
-            return _Prepared(file, boxes, tuple(crops), photo)
-        # Resized here, in a thread, rather than by the one that runs the model.
-        return _Prepared(file, boxes, tuple(resize_image(crop, self.model.engine.input_size) for crop in crops))
+            found = [face for face in detector.detect(photo.image) if face.score >= self.min_score]
+            faces = tuple(found)
+            crops = [align_face(photo.image, face, detector, self.model.contract) for face in found]
+        if not keep_image:
+            # Resized here, in a thread, rather than by the one that runs the model.
+            crops = [resize_image(crop, self.model.engine.input_size) for crop in crops]
+        size = (photo.image.shape[1], photo.image.shape[0])
+        return _Prepared(file, faces, tuple(crops), photo if keep_image else None, None, photo.scale, size)
 
     def _get_detector(self) -> Detector:
         """Return this thread's detector: OpenCV's networks can't be shared between threads."""
@@ -195,8 +223,8 @@ class Estimator:
     def _describe(self, prepared: _Prepared, estimates: list[FaceEstimate]) -> PhotoPrediction:
         status = UNREADABLE if prepared.reason is not None else OK if estimates else NO_FACE
         faces = tuple(
-            self._describe_face(prepared.file, number, box, estimate)
-            for number, (box, estimate) in enumerate(zip(prepared.boxes, estimates, strict=True), start=1)
+            self._describe_face(prepared, number, face, estimate)
+            for number, (face, estimate) in enumerate(zip(prepared.faces, estimates, strict=True), start=1)
         )
         if prepared.photo is None:
             return PhotoPrediction(prepared.file, status, faces, prepared.reason)
@@ -204,19 +232,24 @@ class Estimator:
         return PhotoPrediction(prepared.file, status, faces, None, photo.image, photo.scale, prepared.crops)
 
     def _describe_face(
-        self, file: str, number: int, box: tuple[int, int, int, int] | None, estimate: FaceEstimate
+        self, prepared: _Prepared, number: int, face: DetectedFace | None, estimate: FaceEstimate
     ) -> FacePrediction:
+        marks = None if face is None else (face.landmarks + 0.5) / prepared.scale - 0.5
         return FacePrediction(
-            file=file,
+            file=prepared.file,
             status=OK,
             face=number,
-            box=box,
+            box=None if face is None else _round_box(face, prepared),
             age=round(estimate.age, 1),
             age_low=round(estimate.age_low, 1),
             age_high=round(estimate.age_high, 1),
             gender=choose_gender(estimate.p_female, self._choose_threshold(estimate.age)),
             p_female=round(estimate.p_female, 4),
             detector=self.detector,
+            score=None if face is None else round(float(face.score), 4),
+            size=None if marks is None else round(float(np.linalg.norm(marks[0] - marks[1])), 1),
+            landmarks=None if marks is None else tuple((round(float(x), 1), round(float(y), 1)) for x, y in marks),
+            model=self.model.name,
         )
 
     def _choose_threshold(self, age: float) -> float:
@@ -224,6 +257,12 @@ class Estimator:
         if self._asked is not None:
             return self._asked
         return float(choose_thresholds(np.array([age]), self.model.calibration)[0])
+
+
+def _check_path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(f"predict_many takes paths, not {type(path).__module__}.{type(path).__qualname__}; see predict")
+    return Path(path)
 
 
 def _is_full(batch: list[_Prepared]) -> bool:
@@ -234,20 +273,10 @@ def _is_full(batch: list[_Prepared]) -> bool:
     )
 
 
-def _round_box(face: DetectedFace, photo: Photo) -> tuple[int, int, int, int]:
+def _round_box(face: DetectedFace, photo: _Prepared) -> tuple[int, int, int, int]:
     """Return a face's box in the file's own pixels, within its edges."""
-    height, width = photo.image.shape[:2]
+    width, height = photo.size
     limits = (width, height, width, height)
     inside = (min(max(value, 0.0), float(limit)) for value, limit in zip(face.box, limits, strict=True))
     left, top, right, bottom = (round(value / photo.scale) for value in inside)
     return left, top, right, bottom
-
-
-def _check_picture(picture: Any) -> RGB:
-    array = np.asarray(picture.convert("RGB") if hasattr(picture, "convert") else picture)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
-        raise DataError(
-            f"a picture must be a path, a Pillow image or an RGB array (height, width, 3) of uint8, "
-            f"not {array.dtype} {array.shape}"
-        )
-    return np.ascontiguousarray(array)

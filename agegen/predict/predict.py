@@ -38,6 +38,7 @@ class PredictConfig:
     run: Path | None = None
     detector: str = DEFAULT_DETECTOR
     min_confidence: float | None = None
+    min_score: float = 0.0
     json: str | None = None
     jsonl: str | None = None
     csv: str | None = None
@@ -92,8 +93,9 @@ def predict_photos(
         precision=config.precision,
         engine=config.engine,
         weights=config.weights,
+        min_score=config.min_score,
     )
-    done = find_finished(config)
+    done = find_finished(config, {"model": estimator.model.name, "detector": config.detector})
     if count is not None:
         paths = [path for path in paths if str(path) not in done]
         skipped, count = count - len(paths), len(paths)
@@ -134,12 +136,12 @@ def check_outputs(config: PredictConfig) -> None:
             raise AgegenError("--resume goes on with one output: give either --csv FILE or --jsonl FILE")
 
 
-def find_finished(config: PredictConfig) -> set[str]:
+def find_finished(config: PredictConfig, made_by: dict[str, str]) -> set[str]:
     """Return the files that need no more work: with ``--resume``, those whole in the output."""
     if not config.resume:
         return set()
     ((kind, target),) = config.outputs.items()
-    return take_up(kind, Path(target))
+    return take_up(kind, Path(target), made_by)
 
 
 def write_photo(photo: PhotoPrediction, config: PredictConfig, base: Path, writers: list[RowWriter]) -> None:

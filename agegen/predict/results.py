@@ -35,6 +35,11 @@ class FacePrediction:
         gender: ``female``, ``male``, or ``uncertain`` where the model isn't confident enough to say.
         p_female: 0–1.
         detector: that found the face; ``none`` where the picture was taken as an aligned crop.
+        score: how sure the detector is, 0–1.
+        size: of the face: the distance between its eyes in the file's pixels.
+        landmarks: x and y of the eye on the left of the picture, the one on the right, the tip of the nose, the
+            mouth's left and right corner, in the file's pixels; in JSON alone.
+        model: that estimated: its name, the version of its plugin, and the first 12 digits of its weights' SHA-256.
         reason: why a file is unreadable.
     """
 
@@ -48,6 +53,10 @@ class FacePrediction:
     gender: str | None = None
     p_female: float | None = None
     detector: str | None = None
+    score: float | None = None
+    size: float | None = None
+    landmarks: tuple[tuple[float, float], ...] | None = None
+    model: str | None = None
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:

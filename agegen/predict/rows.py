@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically
 from agegen.predict.results import FacePrediction, PhotoPrediction
 
-CSV_COLUMNS = [field.name for field in fields(FacePrediction) if field.name != "box"] + [
+CSV_COLUMNS = [field.name for field in fields(FacePrediction) if field.name not in ("box", "landmarks")] + [
     "left",
     "top",
     "right",
@@ -23,6 +24,8 @@ CSV_COLUMNS = [field.name for field in fields(FacePrediction) if field.name != "
 ]
 
 
+# What a resumed output must have in common with the rows that it has.
+MADE_BY = ("model", "detector")
 # A spreadsheet computes cells that begin so; an apostrophe before them says that they are text. Names of files may.
 _FORMULA = ("=", "+", "-", "@")
 
@@ -141,13 +144,15 @@ def open_writer(kind: str, target: str, stdout: BinaryIO, resume: bool = False) 
             yield _make_writer(kind, stream, target, header)
 
 
-def take_up(kind: str, path: Path) -> set[str]:
+def take_up(kind: str, path: Path, made_by: Mapping[str, str] = MappingProxyType({})) -> set[str]:
     """Make an interrupted output ready to go on, and return the files that are finished in it.
 
-    A torn last line goes, and so do the rows of the last file, which may not be whole.
+    A torn last line goes, and so do the rows of the last file, which may not be whole. ``made_by`` holds what all rows
+    of a face must have: ``model`` and ``detector``.
 
     Raises:
-        AgegenError: it is no output of ``agegen predict`` in this form, or can't be read.
+        AgegenError: it is no output of ``agegen predict`` in this form, its rows came from another model or detector,
+            or it can't be read.
     """
     try:
         content = path.read_bytes() if path.exists() else b""
@@ -158,34 +163,63 @@ def take_up(kind: str, path: Path) -> set[str]:
         path.unlink(missing_ok=True)
         return set()
     records = _READERS[kind](text, path)
-    last = records[-1][0] if records else None
-    kept = [line for file, line in records if file != last]
+    _check_origin(records, path, made_by)
+    last = records[-1].file if records else None
+    kept = [record.line for record in records if record.file != last]
     header = ",".join(CSV_COLUMNS) + "\n" if kind == "csv" else ""
     with replace_atomically(path) as temporary:
         temporary.write_bytes((header + "".join(kept)).encode("utf-8", errors="surrogateescape"))
-    return {file for file, _ in records if file != last}
+    return {record.file for record in records if record.file != last}
 
 
-def _read_lines(text: str, path: Path) -> list[tuple[str, str]]:
+class _Record(NamedTuple):
+    """A row of an output: its file, its text, and what estimated it ("" where nothing was)."""
+
+    file: str
+    line: str
+    made_by: dict[str, str]
+
+
+def _check_origin(records: list[_Record], path: Path, made_by: Mapping[str, str]) -> None:
+    for record in records:
+        for name, wanted in made_by.items():
+            if (found := record.made_by[name]) and found != wanted:
+                raise AgegenError(
+                    f"{path} can't be gone on with: its rows came from the {name} '{found}', and now it is '{wanted}'; "
+                    "use that again, or write another file"
+                )
+
+
+def _read_lines(text: str, path: Path) -> list[_Record]:
     records = []
     # Not splitlines: names may hold what Unicode counts as line ends, and JSON leaves it as it is.
     for line in text.removesuffix("\n").split("\n"):
         try:
-            records.append((str(json.loads(line)["file"]), line + "\n"))
-        except (ValueError, KeyError, TypeError) as error:
+            row = json.loads(line)
+            made_by = {name: str(row.get(name) or "") for name in MADE_BY}
+            records.append(_Record(str(row["file"]), line + "\n", made_by))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is no output of `agegen predict --jsonl`; --resume can't go on with it") from error
     return records
 
 
-def _read_csv(text: str, path: Path) -> list[tuple[str, str]]:
+def _read_csv(text: str, path: Path) -> list[_Record]:
     reader = csv.reader(io.StringIO(text, newline=""))
     if next(reader, None) != CSV_COLUMNS:
         raise DataError(f"{path} is no output of `agegen predict --csv`; --resume can't go on with it")
     rows = ([cell[1:] if cell[:1] == "'" and _looks_like_formula(cell) else cell for cell in cells] for cells in reader)
-    return [(cells[0] if cells else "", format_cells(cells)) for cells in rows]
+    places = {name: CSV_COLUMNS.index(name) for name in MADE_BY}
+    return [
+        _Record(
+            cells[0] if cells else "",
+            format_cells(cells),
+            {name: cells[place] if place < len(cells) else "" for name, place in places.items()},
+        )
+        for cells in rows
+    ]
 
 
-_READERS: dict[str, Callable[[str, Path], list[tuple[str, str]]]] = {"jsonl": _read_lines, "csv": _read_csv}
+_READERS: dict[str, Callable[[str, Path], list[_Record]]] = {"jsonl": _read_lines, "csv": _read_csv}
 
 
 def _make_writer(kind: str, stream: BinaryIO, name: str, header: bool) -> RowWriter:

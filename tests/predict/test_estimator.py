@@ -1,5 +1,6 @@
 """Every kind of picture that people have, through the detector to an estimate."""
 
+import hashlib
 import io
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from agegen import Estimator
 from agegen.errors import AgegenError, DataError
+from agegen.model.weights import find_weights
 
 UPRIGHT = (175, 115, 355, 335)
 
@@ -138,9 +140,9 @@ def test_arrays_pillow_images_and_paths_agree(estimator, picture, portrait, expe
     assert from_path.age == expected.age
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), 3])
+@pytest.mark.parametrize("bad", [np.zeros((4, 4, 2)), np.zeros((0, 4, 3), np.uint8), 3])
 def test_other_arrays_are_refused(estimator, bad):
-    with pytest.raises(DataError, match="a picture must be"):
+    with pytest.raises(DataError, match="must be"):
         estimator.predict(bad)
 
 
@@ -215,3 +217,35 @@ def test_encoded_noise_is_never_a_traceback(estimator, picture, tmp_path):
         paths.append(tmp_path / f"{number}.jpg")
         paths[-1].write_bytes(content[: rng.integers(10, len(content))])
     assert {photo.status for photo in estimator.predict_many(paths)} <= {"ok", "no_face", "unreadable"}
+
+
+def test_a_row_tells_how_sure_and_how_large_and_by_whom(portrait, tmp_path):
+    estimator = Estimator.load()
+    (face,) = estimator.predict(portrait)
+    assert 0.9 < face.score <= 1
+    assert face.size == pytest.approx(84, abs=12)
+    assert face.landmarks[0] == pytest.approx((220, 187), abs=12)
+    name, _, digest = face.model.split()
+    assert name == "compact"
+    weights = find_weights("compact")
+    assert hashlib.sha256(weights.read_bytes()).hexdigest().startswith(digest)
+    assert len(digest) == 12
+    # The ONNX file by itself, which is made from these weights, says the same.
+    alone = Estimator.load(run=weights.with_suffix(".onnx")).predict(portrait)[0]
+    assert alone.model == face.model
+    # In a smaller copy all is smaller; what was decoded at less than the file's size is told in the file's pixels.
+    Image.open(portrait).resize((256, 300)).save(tmp_path / "small.png")
+    small = estimator.predict(tmp_path / "small.png")[0]
+    assert small.size == pytest.approx(face.size / 2, abs=4)
+    Image.open(portrait).resize((5120, 6000)).save(tmp_path / "large.jpg")
+    large = estimator.predict(tmp_path / "large.jpg")[0]
+    assert large.size == pytest.approx(face.size * 10, rel=0.1)
+    assert large.landmarks[0] == pytest.approx((2200, 1870), abs=150)
+
+
+def test_faces_that_the_detector_doubts_are_left_out(portrait):
+    score = Estimator.load().predict(portrait)[0].score
+    assert Estimator.load(min_score=score - 0.001).predict(portrait)
+    assert Estimator.load(min_score=1.0).predict(portrait) == []
+    with pytest.raises(AgegenError, match="--min-score must be between 0 and 1"):
+        Estimator.load(min_score=2)

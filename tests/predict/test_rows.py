@@ -2,6 +2,7 @@ import csv
 import errno
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -38,7 +39,22 @@ def test_json_is_one_array():
     rows = json.loads(write("json", "-", PHOTOS))
     assert [row["status"] for row in rows] == ["ok", "ok", "no_face", "unreadable", "ok"]
     assert set(rows[0]) == {
-        *("file", "status", "face", "box", "age", "age_low", "age_high", "gender", "p_female", "detector")
+        *(
+            "file",
+            "status",
+            "face",
+            "box",
+            "age",
+            "age_low",
+            "age_high",
+            "gender",
+            "p_female",
+            "detector",
+            "score",
+            "size",
+            "landmarks",
+            "model",
+        )
     }
     assert rows[0]["box"] == [1, 2, 30, 40]
     assert rows[3]["reason"] == "no such file"
@@ -138,4 +154,23 @@ def test_an_output_that_cannot_be_written(tmp_path):
 
 def test_columns_are_the_documented_ones():
     assert CSV_COLUMNS[0] == "file"
-    assert {"left", "top", "right", "bottom", "detector", "reason"} <= set(CSV_COLUMNS)
+    assert {"left", "top", "right", "bottom", "detector", "score", "size", "model", "reason"} <= set(CSV_COLUMNS)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_rows_of_another_model_or_detector_are_not_gone_on_with(tmp_path, kind):
+    path = tmp_path / f"rows.{kind}"
+    face = FacePrediction("a.jpg", "ok", 1, (1, 2, 3, 4), 30.0, 20.0, 40.0, "male", 0.1, "mtcnn", model="compact 1 abc")
+    with open_writer(kind, str(path), None) as writer:
+        for name in ("a.jpg", "b.jpg"):
+            writer.write(PhotoPrediction(name, "ok", (replace(face, file=name),)))
+        writer.write(PhotoPrediction("c.jpg", "no_face"))
+    before = path.read_bytes()
+    for made_by, message in (
+        ({"model": "scratch 1 def"}, "came from the model 'compact 1 abc', and now it is 'scratch 1 def'"),
+        ({"model": "compact 1 abc", "detector": "yunet"}, "came from the detector 'mtcnn', and now it is 'yunet'"),
+    ):
+        with pytest.raises(AgegenError, match=message):
+            take_up(kind, path, made_by)
+        assert path.read_bytes() == before
+    assert take_up(kind, path, {"model": "compact 1 abc", "detector": "mtcnn"}) == {"a.jpg", "b.jpg"}
