@@ -119,6 +119,10 @@ def predict(
         float | None, typer.Option(help="Gender below it is 'uncertain', 0.5 to 1.", show_default="model's")
     ] = None,
     min_score: Annotated[float, typer.Option(help="Leave out faces of which the detector is less sure, 0 to 1.")] = 0.0,
+    min_face: Annotated[
+        float | None,
+        typer.Option(metavar="PIXELS", help="The width of the smallest face wanted; small ones take longer to find."),
+    ] = None,
     json_out: JsonOut = None,
     jsonl_out: Annotated[
         str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write one JSON object a line, as they come.")
@@ -157,6 +161,7 @@ def predict(
         detector="none" if no_detect else detector,
         min_confidence=min_confidence,
         min_score=min_score,
+        min_face=min_face,
         json=json_out,
         jsonl=jsonl_out,
         csv=csv_out,

@@ -8,6 +8,7 @@ from agegen.data.images import RGB
 from agegen.errors import DataError
 from agegen.faces.alignment import CropContract, align_face
 from agegen.faces.detectors import Detector, create_detector
+from agegen.faces.search import find_faces
 
 
 class FaceCropper:
@@ -31,7 +32,7 @@ class FaceCropper:
             DataError: no face is found.
         """
         detector = self._get_detector()
-        faces = detector.detect(photo)
+        faces, _ = find_faces(detector, photo)
         if not faces:
             raise DataError(f"no face found ({self.detector})")
         # One label stands for one face: the largest, as whoever takes a picture of somebody means it.

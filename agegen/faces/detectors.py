@@ -27,6 +27,8 @@ DEFAULT_DETECTOR = "mtcnn"
 _SMALL_SIDE = 480
 # The second look: a square of this side, in which the crop has that share of the side.
 _CLOSE_SIDE, _CLOSE_SHARE = 320, 0.75
+# Of a face's area: what is smaller and inside of it is a part.
+_PART = 0.5
 # A face that turns out to be tilted by more degrees than this is turned upright and looked at once more.
 _TILT = 5.0
 
@@ -75,6 +77,14 @@ class TwoLooks:
     name: str
     reference: Points
     search_side: int
+    # A face of so many pixels is found in the picture that is searched.
+    smallest: float = 24.0
+    # The width of the smallest face wanted, in pixels of the photograph: it sets the size of the search.
+    min_face: float | None = None
+    # Of upright faces in photographs it is nearly always surer than that, of faces upside down nearly never.
+    sure_score: float = 0.9
+    # A further, smaller side to search at, for faces too large for the detector at the first; 0 for none.
+    second_side: int = 0
 
     @abstractmethod
     def search(self, image: RGB, close: bool) -> list[DetectedFace]:
@@ -82,10 +92,23 @@ class TwoLooks:
 
     def detect(self, image: RGB) -> list[DetectedFace]:
         """Return the faces in a photograph (height, width, 3), from left to right."""
-        small, scale = scale_for_search(image, self.search_side)
-        found = [_scale_face(face, 1 / scale) for face in self.search(small, close=False)]
+        side = self._choose_side(image)
+        found = self._search_at(image, side)
+        if 0 < self.second_side < min(side, max(image.shape[:2])):
+            found = join_sizes(found, self._search_at(image, self.second_side))
         faces = drop_repeated([self._look_closer(image, face) for face in found])
         return sorted(faces, key=lambda face: (face.box[0], face.box[1]))
+
+    def _choose_side(self, image: RGB) -> int:
+        """Return the longer side of the picture that is searched, by the smallest face that is wanted."""
+        if self.min_face is None:
+            return self.search_side
+        longest = max(image.shape[:2])
+        return int(np.clip(longest * self.smallest / self.min_face, min(_SMALL_SIDE, longest), longest))
+
+    def _search_at(self, image: RGB, side: int) -> list[DetectedFace]:
+        small, scale = scale_for_search(image, side)
+        return [_scale_face(face, 1 / scale) for face in self.search(small, close=False)]
 
     def _look_closer(self, image: RGB, face: DetectedFace) -> DetectedFace:
         margin = (1 - _CLOSE_SHARE) / 2
@@ -100,6 +123,31 @@ class TwoLooks:
             if abs(measure_turn(fit_similarity(target, nearest.landmarks))) < _TILT:
                 break
         return face
+
+
+def join_sizes(fine: list[DetectedFace], coarse: list[DetectedFace]) -> list[DetectedFace]:
+    """Return the faces of two searches: parts of a face that the coarse one sees whole are no faces of their own."""
+    kept = [face for face in fine if not any(_is_part(face, whole) for whole in coarse)]
+    # What both found is the fine one's, where it is whole there.
+    new = [whole for whole in coarse if not any(_is_same(whole, face) for face in kept)]
+    return kept + new
+
+
+def _is_part(face: DetectedFace, whole: DetectedFace) -> bool:
+    """Return whether a face lies inside of a much larger one."""
+    left, top, right, bottom = whole.box
+    x, y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
+    area = (face.box[2] - face.box[0]) * (face.box[3] - face.box[1])
+    return left < x < right and top < y < bottom and area < _PART * (right - left) * (bottom - top)
+
+
+def _is_same(first: DetectedFace, second: DetectedFace) -> bool:
+    """Return whether two boxes are of one face: they share half of what they cover."""
+    a, b = first.box, second.box
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return shared > 0.5 * (sum(areas) - shared)
 
 
 def drop_repeated(faces: list[DetectedFace]) -> list[DetectedFace]:
@@ -118,6 +166,10 @@ class YuNet(TwoLooks):
     name = "yunet"
     reference = np.array([[0.2968, 0.2853], [0.6843, 0.2824], [0.4885, 0.5019], [0.3300, 0.6742], [0.6599, 0.6702]])
     search_side = 1280
+    # It was trained on faces of up to some 300 pixels: in larger ones it sees eyes and cheeks.
+    second_side = 320
+    # Of 25 faces, upright ones have at least 0.92, turned ones at most 0.91.
+    sure_score = 0.915
 
     def __init__(self) -> None:
         import cv2
@@ -146,6 +198,8 @@ class MTCNN(TwoLooks):
     name = "mtcnn"
     reference = np.array([[0.3213, 0.3137], [0.7124, 0.3143], [0.5153, 0.5450], [0.3424, 0.7168], [0.6898, 0.7168]])
     search_side = 960
+    # Of 50 faces upright 45 have more, upside down none (at most 0.997; the portrait of matplotlib 0.9988).
+    sure_score = 0.999
 
     def __init__(self) -> None:
         with warnings.catch_warnings():

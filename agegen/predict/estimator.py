@@ -16,7 +16,8 @@ from agegen.engines.engine import Engine
 from agegen.engines.loading import ONNX_SUFFIX, load_engine
 from agegen.errors import AgegenError, DataError
 from agegen.faces.alignment import CropContract, align_face
-from agegen.faces.detectors import DEFAULT_DETECTOR, DetectedFace, Detector, create_detector
+from agegen.faces.detectors import DEFAULT_DETECTOR, DetectedFace, Detector, TwoLooks, create_detector
+from agegen.faces.search import find_faces
 from agegen.files import digest_file
 from agegen.machine import count_cores
 from agegen.model.calibration import bound_ages, choose_thresholds, read_calibration
@@ -29,6 +30,8 @@ from agegen.predict.stream import Waiting, stream_in_order
 NO_DETECTOR = "none"
 # The longer side, in pixels, to which photographs are decoded.
 LARGEST_SIDE = 4096
+# At that size a face of so many pixels in a photograph of 110 megapixels is still as large as detectors need.
+SMALLEST_DECODED = 80.0
 # A batch of so many faces is as quick per face as a larger one.
 _BATCH_FACES, _BATCH_PHOTOS = 64, 128
 # Decoded photographs that wait for their estimates, where they are kept for annotation.
@@ -75,6 +78,7 @@ class _Prepared:
     reason: str | None = None
     scale: float = 1.0
     size: tuple[int, int] = (0, 0)
+    turn: int | None = None
 
 
 class Estimator:
@@ -94,16 +98,22 @@ class Estimator:
         detector: str = DEFAULT_DETECTOR,
         min_confidence: float | None = None,
         min_score: float = 0.0,
+        min_face: float | None = None,
     ) -> None:
         self.model = model
         self.detector = detector
         self.min_score = min_score
+        self.min_face = min_face
+        if min_face is not None and not min_face >= 1:
+            raise AgegenError("--min-face must be at least 1 pixel")
         if not 0 <= min_score <= 1:
             raise AgegenError("--min-score must be between 0 and 1")
         self._asked = min_confidence
         self.min_confidence = model.calibration.min_confidence if min_confidence is None else min_confidence
         if not 0.5 <= self.min_confidence <= 1:
             raise AgegenError("--min-confidence must be between 0.5 and 1")
+        # Where small faces are looked for, photographs are decoded whole.
+        self._limit = LARGEST_SIDE if min_face is None or min_face >= SMALLEST_DECODED else None
         self._local = threading.local()
         if detector != NO_DETECTOR:
             self._local.detector = create_detector(detector)
@@ -121,6 +131,7 @@ class Estimator:
         engine: str = "auto",
         weights: str | None = None,
         min_score: float = 0.0,
+        min_face: float | None = None,
     ) -> Estimator:
         """Load the weights that ship for ``model``, or those of a run or checkpoint of your own.
 
@@ -134,6 +145,8 @@ class Estimator:
             engine: ``onnx``, ``torch``, or ``auto`` for onnxruntime where an ONNX file lies beside the checkpoint.
             weights: which of those that ship for ``model``; None for the default ones.
             min_score: 0–1, how sure the detector must be of a face.
+            min_face: the width of the smallest face to be found, in the file's pixels: it decides at which size a
+                photograph is searched. None finds 24 pixels in photographs of 1000 pixels, and as much more in larger.
 
         Raises:
             AgegenError: whatever of these can't be had.
@@ -142,7 +155,7 @@ class Estimator:
         info, loaded = load_engine(path, engine, device, precision)
         # An ONNX file knows the checkpoint that it was made from.
         digest = getattr(loaded, "source", "") if path.suffix == ONNX_SUFFIX else digest_file(path)
-        return cls(CropModel(info, loaded, digest), detector, min_confidence, min_score)
+        return cls(CropModel(info, loaded, digest), detector, min_confidence, min_score, min_face)
 
     def predict(self, picture: str | os.PathLike[str] | RGB | Any) -> list[FacePrediction]:
         """Return the faces of one photograph, from left to right; none where none is found.
@@ -157,7 +170,7 @@ class Estimator:
         if isinstance(picture, str | os.PathLike):
             prepared = self._prepare(Path(picture), keep_image=False)
         else:
-            prepared = self._cut_faces(_IN_MEMORY, read_picture(picture, LARGEST_SIDE), keep_image=False)
+            prepared = self._cut_faces(_IN_MEMORY, read_picture(picture, self._limit), keep_image=False)
         if prepared.reason is not None:
             raise DataError(f"{prepared.file}: {prepared.reason}")
         return list(self._finish([prepared])[0].faces)
@@ -186,7 +199,7 @@ class Estimator:
     def _prepare(self, path: Path, keep_image: bool) -> _Prepared:
         """Decode a photograph and cut its faces out; runs in threads."""
         try:
-            photo = decode_photo(read_image_file(path), LARGEST_SIDE)
+            photo = decode_photo(read_image_file(path), self._limit)
             return self._cut_faces(str(path), photo, keep_image)
         except DataError as error:
             return _Prepared(str(path), reason=str(error))
@@ -195,18 +208,27 @@ class Estimator:
 
     def _cut_faces(self, file: str, photo: Photo, keep_image: bool) -> _Prepared:
         faces: tuple[DetectedFace | None, ...]
+        turn: int | None = None
         if self.detector == NO_DETECTOR:
             faces, crops = (None,), [photo.image]
         else:
             detector = self._get_detector()
-            found = [face for face in detector.detect(photo.image) if face.score >= self.min_score]
+            if isinstance(detector, TwoLooks):
+                detector.min_face = None if self.min_face is None else self.min_face * photo.scale
+            every, turn = find_faces(detector, photo.image)
+            found = [face for face in every if face.score >= self.min_score and self._is_large(face, photo)]
             faces = tuple(found)
             crops = [align_face(photo.image, face, detector, self.model.contract) for face in found]
         if not keep_image:
             # Resized here, in a thread, rather than by the one that runs the model.
             crops = [resize_image(crop, self.model.engine.input_size) for crop in crops]
         size = (photo.image.shape[1], photo.image.shape[0])
-        return _Prepared(file, faces, tuple(crops), photo if keep_image else None, None, photo.scale, size)
+        return _Prepared(file, faces, tuple(crops), photo if keep_image else None, None, photo.scale, size, turn)
+
+    def _is_large(self, face: DetectedFace, photo: Photo) -> bool:
+        width = (face.box[2] - face.box[0]) / photo.scale
+        # Boxes of the same face differ by some per cent between sizes of search.
+        return self.min_face is None or width >= 0.9 * self.min_face
 
     def _get_detector(self) -> Detector:
         """Return this thread's detector: OpenCV's networks can't be shared between threads."""
@@ -249,6 +271,7 @@ class Estimator:
             score=None if face is None else round(float(face.score), 4),
             size=None if marks is None else round(float(np.linalg.norm(marks[0] - marks[1])), 1),
             landmarks=None if marks is None else tuple((round(float(x), 1), round(float(y), 1)) for x, y in marks),
+            turn=prepared.turn,
             model=self.model.name,
         )
 

@@ -11,8 +11,8 @@ from agegen.data.images import RGB, Photo, decode_photo, stretch_grey, turn_to_r
 from agegen.errors import DataError
 
 
-def read_picture(picture: Any, limit: int) -> Photo:
-    """Return a picture as RGB (height, width, 3), uint8, encoded ones of at most ``limit`` pixels on the longer side.
+def read_picture(picture: Any, limit: int | None) -> Photo:
+    """Return a picture as RGB (height, width, 3), uint8, encoded ones of at most ``limit`` pixels on a side.
 
     Args:
         picture: encoded bytes, a binary file open for reading, a Pillow image (turned as its EXIF orientation says), or

@@ -39,6 +39,7 @@ class PredictConfig:
     detector: str = DEFAULT_DETECTOR
     min_confidence: float | None = None
     min_score: float = 0.0
+    min_face: float | None = None
     json: str | None = None
     jsonl: str | None = None
     csv: str | None = None
@@ -94,6 +95,7 @@ def predict_photos(
         engine=config.engine,
         weights=config.weights,
         min_score=config.min_score,
+        min_face=config.min_face,
     )
     done = find_finished(config, {"model": estimator.model.name, "detector": config.detector})
     if count is not None:

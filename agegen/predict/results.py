@@ -39,6 +39,8 @@ class FacePrediction:
         size: of the face: the distance between its eyes in the file's pixels.
         landmarks: x and y of the eye on the left of the picture, the one on the right, the tip of the nose, the
             mouth's left and right corner, in the file's pixels; in JSON alone.
+        turn: by how many degrees clockwise the photograph must be turned to stand upright, where it didn't: 0, 90, 180
+            or 270; None where no face was searched.
         model: that estimated: its name, the version of its plugin, and the first 12 digits of its weights' SHA-256.
         reason: why a file is unreadable.
     """
@@ -56,6 +58,7 @@ class FacePrediction:
     score: float | None = None
     size: float | None = None
     landmarks: tuple[tuple[float, float], ...] | None = None
+    turn: int | None = None
     model: str | None = None
     reason: str | None = None
 

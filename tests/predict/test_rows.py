@@ -53,6 +53,7 @@ def test_json_is_one_array():
             "score",
             "size",
             "landmarks",
+            "turn",
             "model",
         )
     }
