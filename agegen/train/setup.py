@@ -90,19 +90,17 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
 
 
 def build_wanted(config: TrainConfig, plugin: Plugin, backbone_class: type[Backbone]) -> Backbone:
-    """Build the backbone as the options want it; where its tensors come from elsewhere, without its own weights.
+    """Build the backbone as the options want it.
 
     Raises:
         PluginError: it can't be built so.
     """
     options = {name: value for name in ("image_size", "freeze") if (value := getattr(config, name)) is not None}
-    elsewhere = config.init is not None or config.resume is not None
     frozen = backbone_class.frozen or config.freeze
     if frozen and not config.pretrained:
         raise PluginError(f"backbone '{plugin.name}' is frozen: with --no-pretrained it would know nothing")
-    return build_backbone(
-        plugin, backbone_class, pretrained=config.pretrained and (bool(frozen) or not elsewhere), options=options
-    )
+    # With its own weights even where --init and --resume fill it with others: its defaults may depend on having them.
+    return build_backbone(plugin, backbone_class, pretrained=config.pretrained, options=options)
 
 
 def read_teaching(config: TrainConfig, scan: Scan, split: pd.DataFrame) -> Teaching:

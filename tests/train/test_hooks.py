@@ -11,12 +11,12 @@ from torch import nn
 
 from agegen.backbone import Backbone, InputSpec, LossSettings, TrainingDefaults
 from agegen.batches.augmentation import build_train_augmentation
-from agegen.errors import PluginError
+from agegen.errors import PluginError, TrainingInterrupted
 from agegen.faces.alignment import CropContract
 from agegen.model.loss import Targets, compute_loss, make_age_distribution
 from agegen.model.network import AgeGenderModel, Outputs
 from agegen.model.plugins import Plugin
-from agegen.train.config import FitSettings, TrainConfig
+from agegen.train.config import FitSettings, TrainConfig, read_config
 from agegen.train.optimizer import make_optimizer
 from agegen.train.train import train_run
 
@@ -115,3 +115,26 @@ def test_its_crop_is_what_it_sees(utkface, monkeypatch, tmp_path):
         pass
     (trim,) = json.loads((tmp_path / "run" / "run.json").read_text())["data"]["trims"].values()
     assert trim["side"] == pytest.approx(1.25, abs=0.06)
+
+
+class Choosy(Hooked):
+    """Its defaults depend on whether it has weights of its own, as those of timm's networks do."""
+
+    def __init__(self, *, pretrained=True):
+        super().__init__(pretrained=pretrained)
+        self.defaults = TrainingDefaults(epochs=2, lr=1e-3, batch_size=8, layer_decay=0.5 if pretrained else None)
+
+
+@pytest.mark.usefixtures("quick_training")
+def test_a_training_goes_on_with_the_defaults_it_began_with(faces_folder, tmp_path, monkeypatch):
+    plugin = Plugin("scratch", "agegen", "0", EntryPoint("scratch", f"{__name__}:Choosy", "agegen.backbones"))
+    monkeypatch.setattr("agegen.train.setup.load_backbone", lambda name: (plugin, Choosy))
+    monkeypatch.setattr("agegen.model.checkpoint.load_backbone", lambda name: (plugin, Choosy))
+    config = TrainConfig("scratch", (str(faces_folder),), tmp_path / "run", workers=0)
+    with pytest.raises(TrainingInterrupted):
+        list(train_run(config, should_stop=lambda: True))
+    for _ in train_run(read_config(tmp_path / "run", {})):
+        pass
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["finished"]
+    assert record["settings"]["layer_decay"] == 0.5
