@@ -9,7 +9,8 @@ import numpy as np
 
 from agegen.data.images import RGB
 from agegen.errors import CheckpointError
-from agegen.faces.detectors import DetectedFace, Detector, YuNet
+from agegen.faces.detectors import YuNet
+from agegen.faces.face import DetectedFace, Detector
 from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similarity
 
 # The side of UTKFace's crops in pixels; ours are cut in the same size and then resized as those are.

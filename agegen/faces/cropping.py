@@ -7,7 +7,8 @@ import threading
 from agegen.data.images import RGB
 from agegen.errors import DataError
 from agegen.faces.alignment import CropContract, align_face
-from agegen.faces.detectors import Detector, create_detector
+from agegen.faces.detectors import create_detector
+from agegen.faces.face import Detector
 from agegen.faces.search import find_faces
 
 

@@ -13,7 +13,8 @@ from agegen.data.images import RGB
 from agegen.data.records import SOURCE_COLUMN, FaceRecords, Trim
 from agegen.errors import CheckpointError, DataError
 from agegen.faces.alignment import CropContract, fit_contract
-from agegen.faces.detectors import DEFAULT_DETECTOR, Detector, create_detector
+from agegen.faces.detectors import DEFAULT_DETECTOR, create_detector
+from agegen.faces.face import Detector
 from agegen.faces.geometry import fit_similarity
 
 # How many of a data set's pictures are searched for landmarks: their median is then known to 0.2 % of the side.
@@ -37,7 +38,7 @@ class CropSurvey:
     Attributes:
         looked: pictures searched.
         landmarks: (F, 5, 2) of the largest face of each picture with one, in shares of its width and height.
-        reference: the detector's own (5, 2); see :class:`agegen.faces.detectors.TwoLooks`.
+        reference: the detector's own (5, 2); see :class:`agegen.faces.two_looks.TwoLooks`.
     """
 
     looked: int

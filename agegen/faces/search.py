@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from agegen.data.images import RGB
-from agegen.faces.detectors import DetectedFace, Detector
+from agegen.faces.face import DetectedFace, Detector
 from agegen.faces.geometry import Matrix, apply_matrix, fit_similarity, measure_turn
 
 # Of the longer side: crops that end at the chin and the brows get around them what detectors were trained with.

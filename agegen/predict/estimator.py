@@ -16,8 +16,10 @@ from agegen.engines.engine import Engine
 from agegen.engines.loading import ONNX_SUFFIX, load_engine
 from agegen.errors import AgegenError, DataError
 from agegen.faces.alignment import CropContract, align_face
-from agegen.faces.detectors import DEFAULT_DETECTOR, DetectedFace, Detector, TwoLooks, create_detector
+from agegen.faces.detectors import DEFAULT_DETECTOR, create_detector
+from agegen.faces.face import DetectedFace, Detector
 from agegen.faces.search import find_faces
+from agegen.faces.two_looks import TwoLooks
 from agegen.files import digest_file
 from agegen.machine import count_cores
 from agegen.model.calibration import bound_ages, choose_thresholds, read_calibration

@@ -8,7 +8,8 @@ import numpy as np
 
 from agegen.data.images import RGB, decode_image
 from agegen.faces.alignment import CropContract, align_face, express_in_crop
-from agegen.faces.detectors import MTCNN, DetectedFace, Detector, find_detector_gap
+from agegen.faces.detectors import MTCNN, find_detector_gap
+from agegen.faces.face import DetectedFace, Detector
 from agegen.files import find_portrait
 from agegen.testing.promises import require
 

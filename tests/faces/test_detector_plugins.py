@@ -49,7 +49,7 @@ class Everywhere(MTCNN):
         return super().detect(image) or [replace(self._example(), landmarks=landmarks)]
 
     def _example(self):
-        from agegen.faces.detectors import DetectedFace
+        from agegen.faces.face import DetectedFace
 
         return DetectedFace((0, 0, 2, 2), np.ones((5, 2)), 0.9)
 

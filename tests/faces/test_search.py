@@ -8,8 +8,10 @@ from conftest import require_shared
 from PIL import Image
 
 from agegen.errors import AgegenError
-from agegen.faces.detectors import DetectedFace, create_detector, join_sizes
+from agegen.faces.detectors import create_detector
+from agegen.faces.face import DetectedFace
 from agegen.faces.search import find_faces
+from agegen.faces.two_looks import join_sizes
 from agegen.predict.estimator import Estimator
 
 

@@ -259,7 +259,8 @@ def test_one_gender_alone_is_told_and_stays_uncertain(faces_folder, tmp_path, ag
 
 
 def test_a_face_found_twice_is_one():
-    from agegen.faces.detectors import DetectedFace, drop_repeated
+    from agegen.faces.face import DetectedFace
+    from agegen.faces.two_looks import drop_repeated
 
     points = np.array([[30.0, 30], [70, 30], [50, 50], [35, 70], [65, 70]])
     faces = [
