@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 
 from agegen.data.images import RGB, Photo, decode_photo, read_image_file, resize_image
-from agegen.engines.engine import Engine
 from agegen.engines.loading import ONNX_SUFFIX, load_engine
 from agegen.errors import AgegenError, DataError
-from agegen.faces.alignment import CropContract, align_face
+from agegen.faces.alignment import align_face
 from agegen.faces.detectors import DEFAULT_DETECTOR, create_detector
 from agegen.faces.face import DetectedFace, Detector
 from agegen.faces.search import find_faces
 from agegen.faces.two_looks import TwoLooks
 from agegen.files import digest_file
 from agegen.machine import count_cores
-from agegen.model.calibration import bound_ages, choose_thresholds, read_calibration
-from agegen.model.metadata import CheckpointInfo
+from agegen.model.calibration import choose_thresholds
 from agegen.model.weights import find_checkpoint
+from agegen.predict.crop_model import BATCH_FACES, CropModel
 from agegen.predict.pictures import read_picture
 from agegen.predict.results import NO_FACE, OK, UNREADABLE, FaceEstimate, FacePrediction, PhotoPrediction, choose_gender
 from agegen.predict.stream import Waiting, stream_in_order
@@ -34,35 +33,10 @@ NO_DETECTOR = "none"
 LARGEST_SIDE = 4096
 # At that size a face of so many pixels in a photograph of 110 megapixels is still as large as detectors need.
 SMALLEST_DECODED = 80.0
-# A batch of so many faces is as quick per face as a larger one.
-_BATCH_FACES, _BATCH_PHOTOS = 64, 128
+_BATCH_PHOTOS = 128
 # Decoded photographs that wait for their estimates, where they are kept for annotation.
 _BATCH_BYTES = 200_000_000
 _IN_MEMORY = "picture"
-
-
-class CropModel:
-    """A loaded model that estimates age and gender of aligned crops."""
-
-    def __init__(self, info: CheckpointInfo, engine: Engine, digest: str = "") -> None:
-        """Take a loaded model; ``digest`` is the SHA-256 of its weights."""
-        self.info = info
-        self.name = " ".join(part for part in (info.model, info.version, digest[:12]) if part)
-        self.engine = engine
-        self.calibration = read_calibration(info.calibration)
-        self.contract = CropContract.from_json(info.crop) if info.crop else CropContract()
-
-    def estimate(self, crops: list[RGB]) -> list[FaceEstimate]:
-        """Return estimates for aligned crops (RGB pictures of any size); a crowd is estimated in several batches."""
-        estimates = []
-        for start in range(0, len(crops), _BATCH_FACES):
-            part = crops[start : start + _BATCH_FACES]
-            images = np.stack([resize_image(crop, self.engine.input_size) for crop in part])
-            age, spread, p_female = self.engine.run(images)
-            low, high = bound_ages(age, spread, self.calibration)
-            columns = np.stack([age, low, high, p_female], axis=1)
-            estimates += [FaceEstimate(*row) for row in columns.tolist()]
-        return estimates
 
 
 @dataclass(frozen=True)
@@ -294,7 +268,7 @@ def _is_full(batch: list[_Prepared]) -> bool:
     """Return whether photographs make a batch: by their faces, their number, or what they take in memory."""
     held = sum(photo.photo.image.nbytes for photo in batch if photo.photo is not None)
     return (
-        sum(len(photo.crops) for photo in batch) >= _BATCH_FACES or len(batch) >= _BATCH_PHOTOS or held >= _BATCH_BYTES
+        sum(len(photo.crops) for photo in batch) >= BATCH_FACES or len(batch) >= _BATCH_PHOTOS or held >= _BATCH_BYTES
     )
 
 

@@ -143,7 +143,7 @@ def measure_shares(data: Path, rounds: int) -> None:
     from agegen.data.images import decode_photo, read_image_file, resize_image
     from agegen.engines.loading import load_engine
     from agegen.model.weights import find_weights
-    from agegen.predict.estimator import CropModel
+    from agegen.predict.crop_model import CropModel
 
     paths = sorted(data.glob("*.jpg"))[:512]
     model = CropModel(*load_engine(find_weights("scratch"), "onnx"))

@@ -6,7 +6,7 @@ from agegen.engines.torch_engine import load_torch
 from agegen.model.calibration import UNCALIBRATED
 from agegen.model.loss import PLAIN, make_age_distribution
 from agegen.model.views import measure_spread
-from agegen.predict.estimator import CropModel
+from agegen.predict.crop_model import CropModel
 from agegen.predict.results import FacePrediction, PhotoPrediction, choose_gender
 
 
