@@ -14,7 +14,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from agegen.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+        *(".avif", ".jp2", ".j2k", ".heic", ".heif"),
+    }
+)
+# How files of iPhones begin, from the fifth byte on; Pillow reads them where pillow-heif is installed.
+_HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
 # Thumbnails of a NAS (Synology), and a Mac's copies of metadata in archives.
 _SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 # A hundred megapixels is the largest photograph that people have; more is taken for a bomb.
@@ -81,6 +88,7 @@ def decode_photo(content: bytes, limit: int | None) -> Photo:
 
     A large JPEG is decoded at a half, a quarter or an eighth of its size at once, which saves time and memory.
     """
+    _prepare_heif(content)
     try:
         with Image.open(io.BytesIO(content)) as picture:
             longest = max(picture.size)
@@ -101,6 +109,21 @@ def decode_photo(content: bytes, limit: int | None) -> Photo:
     if limit is not None and max(image.shape[:2]) > limit:
         image = _shrink(image, limit)
     return Photo(image, max(image.shape[:2]) / longest)
+
+
+def _prepare_heif(content: bytes) -> None:
+    """Let Pillow read an iPhone's picture, with the package that does.
+
+    Raises:
+        DataError: the picture is one, and the package isn't installed.
+    """
+    if content[4:12] not in _HEIF_BRANDS:
+        return
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise DataError('a HEIC picture needs another package: pip install "agegen[heic]"') from error
+    register_heif_opener()
 
 
 def resize_image(image: RGB, size: int) -> RGB:

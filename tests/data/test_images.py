@@ -1,10 +1,11 @@
 import io
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from agegen.data.images import decode_image, read_image_file, resize_image
+from agegen.data.images import decode_image, list_pictures, read_image_file, resize_image
 from agegen.errors import DataError
 
 
@@ -87,3 +88,26 @@ def test_missing_files_and_folders_say_so(tmp_path):
 def test_resize_gives_a_square():
     assert resize_image(np.zeros((30, 50, 3), np.uint8), 16).shape == (16, 16, 3)
     assert resize_image(np.zeros((8, 8, 3), np.uint8), 16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".jfif", ".mpo", ".jp2", ".apng", ".heic"])
+def test_formats_that_phones_and_archives_have(corner, suffix, tmp_path):
+    """Each is found in a folder and decoded; `corner` is a picture whose corner is of another colour."""
+    if suffix == ".heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    path = tmp_path / f"picture{suffix}"
+    kind = {".avif": "AVIF", ".jfif": "JPEG", ".mpo": "MPO", ".jp2": "JPEG2000", ".apng": "PNG", ".heic": "HEIF"}[
+        suffix
+    ]
+    corner.convert("RGB").save(path, kind)
+    assert list_pictures(tmp_path) == [path]
+    image = decode_image(path.read_bytes())
+    expected = np.asarray(corner.convert("RGB"))
+    assert image.shape == expected.shape
+    assert np.abs(image.astype(int) - expected).mean() < 12
+
+
+def test_a_heic_picture_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r'pip install "agegen\[heic\]"'):
+        decode_image(b"\x00\x00\x00\x18ftypheic" + bytes(100))
