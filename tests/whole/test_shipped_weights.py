@@ -6,29 +6,31 @@ import pytest
 from agegen import Estimator
 from agegen.data.loading import load_records
 from agegen.model.metadata import read_info
-from agegen.model.plugins import list_plugins, locate_file
-from agegen.model.weights import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE
+from agegen.model.plugins import find_plugin, list_plugins
+from agegen.model.weights import DEFAULT_MODEL, find_weights, list_weights, read_card
 
-SHIPPED = [plugin.name for plugin in list_plugins() if locate_file(plugin, WEIGHTS_FILE)]
+SHIPPED = [(plugin.name, weights.name) for plugin in list_plugins() for weights in list_weights(plugin)]
 
 
 def test_what_predict_uses_ships():
-    assert {DEFAULT_MODEL, "scratch", "vgg16"} <= set(SHIPPED)
+    assert {(DEFAULT_MODEL, "default"), ("scratch", "default"), ("vgg16", "default")} <= set(SHIPPED)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_weights_are_small_calibrated_and_have_their_card(name):
-    plugin = next(plugin for plugin in list_plugins() if plugin.name == name)
-    path = locate_file(plugin, WEIGHTS_FILE)
+@pytest.mark.parametrize(("name", "which"), SHIPPED)
+def test_weights_are_small_calibrated_and_have_their_card(name, which):
+    path = find_weights(name, which)
     assert path.stat().st_size < (20e6 if name == "vgg16" else 2.2e6)
     info = read_info(path)
     assert info.model == name
     assert info.calibration is not None and info.calibration["faces"] > 1000
     assert info.crop is not None
-    assert "non-commercial" in info.training["terms"]
-    card = locate_file(plugin, CARD_FILE).read_text()
-    assert f"{WEIGHTS_FILE}, {path.stat().st_size / 1e6:.1f} MB" in card
+    terms = info.training["terms"]
+    # What is free of UTKFace is free of its terms.
+    assert ("non-commercial" in terms) == (which != "open")
+    card = read_card(name, which)
+    assert f"{path.name}, {path.stat().st_size / 1e6:.1f} MB" in card
     assert f"agegen train --model {name}" in card
+    assert find_plugin(name).version == info.version
 
 
 def test_the_portrait(portrait):
