@@ -134,7 +134,7 @@ def create_run(out: Path | None, model: str) -> RunFolder:
     Raises:
         AgegenError: it exists and isn't empty, or can't be made.
     """
-    path = out or find_free_name(DEFAULT_ROOT, model)
+    path = out or _find_free_name(DEFAULT_ROOT, model)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
@@ -186,8 +186,8 @@ def list_finished_runs(root: Path = DEFAULT_ROOT) -> list[RunFolder]:
     return [run for _, run in sorted(finished, key=lambda pair: (pair[0], pair[1].path))]
 
 
-def find_free_name(root: Path, name: str) -> Path:
-    """Return a path under ``root`` that isn't taken: a name, as far as all systems take it, with the time."""
+def _find_free_name(root: Path, name: str) -> Path:
+    """Return a path that isn't taken: a name, as far as all systems take it, with the time."""
     plain = re.sub(r"[^\w.-]+", "-", name)
     path = root / f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidate, number = path, 2

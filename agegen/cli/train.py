@@ -151,7 +151,10 @@ def _format_validation(epoch: EpochResult) -> str:
 @app.command()
 def train(
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The backbone to train; see `agegen models`.")
+        str | None,
+        typer.Option(
+            metavar="NAME[:ARGUMENT]", help="The backbone to train, see `agegen models`; timm:NAME for timm's."
+        ),
     ] = None,
     data: Data = None,
     out: Annotated[

@@ -29,7 +29,7 @@ from agegen.data.splits import (
 from agegen.errors import AgegenError, CheckpointError, TrainingInterrupted
 from agegen.faces.loading import load_cropped
 from agegen.files import write_json
-from agegen.runs import DEFAULT_ROOT, STUDY_FILE, RunFolder, find_free_name
+from agegen.runs import STUDY_FILE, RunFolder, create_run
 from agegen.train.config import TrainConfig, read_config, resolve_sources
 from agegen.train.events import PartStart, StudyEvent, StudyResult
 from agegen.train.record import format_time
@@ -144,21 +144,16 @@ def begin_study(config: StudyConfig, started: float) -> Study:
     kind, count = ("folds", config.folds) if config.folds is not None else ("seeds", config.seeds)
     if count is None or count < 2 or (config.folds is not None and config.seeds is not None):
         raise AgegenError("give --folds K or --seeds N, at least 2 of either, not both")
-    path = config.train.out or find_free_name(DEFAULT_ROOT, f"{config.train.model}-{kind}")
-    study = Study(path, kind, count, replace(config.train, out=None, data=resolve_sources(config.train.data)))
-    if (path / STUDY_FILE).is_file():
-        kept = open_study(path)
-        if (kept.kind, kept.count, _list_fixed(kept.config)) != (kind, count, _list_fixed(study.config)):
-            raise AgegenError(f"{path} holds a study with other options; choose another --out, or --resume {path}")
+    common = replace(config.train, out=None, data=resolve_sources(config.train.data))
+    out = config.train.out
+    if out is not None and (out / STUDY_FILE).is_file():
+        kept = open_study(out)
+        if (kept.kind, kept.count, _list_fixed(kept.config)) != (kind, count, _list_fixed(common)):
+            raise AgegenError(f"{out} holds a study with other options; choose another --out, or --resume {out}")
         return kept
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise AgegenError(f"{path} is not empty; choose another --out")
-    except OSError as error:
-        raise AgegenError(f"can't make the folder {path}: {error.strerror}") from error
+    study = Study(create_run(out, f"{config.train.model}-{kind}").path, kind, count, common)
     content = {"kind": kind, "count": count, "started": format_time(started), "options": _list_options(study.config)}
-    write_json(path / STUDY_FILE, content)
+    write_json(study.path / STUDY_FILE, content)
     return study
 
 
