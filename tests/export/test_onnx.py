@@ -13,10 +13,10 @@ from agegen.export.onnx import export_onnx
 from agegen.model.checkpoint import describe_model, save_checkpoint
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
-from agegen.model.plugins import list_plugins, load_backbone, locate_file
-from agegen.model.weights import WEIGHTS_FILE
+from agegen.model.plugins import list_plugins, load_backbone
+from agegen.model.weights import find_weights, list_weights
 
-SHIPPED = [plugin for plugin in list_plugins() if locate_file(plugin, WEIGHTS_FILE)]
+SHIPPED = [(plugin.name, weights.name) for plugin in list_plugins() for weights in list_weights(plugin)]
 
 
 def draw_crops(count, size):
@@ -52,15 +52,15 @@ def test_a_frozen_backbone_is_in_the_file_whole(tmp_path):
     check_parity(tmp_path / "heads.safetensors", tmp_path / "whole.onnx", draw_crops(2, 96))
 
 
-@pytest.mark.parametrize("plugin", SHIPPED, ids=lambda plugin: plugin.name)
-def test_shipped_onnx_files_belong_to_the_shipped_weights(plugin, utkface):
+@pytest.mark.parametrize(("name", "which"), SHIPPED)
+def test_shipped_onnx_files_belong_to_the_shipped_weights(name, which, utkface):
     """On real faces, where ages and probabilities lie closer together or wider apart than on drawings."""
     from agegen.data.images import decode_image, resize_image
 
-    weights = locate_file(plugin, WEIGHTS_FILE)
+    weights = find_weights(name, which)
     exported = weights.with_suffix(".onnx")
     if not exported.exists():
-        pytest.skip(f"no ONNX file ships for {plugin.name}")
+        pytest.skip(f"no ONNX file ships for {name}")
     crops = [decode_image(path.read_bytes()) for path in sorted(utkface.glob("*.jpg"))[::200]]
     check_parity(weights, exported, np.stack([resize_image(crop, 96) for crop in crops]))
     assert b"/site-packages/" not in exported.read_bytes()
