@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 @app.command(name="eval")
 def evaluate(
     run: Annotated[
-        Path | None, typer.Argument(help="A run folder, or that of --folds. Default: the newest run under ./runs.")
+        Path | None,
+        typer.Argument(help="A run folder, that of --folds, or a checkpoint. Default: the newest in ./runs."),
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="The weights that ship for this model.")] = None,
     weights: Weights = None,

@@ -129,11 +129,15 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
 def find_subject(config: EvalConfig) -> _Subject:
     """Return what is to be evaluated, and on which data; where data is given and no run is there, shipped weights.
 
+    A run may be the file of a checkpoint that stands alone.
+
     Raises:
         AgegenError: it isn't there, or shipped weights are given no data.
     """
+    # A checkpoint by itself, such as `agegen calibrate` writes, is evaluated as shipped weights are.
+    alone = config.run is not None and config.run.is_file() and not (config.run.parent / "run.json").exists()
     shipped = config.model is not None or config.weights is not None
-    if shipped or (config.run is None and config.data and not list_finished_runs()):
+    if alone or shipped or (config.run is None and config.data and not list_finished_runs()):
         checkpoint = find_checkpoint(config.model, config.run, config.weights)
         return _Subject(None, checkpoint, resolve_data(config.data), own=False)
     run = open_run(config.run) if config.run is not None else find_newest_run()
