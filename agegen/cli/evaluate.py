@@ -43,6 +43,9 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one row per face, .parquet or .csv.")
     ] = None,
+    distributions: Annotated[
+        bool, typer.Option("--distributions", help="Rows hold P(age) over 0–116 too: soft labels for `agegen train`.")
+    ] = False,
     device: Device = "auto",
     precision: Precision = "auto",
     detector: CropDetector = None,
@@ -66,12 +69,16 @@ def evaluate(
         _show_folds(run, data, json_out, predictions)
         return
     reading = ReadOptions(age_column, gender_codes)
-    config = EvalConfig(run, model, tuple(data or ()), split, device, precision, cache_dir, reading, detector, weights)
+    if distributions and not (predictions and predictions.suffix == ".parquet"):
+        raise AgegenError("--distributions belongs to --predictions FILE.parquet")
+    config = EvalConfig(
+        run, model, tuple(data or ()), split, device, precision, cache_dir, reading, detector, weights, distributions
+    )
     with ProgressDisplay(notices) as progress:
         result = evaluate_run(config, progress)
     show_notices(notices, result.notices)
     if predictions:
-        write_predictions(predictions, result.predictions)
+        write_predictions(predictions, result.predictions, result.teacher)
     title = f"{result.path} on the split '{result.split}' of {result.source}: {result.evaluation.n:,} faces"
     _show(result.evaluation, title, json_out)
 

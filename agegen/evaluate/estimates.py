@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from agegen.backbone import LossSettings
 from agegen.batches.batch import BatchSource
+from agegen.data.soft_labels import TEACHER_KEY
 from agegen.errors import CheckpointError
 from agegen.files import replace_atomically
 from agegen.machine import Compute
@@ -61,13 +62,18 @@ def make_predictions(
     return table if estimates.distributions is None else table.assign(**{DISTRIBUTION: list(estimates.distributions)})
 
 
-def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
-    """Write the table as Parquet, or as CSV where the name ends so."""
+def write_predictions(path: Path, predictions: pd.DataFrame, teacher: str = "") -> None:
+    """Write the table as Parquet, or as CSV where the name ends so; Parquet's metadata say who estimated."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with replace_atomically(path) as temporary:
         if path.suffix.lower() == ".csv":
             predictions.to_csv(temporary, index=False)
-        else:
-            predictions.to_parquet(temporary, index=False)
+            return
+        table = pa.Table.from_pandas(predictions, preserve_index=False)
+        named = {TEACHER_KEY: teacher.encode()} if teacher else {}
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **named}), temporary)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

@@ -41,6 +41,7 @@ class EvalConfig:
     """Options of ``agegen eval``; no ``data`` means the data that the run was trained on.
 
     ``model`` stands for the weights that ship for it, in place of a run; ``weights`` names one of several.
+    ``distributions``: whether the predictions hold P(age) too.
     """
 
     run: Path | None = None
@@ -53,13 +54,14 @@ class EvalConfig:
     reading: ReadOptions = PLAIN
     detector: str | None = None
     weights: str | None = None
+    distributions: bool = False
 
 
 @dataclass(frozen=True)
 class EvalResult:
     """Metrics of a run or of shipped weights (``path``), the predictions behind them, what the user should know.
 
-    ``seen`` (n,) marks the faces that the training saw, or a near-duplicate of; all False where it can't be told.
+    ``teacher`` says who estimated. ``seen`` (n,) marks the faces that the training saw, or a near-duplicate of; all False where it can't be told.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class EvalResult:
     split: str
     evaluation: Evaluation
     predictions: pd.DataFrame
+    teacher: str
     notices: tuple[str, ...]
     seen: NDArray[np.bool_]
 
@@ -117,13 +120,25 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
     network, source = make_eval_source(model, scan, chosen, options, on_progress)
     calibration = read_calibration(info.calibration)
     baseline = read_baseline(info, scan)
-    evaluation, predictions = evaluate_source(network, source, scan, chosen, baseline, calibration, options.compute)
+    evaluation, predictions = evaluate_source(
+        network, source, scan, chosen, baseline, calibration, options.compute, config.distributions
+    )
     notices = [*cropping, *_describe_data(scan, subject, config), *_describe_origin(origin, chosen, subject, config)]
     if swapped := describe_swap(evaluation.gender.accuracy.value, evaluation.counts["gender"]):
         notices.append(swapped)
     path = subject.checkpoint if subject.run is None else subject.run.path
     seen = origin.seen[chosen]
-    return EvalResult(path, info.model, subject.source, config.split, evaluation, predictions, tuple(notices), seen)
+    return EvalResult(
+        path=path,
+        model=info.model,
+        source=subject.source,
+        split=config.split,
+        evaluation=evaluation,
+        predictions=predictions,
+        teacher=name_teacher(info, subject, int(seen.sum())),
+        notices=tuple(notices),
+        seen=seen,
+    )
 
 
 def find_subject(config: EvalConfig) -> _Subject:
@@ -207,6 +222,11 @@ def choose_faces(scan: Scan, origin: _Origin, subject: _Subject, config: EvalCon
     if not chosen.any():
         raise DataError(f"no face of {subject.source} is in the split '{config.split}'")
     return chosen
+
+
+def name_teacher(info: CheckpointInfo, subject: _Subject, seen: int) -> str:
+    """Return who estimated, for files of soft labels; ``seen``: how many of the faces it was trained on."""
+    return f"{info.model} ({subject.checkpoint.name}){f', trained on {seen:,} of them' if seen else ''}"
 
 
 def read_baseline(info: CheckpointInfo, scan: Scan) -> Baseline:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agegen.data.soft_labels import TEACHER_KEY
-from agegen.evaluate.estimates import read_predictions
+from agegen.evaluate.estimates import read_predictions, write_predictions
 from agegen.evaluate.evaluation import round_number
 from agegen.evaluate.study import OUT_OF_FOLD
-from agegen.files import replace_atomically, write_json
+from agegen.files import write_json
 from agegen.runs import RunFolder, list_sources
 
 if TYPE_CHECKING:
@@ -63,13 +62,8 @@ def pick_metrics(report: dict[str, Any]) -> dict[str, float | None]:
 def write_out_of_fold(path: Path, parts: list[RunFolder], teacher: str) -> None:
     """Write the estimates of each face by the training that didn't see it, with the column ``fold``."""
     import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     tables: list[pd.DataFrame] = [
         read_predictions(run.predictions).assign(fold=number) for number, run in enumerate(parts, start=1)
     ]
-    table = pa.Table.from_pandas(pd.concat(tables, ignore_index=True), preserve_index=False)
-    noted = table.replace_schema_metadata({**(table.schema.metadata or {}), TEACHER_KEY: teacher.encode()})
-    with replace_atomically(path) as temporary:
-        pq.write_table(noted, temporary)
+    write_predictions(path, pd.concat(tables, ignore_index=True), teacher)

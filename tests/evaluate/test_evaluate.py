@@ -11,7 +11,9 @@ from agegen.data.labels import choose_groups, find_baseline
 from agegen.data.loading import load_sources
 from agegen.data.manifests import ReadOptions
 from agegen.data.scan import scan_images
+from agegen.data.soft_labels import read_soft_labels
 from agegen.data.splits import count_leaking_groups, find_seen, read_split, split_scan
+from agegen.evaluate.estimates import write_predictions
 from agegen.evaluate.evaluate import EvalConfig, describe_swap, evaluate_run, read_baseline
 from agegen.model.checkpoint import load_checkpoint, save_checkpoint
 from agegen.train.config import TrainConfig
@@ -174,3 +176,14 @@ def test_a_runs_own_data_is_read_as_the_run_read_it(quick_training, tmp_path):
     assert list(again["female"]) == list(kept["female"])
     other = evaluate_run(EvalConfig(run, reading=ReadOptions(age_column="age"))).predictions
     assert set(other["age"]) == {7}
+
+
+def test_what_a_model_estimates_can_teach_another(trained_run, tmp_path):
+    result = evaluate_run(EvalConfig(trained_run, split="train", distributions=True))
+    path = tmp_path / "teacher.parquet"
+    write_predictions(path, result.predictions, result.teacher)
+    teaching = read_soft_labels([str(path)], list(result.predictions["sha256"]))
+    ages = teaching.labels.ages @ np.arange(117)
+    assert np.abs(ages - result.predictions["estimated_age"]).max() < 0.01
+    seen = f"trained on {len(result.predictions):,} of them"
+    assert seen in teaching.teachers[0]
