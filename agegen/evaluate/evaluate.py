@@ -61,7 +61,8 @@ class EvalConfig:
 class EvalResult:
     """Metrics of a run or of shipped weights (``path``), the predictions behind them, what the user should know.
 
-    ``teacher`` says who estimated. ``seen`` (n,) marks the faces that the training saw, or a near-duplicate of; all False where it can't be told.
+    ``teacher`` says who estimated. ``seen`` (n,) marks the faces that the training saw, or a near-duplicate of; all
+    False where it can't be told.
     """
 
     path: Path
