@@ -13,11 +13,11 @@ from agegen.errors import CheckpointError
 from agegen.files import digest_file
 from agegen.machine import count_cores
 from agegen.model.metadata import CheckpointInfo, parse_info
+from agegen.sessions import open_session
 
 # The checkpoint that an ONNX file was made from, by its SHA-256, stands in its metadata under this key.
 SOURCE_KEY = "agegen_checkpoint"
 INPUT = "crops"
-_ERRORS_ONLY = 3
 
 
 class OnnxEngine:
@@ -60,20 +60,9 @@ def load_onnx(path: Path, checkpoint: Path | None = None) -> tuple[CheckpointInf
     return info, engine
 
 
-def open_session(content: bytes) -> Any:
-    """Return an onnxruntime session on the CPU; raises onnxruntime's errors."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = count_cores()
-    options.log_severity_level = _ERRORS_ONLY
-    # From bytes, so that a file can't name others to be read beside it.
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
 def _read_session(path: Path) -> Any:
     try:
-        return open_session(path.read_bytes())
+        return open_session(path.read_bytes(), count_cores())
     except OSError as error:
         hint = "make it with `agegen export RUN --onnx FILE`, or use --engine torch"
         raise CheckpointError(f"can't read {path}: {error.strerror or error}; {hint}") from error

@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 from agegen.backbone import Backbone
 from agegen.engines.engine import CropOutputs
-from agegen.engines.onnx_engine import INPUT, SOURCE_KEY, OnnxEngine, open_session
+from agegen.engines.onnx_engine import INPUT, SOURCE_KEY, OnnxEngine
 from agegen.engines.torch_engine import TorchEngine
 from agegen.errors import AgegenError
 from agegen.files import digest_file, write_bytes
-from agegen.machine import choose_compute
+from agegen.machine import choose_compute, count_cores
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import CheckpointInfo, format_info
 from agegen.model.network import AgeGenderModel, Outputs, expect_age
 from agegen.model.views import average_outputs, measure_spread
+from agegen.sessions import open_session
 
 # Smaller tensors (biases, norms) stay in single precision.
 _LEAST_HALVED = 1024
@@ -91,7 +92,7 @@ def agrees_with(model: AgeGenderModel, content: bytes, faces: NDArray[np.uint8] 
     crops = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
     # Noise alone leads through parts of a network that no face leads through.
     crops = crops if faces is None else np.concatenate([crops, faces])
-    expected, found = torch_engine.run(crops), OnnxEngine(open_session(content), size).run(crops)
+    expected, found = torch_engine.run(crops), OnnxEngine(open_session(content, count_cores()), size).run(crops)
     limits = 0.05, 0.05, 0.005
     return all((np.abs(a - b) < limit).all() for a, b, limit in zip(expected, found, limits, strict=True))
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from agegen.data.images import RGB
 from agegen.errors import CheckpointError
-from agegen.faces.detectors import YuNet
 from agegen.faces.face import DetectedFace, Detector
 from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similarity
+from agegen.faces.yunet import YuNet
 
 # The side of UTKFace's crops in pixels; ours are cut in the same size and then resized as those are.
 CROP_SIZE = 200

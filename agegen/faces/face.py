@@ -18,11 +18,13 @@ class DetectedFace:
         landmarks: (5, 2), x and y of the eye on the left of the picture, the one on the right, the tip of
             the nose, the mouth's left and right corner.
         score: 0–1.
+        look: the score, 0–1, of a second look at the face alone; None where there was none, or it found nothing.
     """
 
     box: tuple[float, float, float, float]
     landmarks: Points
     score: float
+    look: float | None = None
 
 
 class Detector(Protocol):

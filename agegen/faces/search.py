@@ -28,8 +28,7 @@ def find_faces(detector: Detector, image: RGB) -> tuple[list[DetectedFace], int]
     down for upright ones of which they are less sure. Places are in the picture's own pixels.
     """
     faces = detector.detect(image)
-    sure = getattr(detector, "sure_score", _SURE)
-    if any(face.score >= sure and not _stands_on_end(detector, face) for face in faces):
+    if any(_is_sure(detector, face) and not _stands_on_end(detector, face) for face in faces):
         return faces, 0
     if not faces and (found := _look_with_margin(detector, image)):
         return found, 0
@@ -40,6 +39,13 @@ def find_faces(detector: Detector, image: RGB) -> tuple[list[DetectedFace], int]
         if found and _find_surest(found) >= max(_SURE, _find_surest(best) + _CLEARLY):
             best, turn = found, 90 * quarter
     return best, turn
+
+
+def _is_sure(detector: Detector, face: DetectedFace) -> bool:
+    look = getattr(detector, "sure_look", None)
+    return face.score >= getattr(detector, "sure_score", _SURE) or (
+        look is not None and face.look is not None and face.look >= look
+    )
 
 
 def _find_surest(faces: list[DetectedFace]) -> float:

@@ -13,6 +13,8 @@ from agegen.faces.geometry import Points, apply_matrix, cut_square, fit_similari
 
 # A small photograph is enlarged for the search, twice at the most, up to this length of its longer side.
 _SMALL_SIDE = 480
+# A picture no larger than so many times the side of the search is searched as it is: to scale it takes longer.
+_NEARLY = 1.1
 # The second look: a square of this side, in which the crop has that share of the side.
 _CLOSE_SIDE, _CLOSE_SHARE = 320, 0.75
 # Of a face's area: what is smaller and inside of it is a part.
@@ -39,8 +41,12 @@ class TwoLooks:
     smallest: float = 24.0
     # The width of the smallest face wanted, in pixels of the photograph: it sets the size of the search.
     min_face: float | None = None
-    # Of upright faces in photographs it is nearly always surer than that, of faces upside down nearly never.
+    # Of upright faces in photographs it is nearly always surer than that, of faces upside down nearly never: in the
+    # search, and in the second look, where that tells them apart.
     sure_score: float = 0.9
+    sure_look: float = 2.0
+    # What the second look doesn't confirm is a face if the search was so sure of it; else it is a pattern.
+    trusted_score: float = 0.85
     # A further, smaller side to search at, for faces too large for the detector at the first; 0 for none.
     second_side: int = 0
 
@@ -54,7 +60,8 @@ class TwoLooks:
         found = self._search_at(image, side)
         if 0 < self.second_side < min(side, max(image.shape[:2])):
             found = join_sizes(found, self._search_at(image, self.second_side))
-        faces = drop_repeated([self._look_closer(image, face) for face in found])
+        looked = [self.look_closer(image, face) for face in found]
+        faces = drop_repeated([face for face in looked if face.look is not None or face.score >= self.trusted_score])
         return sorted(faces, key=lambda face: (face.box[0], face.box[1]))
 
     def _choose_side(self, image: RGB) -> int:
@@ -66,9 +73,10 @@ class TwoLooks:
 
     def _search_at(self, image: RGB, side: int) -> list[DetectedFace]:
         small, scale = scale_for_search(image, side)
-        return [_scale_face(face, 1 / scale) for face in self.search(small, close=False)]
+        return [scale_face(face, 1 / scale) for face in self.search(small, close=False)]
 
-    def _look_closer(self, image: RGB, face: DetectedFace) -> DetectedFace:
+    def look_closer(self, image: RGB, face: DetectedFace) -> DetectedFace:
+        """Return a face of a photograph with the landmarks that a look at it alone gives."""
         margin = (1 - _CLOSE_SHARE) / 2
         target = (self.reference * _CLOSE_SHARE + margin) * _CLOSE_SIDE
         for _ in range(2):
@@ -77,7 +85,8 @@ class TwoLooks:
             nearest = min(found, key=lambda other: _measure_distance(other.landmarks, target), default=None)
             if nearest is None or _measure_distance(nearest.landmarks, target) > _CLOSE_SIDE / 5:
                 break
-            face = replace(face, landmarks=apply_matrix(invert_matrix(matrix), nearest.landmarks))
+            landmarks = apply_matrix(invert_matrix(matrix), nearest.landmarks)
+            face = replace(face, landmarks=landmarks, look=nearest.score)
             if abs(measure_turn(fit_similarity(target, nearest.landmarks))) < _TILT:
                 break
         return face
@@ -124,18 +133,19 @@ def scale_for_search(image: RGB, side: int) -> tuple[RGB, float]:
 
     longest = max(image.shape[:2])
     scale = min(side / longest, max(1.0, min(2.0, _SMALL_SIDE / longest)))
-    if scale == 1.0:
+    if 1 / _NEARLY <= scale <= 1.0:
         return image, 1.0
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     resized: RGB = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     return resized, scale
 
 
-def _scale_face(face: DetectedFace, factor: float) -> DetectedFace:
+def scale_face(face: DetectedFace, factor: float) -> DetectedFace:
+    """Return a face in a picture that is ``factor`` times as large."""
     left, top, right, bottom = (value * factor for value in face.box)
     # A pixel's centre counts, as in OpenCV's resize.
     landmarks = (face.landmarks + 0.5) * factor - 0.5
-    return DetectedFace((left, top, right, bottom), landmarks, face.score)
+    return replace(face, box=(left, top, right, bottom), landmarks=landmarks)
 
 
 def _measure_distance(landmarks: Points, target: Points) -> float:

@@ -8,8 +8,9 @@ import numpy as np
 
 from agegen.data.images import RGB, decode_image
 from agegen.faces.alignment import CropContract, align_face, express_in_crop
-from agegen.faces.detectors import MTCNN, find_detector_gap
+from agegen.faces.detectors import find_detector_gap
 from agegen.faces.face import DetectedFace, Detector
+from agegen.faces.mtcnn import MTCNN
 from agegen.files import find_portrait
 from agegen.testing.promises import require
 

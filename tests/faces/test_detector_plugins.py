@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from agegen.errors import AgegenError, PluginError
-from agegen.faces.detectors import MTCNN, YuNet, create_detector, list_detectors
+from agegen.faces.detectors import create_detector, list_detectors
+from agegen.faces.mtcnn import MTCNN
+from agegen.faces.yunet import YuNet
 from agegen.predict.estimator import Estimator
 from agegen.testing import check_detector
 
@@ -82,7 +84,7 @@ def write_package(folder, body):
     return folder
 
 
-GOOD = "from agegen.faces.detectors import MTCNN\nclass Theirs(MTCNN):\n    name = 'theirs'\n"
+GOOD = "from agegen.faces.mtcnn import MTCNN\nclass Theirs(MTCNN):\n    name = 'theirs'\n"
 
 
 def test_another_packages_detector_is_used(tmp_path, monkeypatch, portrait):

@@ -5,9 +5,10 @@ from composing import draw_background, paste_face
 from PIL import Image
 
 from agegen.errors import AgegenError
-from agegen.faces.detectors import YUNET_FILE, create_detector, find_yunet_weights
+from agegen.faces.detectors import create_detector
 from agegen.faces.geometry import fit_similarity, measure_turn
 from agegen.faces.two_looks import scale_for_search
+from agegen.faces.yunet import YUNET_FILE, find_yunet_weights
 
 
 @pytest.fixture(params=["mtcnn", "yunet"])

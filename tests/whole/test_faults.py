@@ -272,7 +272,7 @@ def test_a_face_found_twice_is_one():
 
 
 def test_another_file_under_the_detectors_name_is_refused(tmp_path):
-    from agegen.faces.detectors import check_weights
+    from agegen.faces.yunet import check_weights
 
     (tmp_path / "yunet.onnx").write_bytes(b"something else")
     with pytest.raises(AgegenError, match="is not the detector that agegen knows"):
