@@ -102,6 +102,13 @@ def keep_freed_memory() -> None:
         library.mallopt(parameter, value)
 
 
+def use_one_thread_each() -> None:
+    """Let OpenCV compute on the thread that calls it, for programs that have a thread on each core already."""
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
 def _has_fast_bf16(device: str) -> bool:
     import torch
 

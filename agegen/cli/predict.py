@@ -52,10 +52,14 @@ class PredictDisplay:
 
     def show(self, event: PredictStart | PhotoPrediction) -> None:
         """Render one event."""
+        from agegen.machine import use_one_thread_each
         from agegen.predict.predict import PredictStart
 
         if isinstance(event, PredictStart):
             self._show_start(event)
+            # Many photographs are searched one on each core, which then has no use for more threads.
+            if event.photos != 1:
+                use_one_thread_each()
             return
         self._counts[event.status] += 1
         self._faces += len(event.faces)
@@ -68,6 +72,8 @@ class PredictDisplay:
     def _show_start(self, start: PredictStart) -> None:
         self._start, self._started = start, time.monotonic()
         notices = []
+        if start.passed:
+            notices.append(start.passed)
         if start.skipped:
             notices.append(f"{start.skipped:,} files were finished before")
         if not start.calibrated:
@@ -104,7 +110,10 @@ class PredictDisplay:
 def predict(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT…", help="Files, folders (recursive) or globs; - reads paths from stdin."),
+        typer.Argument(
+            metavar="INPUT…",
+            help="Files, folders (recursive) or globs, videos too; - reads paths or a picture from stdin.",
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The weights that ship for this model. Default: compact.")
@@ -123,12 +132,27 @@ def predict(
         float | None,
         typer.Option(metavar="PIXELS", help="The width of the smallest face wanted; small ones take longer to find."),
     ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Faces found by other means: CSV or JSON Lines, see `agegen help json`."),
+    ] = None,
+    distribution: Annotated[bool, typer.Option("--distribution", help="Rows hold P(age) over 0–116, too.")] = False,
+    under: Annotated[
+        list[int] | None, typer.Option(metavar="AGE", help="Rows hold P(age < AGE), too; may be given again.")
+    ] = None,
+    fps: Annotated[float, typer.Option(help="Of videos: how many frames of each second are looked at.")] = 2.0,
+    every_frame: Annotated[bool, typer.Option("--every-frame", help="Of videos: look at all frames.")] = False,
+    frames: Annotated[
+        bool, typer.Option("--frames", help="Of videos and animations: a row for each face of each frame.")
+    ] = False,
     json_out: JsonOut = None,
     jsonl_out: Annotated[
         str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write one JSON object a line, as they come.")
     ] = None,
     csv_out: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write CSV, as it comes.")] = None,
-    annotate: Annotated[Path | None, typer.Option(metavar="DIR", help="Write copies with boxes and labels.")] = None,
+    annotate: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write copies with boxes and labels, of videos too.")
+    ] = None,
     crops: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the aligned crops.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last finished file of --csv or --jsonl FILE.")
@@ -162,6 +186,12 @@ def predict(
         min_confidence=min_confidence,
         min_score=min_score,
         min_face=min_face,
+        boxes=boxes,
+        distribution=distribution,
+        under=tuple(under or ()),
+        fps=fps,
+        every_frame=every_frame,
+        frames=frames,
         json=json_out,
         jsonl=jsonl_out,
         csv=csv_out,

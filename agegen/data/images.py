@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,21 @@ from agegen.errors import DataError
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
-        *(".avif", ".jp2", ".j2k", ".heic", ".heif"),
+        *(".avif", ".jp2", ".j2k", ".heic", ".heif", ".jxl"),
     }
 )
 # How files of iPhones begin, from the fifth byte on; Pillow reads them where pillow-heif is installed.
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
+_BOXED = (*_HEIF_BRANDS, b"ftypavif", b"ftypavis")
+# JPEG XL, bare and in a container; Pillow reads it where pillow-jxl-plugin is installed.
+_JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
+# TIFF, little and big end first, and BigTIFF.
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_STARTS = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    *_TIFF_STARTS,
+    *_JXL_STARTS,
+)
 # Thumbnails of a NAS (Synology), and a Mac's copies of metadata in archives.
 _SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 # A hundred megapixels is the largest photograph that people have; more is taken for a bomb.
@@ -41,6 +52,11 @@ def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
+def looks_like_picture(start: bytes) -> bool:
+    """Return whether a file that begins so (16 bytes are enough) is a picture of a known format."""
+    return start.startswith(_STARTS) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP") or start[4:12] in _BOXED
+
+
 def list_pictures(folder: Path) -> list[Path]:
     """Return the pictures in a folder and all folders in it, sorted; what systems put there besides is passed over."""
     found = (path for path in folder.rglob("*") if is_image_name(path))
@@ -52,10 +68,13 @@ def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in path.parts if part not in (".", ".."))
 
 
-def read_image_file(path: Path) -> bytes:
+def read_image_file(name: str | Path) -> bytes:
     """Return a picture file's bytes; raises DataError where it can't be read or is no regular file."""
+    path = Path(name)
     try:
         if not path.is_file():
+            if "://" in str(name):
+                raise DataError("a URL; agegen reads local files only: download it first")
             raise DataError("no such file" if not path.exists() else "not a regular file")
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path.stat().st_size / 1e9:.1f} GB are too much for a picture")
@@ -83,20 +102,39 @@ class Photo:
     scale: float
 
 
-def decode_photo(content: bytes, limit: int | None) -> Photo:
-    """Decode as :func:`decode_image` does, to a longer side of at most ``limit`` pixels.
+def count_pages(content: bytes) -> int:
+    """Return how many pages a picture has: more than one in TIFFs alone, as scanners make them.
 
-    A large JPEG is decoded at a half, a quarter or an eighth of its size at once, which saves time and memory.
+    What cameras put beside a photograph (previews, depth maps) and the frames of animations are no pages.
     """
-    _prepare_heif(content)
+    if content[:4] not in _TIFF_STARTS:
+        return 1
     try:
         with Image.open(io.BytesIO(content)) as picture:
+            return int(getattr(picture, "n_frames", 1))
+    except Exception:  # whoever decodes it says what is wrong
+        return 1
+
+
+def decode_photo(
+    content: bytes, limit: int | None, enough: Callable[[int, int], int] | None = None, page: int = 0
+) -> Photo:
+    """Decode as :func:`decode_image` does, to a longer side of at most ``limit`` pixels.
+
+    A large JPEG is decoded at a half, a quarter or an eighth of its size at once, which saves time and memory: at the
+    smallest that has ``limit`` pixels still, or what ``enough`` says of its width and height, where that is less.
+    """
+    _prepare_plugin(content)
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            if page:
+                picture.seek(page)
             longest = max(picture.size)
             if picture.width * picture.height > MAX_PIXELS:
                 raise DataError(f"{picture.width}×{picture.height} pixels are too many to decode")
-            if limit is not None:
-                share = min(1.0, limit / longest)
-                picture.draft("RGB", (int(picture.width * share), int(picture.height * share)))
+            wanted = min(limit or longest, longest, enough(*picture.size) if enough else longest)
+            if wanted < longest:
+                picture.draft("RGB", (int(picture.width * wanted / longest), int(picture.height * wanted / longest)))
             image = np.asarray(turn_to_rgb(picture))
     except DataError:
         raise
@@ -111,19 +149,22 @@ def decode_photo(content: bytes, limit: int | None) -> Photo:
     return Photo(image, max(image.shape[:2]) / longest)
 
 
-def _prepare_heif(content: bytes) -> None:
-    """Let Pillow read an iPhone's picture, with the package that does.
+def _prepare_plugin(content: bytes) -> None:
+    """Let Pillow read HEIC, as iPhones write it, and JPEG XL, with the packages that do.
 
     Raises:
-        DataError: the picture is one, and the package isn't installed.
+        DataError: the picture is of such a format, and the package isn't installed.
     """
-    if content[4:12] not in _HEIF_BRANDS:
-        return
     try:
-        from pillow_heif import register_heif_opener
+        if content[4:12] in _HEIF_BRANDS:
+            from pillow_heif import register_heif_opener
+
+            register_heif_opener()
+        elif content.startswith(_JXL_STARTS):
+            import pillow_jxl  # noqa: F401 - it registers itself
     except ImportError as error:
-        raise DataError('a HEIC picture needs another package: pip install "agegen[heic]"') from error
-    register_heif_opener()
+        kind, extra = ("JPEG XL", "jxl") if content.startswith(_JXL_STARTS) else ("HEIC", "heic")
+        raise DataError(f'a {kind} picture needs another package: pip install "agegen[{extra}]"') from error
 
 
 def resize_image(image: RGB, size: int) -> RGB:

@@ -18,6 +18,8 @@ from agegen.sessions import open_session
 # The checkpoint that an ONNX file was made from, by its SHA-256, stands in its metadata under this key.
 SOURCE_KEY = "agegen_checkpoint"
 INPUT = "crops"
+DISTRIBUTION = "distribution"
+PLAIN_OUTPUTS = tuple(name for name in CropOutputs._fields if name != DISTRIBUTION)
 
 
 class OnnxEngine:
@@ -31,14 +33,19 @@ class OnnxEngine:
         self.source = source
         self._session = session
 
-    def run(self, crops: NDArray[np.uint8]) -> CropOutputs:
-        """Return estimates for RGB crops (N, input_size, input_size, 3)."""
-        outputs = self._session.run(list(CropOutputs._fields), {INPUT: crops})
+    def run(self, crops: NDArray[np.uint8], distribution: bool = False) -> CropOutputs:
+        """Return estimates for RGB crops (N, input_size, input_size, 3); with P(age) where ``distribution`` says."""
+        wanted = CropOutputs._fields if distribution else PLAIN_OUTPUTS
+        outputs = self._session.run(list(wanted), {INPUT: crops})
         return CropOutputs(*(values.astype(np.float64) for values in outputs))
 
 
-def load_onnx(path: Path, checkpoint: Path | None = None) -> tuple[CheckpointInfo, OnnxEngine]:
+def load_onnx(
+    path: Path, checkpoint: Path | None = None, distribution: bool = False
+) -> tuple[CheckpointInfo, OnnxEngine]:
     """Load an ONNX file that agegen exported, from ``checkpoint`` where one is given.
+
+    ``distribution``: whether it must give P(age); files of agegen before 0.2 don't.
 
     Raises:
         CheckpointError: it can't be read, is damaged, agegen didn't write it, or it was made from another checkpoint.
@@ -46,13 +53,15 @@ def load_onnx(path: Path, checkpoint: Path | None = None) -> tuple[CheckpointInf
     session = _read_session(path)
     metadata = session.get_modelmeta().custom_metadata_map
     info = parse_info(path, metadata)
+    if distribution and DISTRIBUTION not in {output.name for output in session.get_outputs()}:
+        raise CheckpointError(f"{path} gives no distribution; make it anew with `agegen export RUN --onnx FILE`")
     if checkpoint is not None and metadata.get(SOURCE_KEY) != digest_file(checkpoint):
         raise CheckpointError(f"{path} was not made from {checkpoint}; make it anew with `agegen export RUN --onnx`")
     try:
         engine = OnnxEngine(session, int(info.input_spec["size"]), metadata.get(SOURCE_KEY, ""))
         # One black crop shows whether the file takes and gives what it should.
         outputs = engine.run(np.zeros((1, engine.input_size, engine.input_size, 3), dtype=np.uint8))
-        sound = all(values.shape == (1,) and np.isfinite(values).all() for values in outputs)
+        sound = all(values is None or (values.shape == (1,) and np.isfinite(values).all()) for values in outputs)
     except Exception as error:  # onnxruntime's own errors share no class
         raise CheckpointError(f"{path} can't be run: {_shorten(error)}") from error
     if not sound:

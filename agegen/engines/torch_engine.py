@@ -38,11 +38,11 @@ class TorchEngine:
         self._model = model.to(compute.device).eval()
         self._compute = compute
 
-    def run(self, crops: NDArray[np.uint8]) -> CropOutputs:
-        """Return estimates for RGB crops (N, input_size, input_size, 3)."""
+    def run(self, crops: NDArray[np.uint8], distribution: bool = False) -> CropOutputs:
+        """Return estimates for RGB crops (N, input_size, input_size, 3); with P(age) where ``distribution`` says."""
         with torch.inference_mode():
             ages, p_female = average_outputs(run_views(self._model, make_views(list(crops)), self._compute))
-        outputs = expect_age(ages), measure_spread(ages), p_female
+        outputs = expect_age(ages), measure_spread(ages), p_female, *([ages] if distribution else [])
         return CropOutputs(*(values.double().cpu().numpy() for values in outputs))
 
 

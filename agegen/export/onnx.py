@@ -39,22 +39,22 @@ class DeployedModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map RGB crops (N, size, size, 3), uint8, to age (N,), spread (N,) and P(female) (N,)."""
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Map RGB crops (N, size, size, 3), uint8, to age (N,), spread (N,), P(female) (N,) and P(age) (N, 117)."""
         count = crops.shape[0]
         images = torch.cat([crops, crops.flip(2)]).permute(0, 3, 1, 2)
         outputs = self.model(images)
         views = [Outputs(*(part[half] for part in outputs)) for half in (slice(None, count), slice(count, None))]
         ages, p_female = average_outputs(views)
-        return expect_age(ages), measure_spread(ages), p_female
+        return expect_age(ages), measure_spread(ages), p_female, ages
 
 
 def export_onnx(checkpoint: Path, target: Path, backbone: Backbone | None = None) -> None:
     """Write a checkpoint's model as ONNX, with its weights in half precision and its metadata.
 
     The input ``crops`` (N, size, size, 3) is uint8 RGB; the outputs ``age``, ``spread`` (years) and ``p_female``
-    (0–1), (N,) each, are averaged over the plain and the mirrored crop. The computation is in float32. ``backbone`` is
-    one that is built already, to be filled with the checkpoint's tensors.
+    (0–1), (N,) each, and ``distribution`` (N, 117), are averaged over the plain and the mirrored crop. The computation
+    is in float32. ``backbone`` is one that is built already, to be filled with the checkpoint's tensors.
 
     Raises:
         AgegenError: the checkpoint can't be loaded, the backbone can't be expressed in ONNX, or the file written.
@@ -94,7 +94,8 @@ def agrees_with(model: AgeGenderModel, content: bytes, faces: NDArray[np.uint8] 
     crops = crops if faces is None else np.concatenate([crops, faces])
     expected, found = torch_engine.run(crops), OnnxEngine(open_session(content, count_cores()), size).run(crops)
     limits = 0.05, 0.05, 0.005
-    return all((np.abs(a - b) < limit).all() for a, b, limit in zip(expected, found, limits, strict=True))
+    pairs = zip(expected[:3], found[:3], limits, strict=True)
+    return all((np.abs(a - b) < limit).all() for a, b, limit in pairs)
 
 
 def convert_model(model: AgeGenderModel, name: str) -> Any:

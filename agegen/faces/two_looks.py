@@ -56,7 +56,7 @@ class TwoLooks:
 
     def detect(self, image: RGB) -> list[DetectedFace]:
         """Return the faces in a photograph (height, width, 3), from left to right."""
-        side = self._choose_side(image)
+        side = self.choose_side(max(image.shape[:2]))
         found = self._search_at(image, side)
         if 0 < self.second_side < min(side, max(image.shape[:2])):
             found = join_sizes(found, self._search_at(image, self.second_side))
@@ -64,11 +64,13 @@ class TwoLooks:
         faces = drop_repeated([face for face in looked if face.look is not None or face.score >= self.trusted_score])
         return sorted(faces, key=lambda face: (face.box[0], face.box[1]))
 
-    def _choose_side(self, image: RGB) -> int:
-        """Return the longer side of the picture that is searched, by the smallest face that is wanted."""
+    def choose_side(self, longest: int) -> int:
+        """Return the longer side of the picture that is searched, by the smallest face that is wanted.
+
+        ``longest``: of the photograph's sides, in the pixels in which ``min_face`` is given.
+        """
         if self.min_face is None:
             return self.search_side
-        longest = max(image.shape[:2])
         return int(np.clip(longest * self.smallest / self.min_face, min(_SMALL_SIDE, longest), longest))
 
     def _search_at(self, image: RGB, side: int) -> list[DetectedFace]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,6 +30,8 @@ EXACT, BRACKETS = "exact ages", "brackets of ages"
 WANTED_ACCURACY = 0.97
 # … but at least this share of all faces is named, however bad the model is.
 LEAST_NAMED = 0.5
+# Half the width, in standard deviations, of a normal distribution's central 90 %.
+_NORMAL = 1.645
 # Years: keeps a distribution that is all but one spike from promising an interval of no width.
 _LEAST_SPREAD = 0.5
 
@@ -83,7 +86,7 @@ class Calibration:
 
 
 # For checkpoints that were never calibrated: the distribution taken for a normal one, and gender always named.
-UNCALIBRATED = Calibration(interval_scale=1.645, coverage=COVERAGE, min_confidence=0.5, faces=0)
+UNCALIBRATED = Calibration(interval_scale=_NORMAL, coverage=COVERAGE, min_confidence=0.5, faces=0)
 
 
 def read_calibration(content: Any) -> Calibration:
@@ -180,6 +183,19 @@ def bound_ages(
     """Return the bounds (n,), (n,) in years of calibrated intervals around estimates (n,)."""
     half = scale_spreads(age, calibration) * np.maximum(spread, _LEAST_SPREAD)
     return np.clip(age - half, 0, MAX_AGE), np.clip(age + half, 0, MAX_AGE)
+
+
+def find_sigma(age: Floats, spread: Floats, calibration: Calibration) -> Floats:
+    """Return the standard deviation (n,) in years of a normal distribution with the calibrated intervals."""
+    return np.asarray(scale_spreads(age, calibration) * np.maximum(spread, _LEAST_SPREAD) / _NORMAL)
+
+
+def find_share_under(limit: float, age: float, sigma: float) -> float:
+    """Return P(age < limit), 0–1, of an estimate and the calibrated sigma, both in years.
+
+    Ages count completed years: who is under 18 is 17 at most, and half a year lies between 17 and 18.
+    """
+    return float(0.5 * (1 + math.erf((limit - 0.5 - age) / (sigma * math.sqrt(2)))))
 
 
 def scale_spreads(age: Floats, calibration: Calibration) -> Floats | float:

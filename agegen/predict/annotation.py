@@ -38,7 +38,8 @@ def format_label(face: FacePrediction) -> str:
     """Return a face's label: age and interval, then gender and the probability of what is said of it."""
     assert face.age is not None and face.p_female is not None
     probability = max(face.p_female, 1 - face.p_female)
-    return f"{face.age:.0f} ({face.age_low:.0f}-{face.age_high:.0f})\n{face.gender} {probability:.2f}"
+    person = f"#{face.person} " if face.person is not None else ""
+    return f"{person}{face.age:.0f} ({face.age_low:.0f}-{face.age_high:.0f})\n{face.gender} {probability:.2f}"
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, box: Sequence[float], size: tuple[int, int]) -> None:

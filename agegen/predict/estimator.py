@@ -3,58 +3,34 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-
-from agegen.data.images import RGB, Photo, decode_photo, read_image_file, resize_image
+from agegen.data.images import RGB, Photo
+from agegen.data.labels import MAX_AGE
 from agegen.engines.loading import ONNX_SUFFIX, load_engine
 from agegen.errors import AgegenError, DataError
-from agegen.faces.alignment import align_face
-from agegen.faces.detectors import DEFAULT_DETECTOR, create_detector
-from agegen.faces.face import DetectedFace, Detector
-from agegen.faces.search import find_faces
-from agegen.faces.two_looks import TwoLooks
+from agegen.faces.detectors import DEFAULT_DETECTOR
 from agegen.files import digest_file
 from agegen.machine import count_cores
-from agegen.model.calibration import choose_thresholds
 from agegen.model.weights import find_checkpoint
+from agegen.predict.boxes import GivenFace
 from agegen.predict.crop_model import BATCH_FACES, CropModel
-from agegen.predict.pictures import read_picture
-from agegen.predict.results import NO_FACE, OK, UNREADABLE, FaceEstimate, FacePrediction, PhotoPrediction, choose_gender
+from agegen.predict.cutting import NOTHING, Cut, FaceCutter, Keep
+from agegen.predict.describing import Describer
+from agegen.predict.pictures import open_picture
+from agegen.predict.results import FacePrediction, PhotoPrediction
 from agegen.predict.stream import Waiting, stream_in_order
 
-NO_DETECTOR = "none"
-# The longer side, in pixels, to which photographs are decoded.
-LARGEST_SIDE = 4096
-# At that size a face of so many pixels in a photograph of 110 megapixels is still as large as detectors need.
-SMALLEST_DECODED = 80.0
+T = TypeVar("T")
+# A path, or a name and the content of the file.
+Picture = str | os.PathLike[str] | tuple[str, bytes]
 _BATCH_PHOTOS = 128
-# Decoded photographs that wait for their estimates, where they are kept for annotation.
+# Decoded photographs that wait for their estimates, where they are kept.
 _BATCH_BYTES = 200_000_000
 _IN_MEMORY = "picture"
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A photograph whose faces are cut out, or the reason why it has none.
-
-    ``faces`` are in pixels of the photograph as it was decoded, ``scale`` times those of the file, ``size`` (width,
-    height).
-    """
-
-    file: str
-    faces: tuple[DetectedFace | None, ...] = ()
-    crops: tuple[RGB, ...] = ()
-    photo: Photo | None = None
-    reason: str | None = None
-    scale: float = 1.0
-    size: tuple[int, int] = (0, 0)
-    turn: int | None = None
 
 
 class Estimator:
@@ -75,24 +51,17 @@ class Estimator:
         min_confidence: float | None = None,
         min_score: float = 0.0,
         min_face: float | None = None,
+        under: Sequence[int] = (),
     ) -> None:
         self.model = model
         self.detector = detector
-        self.min_score = min_score
-        self.min_face = min_face
-        if min_face is not None and not min_face >= 1:
-            raise AgegenError("--min-face must be at least 1 pixel")
-        if not 0 <= min_score <= 1:
-            raise AgegenError("--min-score must be between 0 and 1")
-        self._asked = min_confidence
         self.min_confidence = model.calibration.min_confidence if min_confidence is None else min_confidence
         if not 0.5 <= self.min_confidence <= 1:
             raise AgegenError("--min-confidence must be between 0.5 and 1")
-        # Where small faces are looked for, photographs are decoded whole.
-        self._limit = LARGEST_SIDE if min_face is None or min_face >= SMALLEST_DECODED else None
-        self._local = threading.local()
-        if detector != NO_DETECTOR:
-            self._local.detector = create_detector(detector)
+        if any(not 1 <= age <= MAX_AGE for age in under):
+            raise AgegenError(f"--under takes ages from 1 to {MAX_AGE}")
+        self._cutter = FaceCutter(detector, model.contract, model.engine.input_size, min_score, min_face)
+        self.describer = Describer(model.name, detector, model.calibration, min_confidence, tuple(under))
 
     @classmethod
     def load(
@@ -108,6 +77,8 @@ class Estimator:
         weights: str | None = None,
         min_score: float = 0.0,
         min_face: float | None = None,
+        distribution: bool = False,
+        under: Sequence[int] = (),
     ) -> Estimator:
         """Load the weights that ship for ``model``, or those of a run or checkpoint of your own.
 
@@ -123,159 +94,124 @@ class Estimator:
             min_score: 0–1, how sure the detector must be of a face.
             min_face: the width of the smallest face to be found, in the file's pixels: it decides at which size a
                 photograph is searched. None finds 24 pixels in photographs of 1000 pixels, and as much more in larger.
+            distribution: whether faces have P(age) over 0–116, too.
+            under: ages, for each of which faces have P(age < that).
 
         Raises:
             AgegenError: whatever of these can't be had.
         """
         path = find_checkpoint(model, Path(run) if run is not None else None, weights)
-        info, loaded = load_engine(path, engine, device, precision)
+        info, loaded = load_engine(path, engine, device, precision, distribution)
         # An ONNX file knows the checkpoint that it was made from.
         digest = getattr(loaded, "source", "") if path.suffix == ONNX_SUFFIX else digest_file(path)
-        return cls(CropModel(info, loaded, digest), detector, min_confidence, min_score, min_face)
+        crops = CropModel(info, loaded, digest, distribution)
+        return cls(crops, detector, min_confidence, min_score, min_face, under)
 
-    def predict(self, picture: str | os.PathLike[str] | RGB | Any) -> list[FacePrediction]:
+    def predict(
+        self, picture: str | os.PathLike[str] | RGB | Any, boxes: Iterable[Sequence[float] | GivenFace] | None = None
+    ) -> list[FacePrediction]:
         """Return the faces of one photograph, from left to right; none where none is found.
 
         Args:
             picture: a path, encoded bytes, an open file, a Pillow image, or an array: RGB, RGBA or grey; see
-                :func:`agegen.predict.pictures.read_picture`.
+                :func:`agegen.predict.pictures.open_picture`. Of a file with several pages the faces of all.
+            boxes: (left, top, right, bottom) of faces that are known already, in the picture's pixels, or
+                :class:`agegen.predict.boxes.GivenFace` with landmarks: then no others are looked for.
 
         Raises:
             DataError: it can't be read, or is something else; the error names its type.
         """
+        given = None if boxes is None else [_take_box(box) for box in boxes]
         if isinstance(picture, str | os.PathLike):
-            prepared = self._prepare(Path(picture), keep_image=False)
+            cuts = self._cutter.cut_file(os.fsdecode(picture), given=given)
         else:
-            prepared = self._cut_faces(_IN_MEMORY, read_picture(picture, self._limit), keep_image=False)
-        if prepared.reason is not None:
-            raise DataError(f"{prepared.file}: {prepared.reason}")
-        return list(self._finish([prepared])[0].faces)
+            cuts = [self._cutter.cut(_IN_MEMORY, open_picture(picture, self._cutter.limit), given=given)]
+        if cuts[0].reason is not None:
+            raise DataError(f"{cuts[0].file}: {cuts[0].reason}")
+        return [face for photo in self._finish(cuts) for face in photo.faces]
 
     def predict_many(
-        self, paths: Iterable[str | os.PathLike[str]], *, keep_images: bool = False
+        self,
+        pictures: Iterable[Picture],
+        *,
+        keep_images: bool = False,
+        keep_crops: bool = False,
+        boxes: Callable[[str], Sequence[GivenFace]] | None = None,
     ) -> Iterator[PhotoPrediction]:
-        """Yield one result per photograph, in the order given, as they come; an unreadable one stops nothing.
+        """Yield one result per photograph (or page), in the order given, as they come; an unreadable one stops nothing.
 
-        Decoding and detection run in threads beside the inference in batches; memory doesn't grow with
-        the number of photographs. ``keep_images`` leaves the photograph and the crops in each result.
+        A picture is given as a path, or as a name and the bytes of a file. Decoding and detection run in threads beside
+        the inference in batches; memory doesn't grow with their number. ``keep_images`` leaves the photograph and the
+        crops in each result, ``keep_crops`` the crops alone; ``boxes`` gives the faces of each file in place of a
+        search.
         """
+        keep = Keep(keep_images, keep_crops)
+
+        def cut(picture: Picture) -> list[Cut]:
+            name, content = _take_picture(picture)
+            return self._cutter.cut_file(name, content, keep, boxes(name) if boxes else None)
+
+        return self._run(cut, pictures, keep)
+
+    def predict_frames(
+        self, file: str, frames: Iterable[tuple[float, RGB]], keep: Keep = NOTHING
+    ) -> Iterator[PhotoPrediction]:
+        """Yield one result per frame of a video, given as its time in seconds and its upright picture."""
+
+        def cut(frame: tuple[float, RGB]) -> list[Cut]:
+            time, image = frame
+            return [replace(self._cutter.cut(file, lambda _: Photo(image, 1.0), keep, upright=True), time=time)]
+
+        return self._run(cut, frames, keep)
+
+    def _run(self, cut: Callable[[T], list[Cut]], items: Iterable[T], keep: Keep) -> Iterator[PhotoPrediction]:
         threads = count_cores()
         # Photographs that stay wait in memory, up to 50 MB each: then no more of them than there are threads.
-        ahead = threads if keep_images else 4 * threads
-        stream = stream_in_order(lambda path: self._prepare(_check_path(path), keep_images), paths, threads, ahead)
-        batch: list[_Prepared] = []
-        for item in stream:
-            if not isinstance(item, Waiting):
-                batch.append(item)
-            if _is_full(batch) or isinstance(item, Waiting):
+        ahead = threads if keep.images else 4 * threads
+        batch: list[Cut] = []
+        for cuts in stream_in_order(cut, items, threads, ahead):
+            if not isinstance(cuts, Waiting):
+                batch.extend(cuts)
+            if _is_full(batch) or isinstance(cuts, Waiting):
                 yield from self._finish(batch)
                 batch = []
         yield from self._finish(batch)
 
-    def _prepare(self, path: Path, keep_image: bool) -> _Prepared:
-        """Decode a photograph and cut its faces out; runs in threads."""
-        try:
-            photo = decode_photo(read_image_file(path), self._limit)
-            return self._cut_faces(str(path), photo, keep_image)
-        except DataError as error:
-            return _Prepared(str(path), reason=str(error))
-        except MemoryError:
-            return _Prepared(str(path), reason="not enough memory to decode it")
-
-    def _cut_faces(self, file: str, photo: Photo, keep_image: bool) -> _Prepared:
-        faces: tuple[DetectedFace | None, ...]
-        turn: int | None = None
-        if self.detector == NO_DETECTOR:
-            faces, crops = (None,), [photo.image]
-        else:
-            detector = self._get_detector()
-            if isinstance(detector, TwoLooks):
-                detector.min_face = None if self.min_face is None else self.min_face * photo.scale
-            every, turn = find_faces(detector, photo.image)
-            found = [face for face in every if face.score >= self.min_score and self._is_large(face, photo)]
-            faces = tuple(found)
-            crops = [align_face(photo.image, face, detector, self.model.contract) for face in found]
-        if not keep_image:
-            # Resized here, in a thread, rather than by the one that runs the model.
-            crops = [resize_image(crop, self.model.engine.input_size) for crop in crops]
-        size = (photo.image.shape[1], photo.image.shape[0])
-        return _Prepared(file, faces, tuple(crops), photo if keep_image else None, None, photo.scale, size, turn)
-
-    def _is_large(self, face: DetectedFace, photo: Photo) -> bool:
-        width = (face.box[2] - face.box[0]) / photo.scale
-        # Boxes of the same face differ by some per cent between sizes of search.
-        return self.min_face is None or width >= 0.9 * self.min_face
-
-    def _get_detector(self) -> Detector:
-        """Return this thread's detector: OpenCV's networks can't be shared between threads."""
-        if not hasattr(self._local, "detector"):
-            self._local.detector = create_detector(self.detector)
-        detector: Detector = self._local.detector
-        return detector
-
-    def _finish(self, batch: list[_Prepared]) -> list[PhotoPrediction]:
+    def _finish(self, batch: list[Cut]) -> list[PhotoPrediction]:
         """Estimate all faces of some photographs in one batch."""
-        estimates = iter(self.model.estimate([crop for photo in batch for crop in photo.crops]))
-        return [self._describe(photo, [next(estimates) for _ in photo.crops]) for photo in batch]
-
-    def _describe(self, prepared: _Prepared, estimates: list[FaceEstimate]) -> PhotoPrediction:
-        status = UNREADABLE if prepared.reason is not None else OK if estimates else NO_FACE
-        faces = tuple(
-            self._describe_face(prepared, number, face, estimate)
-            for number, (face, estimate) in enumerate(zip(prepared.faces, estimates, strict=True), start=1)
-        )
-        if prepared.photo is None:
-            return PhotoPrediction(prepared.file, status, faces, prepared.reason)
-        photo = prepared.photo
-        return PhotoPrediction(prepared.file, status, faces, None, photo.image, photo.scale, prepared.crops)
-
-    def _describe_face(
-        self, prepared: _Prepared, number: int, face: DetectedFace | None, estimate: FaceEstimate
-    ) -> FacePrediction:
-        marks = None if face is None else (face.landmarks + 0.5) / prepared.scale - 0.5
-        return FacePrediction(
-            file=prepared.file,
-            status=OK,
-            face=number,
-            box=None if face is None else _round_box(face, prepared),
-            age=round(estimate.age, 1),
-            age_low=round(estimate.age_low, 1),
-            age_high=round(estimate.age_high, 1),
-            gender=choose_gender(estimate.p_female, self._choose_threshold(estimate.age)),
-            p_female=round(estimate.p_female, 4),
-            detector=self.detector,
-            score=None if face is None else round(float(face.score), 4),
-            size=None if marks is None else round(float(np.linalg.norm(marks[0] - marks[1])), 1),
-            landmarks=None if marks is None else tuple((round(float(x), 1), round(float(y), 1)) for x, y in marks),
-            turn=prepared.turn,
-            model=self.model.name,
-        )
-
-    def _choose_threshold(self, age: float) -> float:
-        """Return from which probability on a face's gender is named: as was asked for, or as the model says."""
-        if self._asked is not None:
-            return self._asked
-        return float(choose_thresholds(np.array([age]), self.model.calibration)[0])
+        estimates = iter(self.model.estimate([crop for cut in batch for crop in cut.crops]))
+        return [self.describer.describe(cut, [next(estimates) for _ in cut.crops]) for cut in batch]
 
 
-def _check_path(path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise DataError(f"predict_many takes paths, not {type(path).__module__}.{type(path).__qualname__}; see predict")
-    return Path(path)
+def _take_picture(picture: Any) -> tuple[str, bytes | None]:
+    """Return a picture's name, and its content where that was given."""
+    match picture:
+        case str() | os.PathLike():
+            return os.fsdecode(picture), None
+        case (str(name), bytes(content)):
+            return name, content
+    kind = f"{type(picture).__module__}.{type(picture).__qualname__}"
+    raise DataError(f"predict_many takes paths, or names with bytes, not {kind}; see predict")
 
 
-def _is_full(batch: list[_Prepared]) -> bool:
+def _take_box(box: Sequence[float] | GivenFace) -> GivenFace:
+    """Return a box as a given face.
+
+    Raises:
+        DataError: it is none.
+    """
+    if isinstance(box, GivenFace):
+        return box
+    try:
+        left, top, right, bottom = (float(value) for value in box)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a box is (left, top, right, bottom), not {box!r}") from error
+    if not (right > left and bottom > top):
+        raise DataError(f"a box is (left, top, right, bottom), in this order, not {box!r}")
+    return GivenFace((left, top, right, bottom))
+
+
+def _is_full(batch: list[Cut]) -> bool:
     """Return whether photographs make a batch: by their faces, their number, or what they take in memory."""
-    held = sum(photo.photo.image.nbytes for photo in batch if photo.photo is not None)
-    return (
-        sum(len(photo.crops) for photo in batch) >= BATCH_FACES or len(batch) >= _BATCH_PHOTOS or held >= _BATCH_BYTES
-    )
-
-
-def _round_box(face: DetectedFace, photo: _Prepared) -> tuple[int, int, int, int]:
-    """Return a face's box in the file's own pixels, within its edges."""
-    width, height = photo.size
-    limits = (width, height, width, height)
-    inside = (min(max(value, 0.0), float(limit)) for value, limit in zip(face.box, limits, strict=True))
-    left, top, right, bottom = (round(value / photo.scale) for value in inside)
-    return left, top, right, bottom
+    held = sum(cut.photo.image.nbytes for cut in batch if cut.photo is not None)
+    return sum(len(cut.crops) for cut in batch) >= BATCH_FACES or len(batch) >= _BATCH_PHOTOS or held >= _BATCH_BYTES

@@ -9,10 +9,11 @@ from PIL import Image
 
 from agegen.data.images import RGB, Photo, decode_photo, stretch_grey, turn_to_rgb
 from agegen.errors import DataError
+from agegen.predict.cutting import Decode
 
 
-def read_picture(picture: Any, limit: int | None) -> Photo:
-    """Return a picture as RGB (height, width, 3), uint8, encoded ones of at most ``limit`` pixels on a side.
+def open_picture(picture: Any, limit: int | None) -> Decode:
+    """Return what gives a picture as RGB (height, width, 3), uint8, encoded ones of at most ``limit`` pixels on a side.
 
     Args:
         picture: encoded bytes, a binary file open for reading, a Pillow image (turned as its EXIF orientation says), or
@@ -26,11 +27,14 @@ def read_picture(picture: Any, limit: int | None) -> Photo:
     if hasattr(picture, "read"):
         picture = picture.read()
     if isinstance(picture, bytes | bytearray | memoryview):
-        return decode_photo(bytes(picture), limit)
+        content = bytes(picture)
+        return lambda enough: decode_photo(content, limit, enough)
     if isinstance(picture, Image.Image):
-        return Photo(np.asarray(turn_to_rgb(picture)), 1.0)
+        photo = Photo(np.asarray(turn_to_rgb(picture)), 1.0)
+        return lambda _: photo
     if isinstance(picture, np.ndarray):
-        return Photo(_read_array(picture), 1.0)
+        whole = Photo(_read_array(picture), 1.0)
+        return lambda _: whole
     raise DataError(
         "a picture must be a path, bytes, an open file, a Pillow image or a NumPy array, not "
         f"{type(picture).__module__}.{type(picture).__qualname__}"

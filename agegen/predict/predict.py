@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-import glob
-import io
-import itertools
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
-
-from agegen.data.images import RGB
 from agegen.errors import AgegenError
 from agegen.faces.detectors import DEFAULT_DETECTOR
-from agegen.files import write_bytes
-from agegen.predict.annotation import draw_annotation
-from agegen.predict.estimator import Estimator
-from agegen.predict.inputs import STDIN, find_inputs, read_path_list
+from agegen.machine import count_cores
+from agegen.predict.boxes import GivenFaces, read_boxes
+from agegen.predict.copies import Copies, find_base
+from agegen.predict.cutting import Keep
+from agegen.predict.estimator import Estimator, Picture
+from agegen.predict.inputs import STDIN, find_inputs, read_stdin
+from agegen.predict.persons import Watched, Watching, is_watched, watch_video
 from agegen.predict.results import PhotoPrediction
-from agegen.predict.rows import RowWriter, open_writer, take_up
+from agegen.predict.resuming import take_up
+from agegen.predict.rows import name_columns, open_writer
+from agegen.predict.stream import Waiting, stream_in_order
+from agegen.predict.video import Sampling
+from agegen.predict.video_annotation import annotate_video
 
 _KINDS = ("json", "jsonl", "csv")
-_JPEG_SUFFIXES = (".jpg", ".jpeg")
+# Options that decide on what the rows say, beside model and detector, which have columns of their own.
+_DECIDING = (
+    "min_confidence",
+    "min_score",
+    "min_face",
+    "boxes",
+    "fps",
+    "every_frame",
+    "frames",
+    "under",
+    "distribution",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,12 @@ class PredictConfig:
     min_confidence: float | None = None
     min_score: float = 0.0
     min_face: float | None = None
+    boxes: Path | None = None
+    distribution: bool = False
+    under: tuple[int, ...] = ()
+    fps: float = 2.0
+    every_frame: bool = False
+    frames: bool = False
     json: str | None = None
     jsonl: str | None = None
     csv: str | None = None
@@ -56,10 +74,19 @@ class PredictConfig:
         chosen = {kind: getattr(self, kind) for kind in _KINDS}
         return {kind: target for kind, target in chosen.items() if target is not None}
 
+    def describe(self) -> str:
+        """Return the options that decide on the rows and aren't as they are by themselves; "" where all are."""
+        chosen = {name: getattr(self, name) for name in _DECIDING}
+        usual = {name: getattr(PredictConfig(()), name) for name in _DECIDING}
+        return " ".join(f"{name}={_phrase(value)}" for name, value in chosen.items() if value != usual[name])
+
 
 @dataclass(frozen=True)
 class PredictStart:
-    """What is about to happen; ``photos`` is None where a list on stdin has no known end."""
+    """What is about to happen; ``photos`` is None where the end isn't known: a list on stdin, rows of frames.
+
+    ``passed`` says what folders have besides pictures.
+    """
 
     photos: int | None
     model: str
@@ -68,6 +95,7 @@ class PredictStart:
     min_confidence: float
     calibrated: bool
     skipped: int
+    passed: str | None = None
 
 
 def predict_photos(
@@ -78,13 +106,9 @@ def predict_photos(
     Raises:
         AgegenError: options that contradict each other, inputs without a picture, outputs that can't be written.
     """
-    check_outputs(config)
-    paths: Iterable[Path]
-    if STDIN in config.inputs:
-        paths, count = read_path_list(stdin), None
-    else:
-        paths = find_inputs(config.inputs)
-        count = len(paths)
+    check_options(config)
+    given = read_boxes(config.boxes) if config.boxes is not None else None
+    pictures, count, passed = list_pictures(config, given, stdin)
     estimator = Estimator.load(
         config.model,
         run=config.run,
@@ -96,40 +120,50 @@ def predict_photos(
         weights=config.weights,
         min_score=config.min_score,
         min_face=config.min_face,
+        distribution=config.distribution,
+        under=config.under,
     )
-    done = find_finished(config, {"model": estimator.model.name, "detector": config.detector})
+    done = find_finished(config, estimator)
     if count is not None:
-        paths = [path for path in paths if str(path) not in done]
-        skipped, count = count - len(paths), len(paths)
+        pictures = [picture for picture in pictures if picture not in done]
+        skipped, count = count - len(pictures), len(pictures)
     else:
-        paths, skipped = (path for path in paths if str(path) not in done), len(done)
+        pictures, skipped = (picture for picture in pictures if picture not in done), len(done)
     model = estimator.model
-    calibrated = model.calibration.faces > 0
     yield PredictStart(
-        count, model.info.model, model.engine.name, config.detector, estimator.min_confidence, calibrated, skipped
+        photos=None if config.frames else count,
+        model=model.info.model,
+        engine=model.engine.name,
+        detector=config.detector,
+        min_confidence=estimator.min_confidence,
+        calibrated=model.calibration.faces > 0,
+        skipped=skipped,
+        passed=passed,
     )
+    more = name_columns(config.under, config.distribution)
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(open_writer(kind, target, stdout, config.resume))
+            stack.enter_context(open_writer(kind, target, stdout, config.resume, more))
             for kind, target in config.outputs.items()
         ]
-        keep = config.annotate is not None or config.crops is not None
-        base = find_base(config.inputs)
-        for photo in estimator.predict_many(paths, keep_images=keep):
-            write_photo(photo, config, base, writers)
+        for photo in run_all(config, estimator, pictures, given):
+            for writer in writers:
+                writer.write(photo)
             yield photo
 
 
-def check_outputs(config: PredictConfig) -> None:
+def check_options(config: PredictConfig) -> None:
     """Check that the options for inputs and outputs fit together.
 
     Raises:
         AgegenError: they don't.
     """
-    if not config.inputs:
-        raise AgegenError("give files, folders or globs, - for a list of paths on stdin, or --demo")
+    if not config.inputs and config.boxes is None:
+        raise AgegenError("give files, folders or globs, - for a list of paths or a picture on stdin, or --demo")
     if STDIN in config.inputs and len(config.inputs) > 1:
-        raise AgegenError("- reads all paths from stdin; give no other input beside it")
+        raise AgegenError("- reads all from stdin; give no other input beside it")
+    if not config.fps > 0:
+        raise AgegenError("--fps must be more than 0")
     if sum(target == "-" for target in config.outputs.values()) > 1:
         raise AgegenError("only one of --json, --jsonl and --csv can go to stdout; give the other a file")
     if config.resume:
@@ -138,61 +172,79 @@ def check_outputs(config: PredictConfig) -> None:
             raise AgegenError("--resume goes on with one output: give either --csv FILE or --jsonl FILE")
 
 
-def find_finished(config: PredictConfig, made_by: dict[str, str]) -> set[str]:
+def list_pictures(
+    config: PredictConfig, given: GivenFaces | None, stdin: BinaryIO
+) -> tuple[Iterable[Picture], int | None, str | None]:
+    """Return the inputs, their number (None where it isn't known), and what folders have besides.
+
+    Raises:
+        AgegenError: a folder or glob has no picture.
+    """
+    if STDIN in config.inputs:
+        content = read_stdin(stdin)
+        if isinstance(content, bytes):
+            return [(STDIN, content)], 1, None
+        return content, None, None
+    if not config.inputs and given is not None and config.boxes is not None:
+        names = given.list_files(config.boxes)
+        return names, len(names), None
+    found = find_inputs(config.inputs)
+    return found.names, len(found.names), found.describe_passed()
+
+
+def find_finished(config: PredictConfig, estimator: Estimator) -> set[str]:
     """Return the files that need no more work: with ``--resume``, those whole in the output."""
     if not config.resume:
         return set()
     ((kind, target),) = config.outputs.items()
-    return take_up(kind, Path(target), made_by)
+    made_by = {"model": estimator.model.name, "detector": config.detector, "options": config.describe()}
+    return take_up(kind, Path(target), made_by, name_columns(config.under, config.distribution))
 
 
-def write_photo(photo: PhotoPrediction, config: PredictConfig, base: Path, writers: list[RowWriter]) -> None:
-    """Write a photograph's pictures, then its rows: a row says that all of its photograph is done."""
-    if config.annotate is not None and photo.image is not None:
-        save_annotated(photo, config.annotate, base)
-    if config.crops is not None:
-        for face, crop in zip(photo.faces, photo.crops, strict=True):
-            _save(place_copy(photo.file, config.crops, base, f"-{face.face}.png"), crop, photo.file)
-    for writer in writers:
-        writer.write(photo)
+def run_all(
+    config: PredictConfig, estimator: Estimator, pictures: Iterable[Picture], given: GivenFaces | None
+) -> Iterator[PhotoPrediction]:
+    """Yield each photograph, page, frame or video, its copies written; a row says that all of its file is done."""
+    copies = Copies(config.annotate, config.crops, find_base(name for name in config.inputs if name != STDIN))
+    options = config.describe() or None
+    photos = (replace(photo, options=options) for photo in look_at_all(config, estimator, pictures, given, copies))
+    if config.annotate is None and config.crops is None:
+        yield from photos
+        return
+    # Drawing and packing a photograph takes longer than estimating its faces.
+    threads = count_cores()
+    for photo in stream_in_order(copies.save, photos, threads, threads):
+        if not isinstance(photo, Waiting):
+            yield photo
 
 
-def save_annotated(photo: PhotoPrediction, folder: Path, base: Path) -> None:
-    """Write an annotated copy under ``folder``, in the place that the photograph has under ``base``."""
-    ending = "" if Path(photo.file).suffix.lower() in (*_JPEG_SUFFIXES, ".png") else ".png"
-    _save(place_copy(photo.file, folder, base, ending), draw_annotation(photo), photo.file)
+def look_at_all(
+    config: PredictConfig, estimator: Estimator, pictures: Iterable[Picture], given: GivenFaces | None, copies: Copies
+) -> Iterator[PhotoPrediction]:
+    """Yield what is found in each picture or video, in their order."""
+    sampling = Sampling(config.fps, config.every_frame)
+    watching = Watching(sampling, config.frames, keep_paths=config.annotate is not None)
+    # Of a picture on stdin there is no file to decode for its annotated copy.
+    keep = Keep(images=STDIN in config.inputs and config.annotate is not None, crops=config.crops is not None)
+
+    def is_video(picture: Picture) -> bool:
+        return isinstance(picture, str) and is_watched(picture, watching)
+
+    for video, group in groupby(pictures, is_video):
+        if not video:
+            boxes = given.of if given is not None else None
+            yield from estimator.predict_many(group, keep_images=keep.images, keep_crops=keep.crops, boxes=boxes)
+            continue
+        for name in group:
+            assert isinstance(name, str)
+            watched: list[Watched] = []
+            for photo in watch_video(estimator, name, watching, keep, watched):
+                if watched and (target := copies.place_video(name)) is not None:
+                    annotate_video(name, watched[0], sampling, target)
+                yield photo
+            if config.frames and (target := copies.place_video(name)) is not None:
+                annotate_video(name, watched[0], sampling, target)
 
 
-def find_base(inputs: Iterable[str]) -> Path:
-    """Return the folder that all inputs lie in: the folders given, and those of the files given."""
-    folders = [_find_folder(name) for name in inputs]
-    return Path(os.path.commonpath([folder.absolute() for folder in folders]))
-
-
-def _find_folder(name: str) -> Path:
-    """Return the folder that an input lies in; of a glob, the part before its first sign."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if os.path.lexists(path) or not glob.has_magic(name):
-        return path.parent
-    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-    return Path(*plain)
-
-
-def place_copy(file: str, folder: Path, base: Path, ending: str) -> Path:
-    """Return the place of a copy: the file's path from ``base`` on, under ``folder``, never outside it."""
-    path = Path(os.path.normpath(Path(file).absolute()))
-    inside = path.relative_to(base) if path.is_relative_to(base) else path.relative_to(path.anchor)
-    return folder / inside.with_name(inside.name + ending)
-
-
-def _save(path: Path, image: RGB, source: str) -> None:
-    if path.resolve() == Path(source).resolve():
-        raise AgegenError(f"{path} is the photograph itself; choose another folder for the copies")
-    stream = io.BytesIO()
-    if path.suffix.lower() in _JPEG_SUFFIXES:
-        Image.fromarray(image).save(stream, "JPEG", quality=92)
-    else:
-        Image.fromarray(image).save(stream, "PNG", compress_level=3)
-    write_bytes(path, stream.getvalue())
+def _phrase(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

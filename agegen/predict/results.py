@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agegen.data.images import RGB
+from agegen.model.calibration import find_share_under
 
 OK, NO_FACE, UNREADABLE = "ok", "no_face", "unreadable"
 UNCERTAIN = "uncertain"
+# In JSON these stand only where they are known.
+RARE = ("page", "person", "time", "first", "last", "frames", "options", "distribution", "reason")
 
 
 @dataclass(frozen=True)
 class FaceEstimate:
-    """What a model says of one aligned crop: years and P(female), 0–1, before rounding."""
+    """What a model says of one aligned crop: years and P(female), 0–1, before rounding.
+
+    ``sigma`` is the calibrated standard deviation in years, ``distribution`` (117,) P(age) where it was asked for.
+    """
 
     age: float
     age_low: float
     age_high: float
     p_female: float
+    sigma: float = 0.0
+    distribution: NDArray[np.float64] | None = None
+
+    def share_under(self, limit: float) -> float:
+        """Return P(age < limit), 0–1, by the calibrated intervals."""
+        return find_share_under(limit, self.age, self.sigma)
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,14 @@ class FacePrediction:
         turn: by how many degrees clockwise the photograph must be turned to stand upright, where it didn't: 0, 90, 180
             or 270; None where no face was searched.
         model: that estimated: its name, the version of its plugin, and the first 12 digits of its weights' SHA-256.
-        reason: why a file is unreadable.
+        page: of a file with several, from 1.
+        person: the number of the person in a video, from 1.
+        time: of a video's frame, in seconds: the one that ``box`` and ``landmarks`` are of.
+        first: when the person is first seen, and ``last`` when last, in seconds; ``frames`` in how many frames.
+        options: what else decided on the rows (``min_score=0.5`` …); None where all is as it is by itself.
+        under: (age, P(age < that)) for each age that was asked for.
+        distribution: P(age) over 0–116, where it was asked for.
+        reason: why a file, or the rest of a video, is unreadable.
     """
 
     file: str
@@ -60,14 +82,22 @@ class FacePrediction:
     landmarks: tuple[tuple[float, float], ...] | None = None
     turn: int | None = None
     model: str | None = None
+    page: int | None = None
+    person: int | None = None
+    time: float | None = None
+    first: float | None = None
+    last: float | None = None
+    frames: int | None = None
+    options: str | None = None
+    under: tuple[tuple[int, float], ...] = ()
+    distribution: tuple[float, ...] | None = None
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the stable JSON form; ``reason`` stands only where the file is unreadable."""
+        """Return the stable JSON form; what concerns few files stands only where it is known (:data:`RARE`)."""
         content = asdict(self)
-        if self.reason is None:
-            content.pop("reason")
-        return content
+        shares = {f"under_{age}": share for age, share in content.pop("under")}
+        return {name: value for name, value in content.items() if value is not None or name not in RARE} | shares
 
 
 @dataclass(frozen=True)
@@ -78,9 +108,12 @@ class PhotoPrediction:
         file: as it was given or found.
         status: ``ok``, ``no_face`` or ``unreadable``.
         faces: one prediction per face, from left to right.
-        reason: why the file is unreadable.
+        reason: why the file is unreadable; of a video that breaks off, why the rest is.
         image: the decoded photograph, where it was asked for; ``scale`` is its size over the file's.
         crops: the aligned crops (200, 200, 3) of the faces, where they were asked for.
+        page: of a file with several, from 1; ``time`` of a video's frame, in seconds.
+        detector: that searched, and the ``model`` that estimated; None where nothing could be read.
+        options: what else decided on the rows; see :class:`FacePrediction`.
     """
 
     file: str
@@ -90,10 +123,19 @@ class PhotoPrediction:
     image: RGB | None = None
     scale: float = 1.0
     crops: tuple[RGB, ...] = ()
+    page: int | None = None
+    time: float | None = None
+    detector: str | None = None
+    model: str | None = None
+    options: str | None = None
 
     def list_rows(self) -> list[FacePrediction]:
-        """Return the rows of the output: one per face, or one that says why there is none."""
-        return list(self.faces) or [FacePrediction(self.file, self.status, reason=self.reason)]
+        """Return the rows of the output: one per face, or one that says why there is none, or no more."""
+        rows = list(self.faces)
+        if not rows or self.reason is not None:
+            about = {"detector": self.detector, "model": self.model, "page": self.page, "time": self.time}
+            rows.append(FacePrediction(self.file, self.status, reason=self.reason, **about))  # type: ignore[arg-type]
+        return [replace(row, options=self.options) for row in rows] if self.options else rows
 
 
 def choose_gender(p_female: float, min_confidence: float) -> str:

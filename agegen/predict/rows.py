@@ -1,31 +1,30 @@
-"""Rows of predictions as JSON, JSON Lines or CSV, written as they come; CSV and JSON Lines can be resumed."""
+"""Rows of predictions as JSON, JSON Lines or CSV, written as they come."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from agegen.errors import AgegenError, DataError
+from agegen.errors import AgegenError
 from agegen.files import replace_atomically
 from agegen.predict.results import FacePrediction, PhotoPrediction
 
-CSV_COLUMNS = [field.name for field in fields(FacePrediction) if field.name not in ("box", "landmarks")] + [
-    "left",
-    "top",
-    "right",
-    "bottom",
+_SIDES = ("left", "top", "right", "bottom")
+# Of CSV: all that a row has but what has columns of its own, or is there on request.
+CSV_COLUMNS = [
+    *(
+        field.name
+        for field in fields(FacePrediction)
+        if field.name not in ("box", "landmarks", "under", "distribution")
+    ),
+    *_SIDES,
 ]
-
-
-# What a resumed output must have in common with the rows that it has.
-MADE_BY = ("model", "detector")
 # A spreadsheet computes cells that begin so; an apostrophe before them says that they are text. Names of files may.
 _FORMULA = ("=", "+", "-", "@")
 
@@ -84,33 +83,36 @@ class JsonWriter(_Writer):
 
 
 class CsvWriter(_Writer):
-    """CSV with a header; the box in four columns."""
+    """CSV with a header; the box in four columns, a distribution as 117 numbers in one."""
 
-    def __init__(self, stream: BinaryIO, name: str, header: bool = True) -> None:
+    def __init__(self, stream: BinaryIO, name: str, header: bool = True, more: Sequence[str] = ()) -> None:
         super().__init__(stream, name)
+        self._columns = [*CSV_COLUMNS, *more]
         if header:
-            self._emit(",".join(CSV_COLUMNS) + "\n")
+            self._emit(",".join(self._columns) + "\n")
 
     def write(self, photo: PhotoPrediction) -> None:
         """Write a photograph's rows."""
         lines = []
         for row in photo.list_rows():
-            left, top, right, bottom = row.box or (None,) * 4
-            cells = asdict(row) | {"left": left, "top": top, "right": right, "bottom": bottom}
-            lines.append(format_cells([cells[name] for name in CSV_COLUMNS]))
+            cells = asdict(row) | dict(zip(_SIDES, row.box or (None,) * 4, strict=True))
+            cells |= {f"under_{age}": share for age, share in row.under}
+            cells["distribution"] = " ".join(f"{share:g}" for share in row.distribution or ())
+            lines.append(format_cells([cells.get(name) for name in self._columns]))
         self._emit("".join(lines))
 
 
 def format_cells(cells: list[Any]) -> str:
     """Return a line of CSV, ended by a newline."""
     text = io.StringIO()
-    cells = [f"'{cell}" if isinstance(cell, str) and _looks_like_formula(cell) else cell for cell in cells]
+    cells = [f"'{cell}" if isinstance(cell, str) and looks_like_formula(cell) else cell for cell in cells]
     # With this line end the csv module quotes carriage returns in names too; Python 3.11 does not otherwise.
     csv.writer(text, lineterminator="\r\n").writerow(cells)
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _looks_like_formula(cell: str) -> bool:
+def looks_like_formula(cell: str) -> bool:
+    """Return whether a spreadsheet would compute a cell, or one behind apostrophes."""
     return cell.lstrip("'").startswith(_FORMULA)
 
 
@@ -121,8 +123,12 @@ def format_row(row: FacePrediction) -> str:
 
 
 @contextmanager
-def open_writer(kind: str, target: str, stdout: BinaryIO, resume: bool = False) -> Iterator[RowWriter]:
+def open_writer(
+    kind: str, target: str, stdout: BinaryIO, resume: bool = False, more: Sequence[str] = ()
+) -> Iterator[RowWriter]:
     """Open a writer of ``kind`` (json, jsonl or csv) to a file, or to ``stdout`` where ``target`` is ``-``.
+
+    ``more``: columns of CSV beside those that it always has; see :func:`name_columns`.
 
     JSON files appear whole at the end or not at all; the other two grow row by row.
 
@@ -130,7 +136,7 @@ def open_writer(kind: str, target: str, stdout: BinaryIO, resume: bool = False) 
         AgegenError: the file can't be written.
     """
     if target == "-":
-        writer = _make_writer(kind, stdout, "stdout", header=True)
+        writer = _make_writer(kind, stdout, "stdout", True, more)
         yield writer
         writer.close()
     elif kind == "json":
@@ -141,90 +147,17 @@ def open_writer(kind: str, target: str, stdout: BinaryIO, resume: bool = False) 
     else:
         header = not (resume and Path(target).exists())
         with _open_file(Path(target), append=not header) as stream:
-            yield _make_writer(kind, stream, target, header)
+            yield _make_writer(kind, stream, target, header, more)
 
 
-def take_up(kind: str, path: Path, made_by: Mapping[str, str] = MappingProxyType({})) -> set[str]:
-    """Make an interrupted output ready to go on, and return the files that are finished in it.
-
-    A torn last line goes, and so do the rows of the last file, which may not be whole. ``made_by`` holds what all rows
-    of a face must have: ``model`` and ``detector``.
-
-    Raises:
-        AgegenError: it is no output of ``agegen predict`` in this form, its rows came from another model or detector,
-            or it can't be read.
-    """
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise AgegenError(f"can't read {path}: {error.strerror}") from error
-    text = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="surrogateescape")
-    if not text:
-        path.unlink(missing_ok=True)
-        return set()
-    records = _READERS[kind](text, path)
-    _check_origin(records, path, made_by)
-    last = records[-1].file if records else None
-    kept = [record.line for record in records if record.file != last]
-    header = ",".join(CSV_COLUMNS) + "\n" if kind == "csv" else ""
-    with replace_atomically(path) as temporary:
-        temporary.write_bytes((header + "".join(kept)).encode("utf-8", errors="surrogateescape"))
-    return {record.file for record in records if record.file != last}
+def name_columns(under: Sequence[int], distribution: bool) -> list[str]:
+    """Return the columns that CSV has on request."""
+    return [f"under_{age}" for age in under] + (["distribution"] if distribution else [])
 
 
-class _Record(NamedTuple):
-    """A row of an output: its file, its text, and what estimated it ("" where nothing was)."""
-
-    file: str
-    line: str
-    made_by: dict[str, str]
-
-
-def _check_origin(records: list[_Record], path: Path, made_by: Mapping[str, str]) -> None:
-    for record in records:
-        for name, wanted in made_by.items():
-            if (found := record.made_by[name]) and found != wanted:
-                raise AgegenError(
-                    f"{path} can't be gone on with: its rows came from the {name} '{found}', and now it is '{wanted}'; "
-                    "use that again, or write another file"
-                )
-
-
-def _read_lines(text: str, path: Path) -> list[_Record]:
-    records = []
-    # Not splitlines: names may hold what Unicode counts as line ends, and JSON leaves it as it is.
-    for line in text.removesuffix("\n").split("\n"):
-        try:
-            row = json.loads(line)
-            made_by = {name: str(row.get(name) or "") for name in MADE_BY}
-            records.append(_Record(str(row["file"]), line + "\n", made_by))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is no output of `agegen predict --jsonl`; --resume can't go on with it") from error
-    return records
-
-
-def _read_csv(text: str, path: Path) -> list[_Record]:
-    reader = csv.reader(io.StringIO(text, newline=""))
-    if next(reader, None) != CSV_COLUMNS:
-        raise DataError(f"{path} is no output of `agegen predict --csv`; --resume can't go on with it")
-    rows = ([cell[1:] if cell[:1] == "'" and _looks_like_formula(cell) else cell for cell in cells] for cells in reader)
-    places = {name: CSV_COLUMNS.index(name) for name in MADE_BY}
-    return [
-        _Record(
-            cells[0] if cells else "",
-            format_cells(cells),
-            {name: cells[place] if place < len(cells) else "" for name, place in places.items()},
-        )
-        for cells in rows
-    ]
-
-
-_READERS: dict[str, Callable[[str, Path], list[_Record]]] = {"jsonl": _read_lines, "csv": _read_csv}
-
-
-def _make_writer(kind: str, stream: BinaryIO, name: str, header: bool) -> RowWriter:
+def _make_writer(kind: str, stream: BinaryIO, name: str, header: bool, more: Sequence[str]) -> RowWriter:
     if kind == "csv":
-        return CsvWriter(stream, name, header)
+        return CsvWriter(stream, name, header, more)
     return JsonWriter(stream, name) if kind == "json" else JsonLinesWriter(stream, name)
 
 

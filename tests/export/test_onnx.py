@@ -25,9 +25,13 @@ def draw_crops(count, size):
 
 
 def check_parity(checkpoint, exported, crops):
-    expected = load_torch(checkpoint, "cpu", "fp32")[1].run(crops)
-    found = load_onnx(exported, checkpoint)[1].run(crops)
-    assert [values.shape for values in found] == [(len(crops),)] * 3
+    engines = load_torch(checkpoint, "cpu", "fp32")[1], load_onnx(exported, checkpoint)[1]
+    expected, found = (engine.run(crops) for engine in engines)
+    assert [values.shape for values in found[:3]] == [(len(crops),)] * 3
+    assert found.distribution is None
+    expected, found = (engine.run(crops, distribution=True) for engine in engines)
+    assert found.distribution.shape == (len(crops), 117)
+    assert np.abs(found.distribution - expected.distribution).max() < 0.01
     assert np.abs(found.age - expected.age).max() < 0.05
     assert np.abs(found.spread - expected.spread).max() < 0.05
     assert np.abs(found.p_female - expected.p_female).max() < 0.005

@@ -9,7 +9,11 @@ from PIL import Image
 from agegen.data.images import decode_image, stretch_grey
 from agegen.errors import DataError
 from agegen.predict.estimator import Estimator
-from agegen.predict.pictures import read_picture
+from agegen.predict.pictures import open_picture
+
+
+def read_picture(picture, limit):
+    return open_picture(picture, limit)(None)
 
 
 @pytest.fixture(scope="module")
@@ -123,5 +127,5 @@ def test_the_estimator_takes_them_all(portrait):
         assert (face.age, face.gender, face.box) == (by_path.age, by_path.gender, by_path.box)
     (photo,) = estimator.predict_many([str(portrait)])
     assert photo.faces[0].age == by_path.age
-    with pytest.raises(DataError, match=r"predict_many takes paths, not numpy\.ndarray"):
+    with pytest.raises(DataError, match=r"predict_many takes paths, or names with bytes, not numpy\.ndarray"):
         list(estimator.predict_many([np.zeros((4, 4, 3), np.uint8)]))

@@ -8,7 +8,8 @@ import pytest
 
 from agegen.errors import AgegenError
 from agegen.predict.results import FacePrediction, PhotoPrediction
-from agegen.predict.rows import CSV_COLUMNS, open_writer, take_up
+from agegen.predict.resuming import take_up
+from agegen.predict.rows import CSV_COLUMNS, open_writer
 
 
 def make_face(file, number):
@@ -165,11 +166,12 @@ def test_rows_of_another_model_or_detector_are_not_gone_on_with(tmp_path, kind):
     with open_writer(kind, str(path), None) as writer:
         for name in ("a.jpg", "b.jpg"):
             writer.write(PhotoPrediction(name, "ok", (replace(face, file=name),)))
-        writer.write(PhotoPrediction("c.jpg", "no_face"))
+        writer.write(PhotoPrediction("c.jpg", "no_face", detector="mtcnn", model="compact 1 abc"))
     before = path.read_bytes()
     for made_by, message in (
         ({"model": "scratch 1 def"}, "came from the model 'compact 1 abc', and now it is 'scratch 1 def'"),
         ({"model": "compact 1 abc", "detector": "yunet"}, "came from the detector 'mtcnn', and now it is 'yunet'"),
+        ({"options": "min_score=0.5"}, "came from the options 'none', and now it is 'min_score=0.5'"),
     ):
         with pytest.raises(AgegenError, match=message):
             take_up(kind, path, made_by)

@@ -102,7 +102,7 @@ def test_eval_takes_the_newest_run(trained_run, agegen, tmp_path):
         (["predict", "nothing-*.jpg"], "no picture in nothing-"),
         (["predict", "face.jpg", "--json", "-", "--csv", "-"], "can go to stdout"),
         (["predict"], "or --demo"),
-        (["predict", "-", "face.jpg"], "- reads all paths from stdin"),
+        (["predict", "-", "face.jpg"], "- reads all from stdin"),
         (["predict", "face.jpg", "--resume"], "--resume goes on with one output"),
         (["predict", "face.jpg", "--resume", "--json", "x.json"], "--resume goes on with one output"),
         (["predict", "face.jpg", "--detector", "dlib"], "no detector is called 'dlib'"),

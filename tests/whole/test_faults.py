@@ -19,10 +19,11 @@ from agegen.batches.cache_folder import list_cache
 from agegen.data.images import decode_image, read_image_file
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically, write_text
+from agegen.predict.copies import find_base, place_copy
 from agegen.predict.inputs import find_inputs
-from agegen.predict.predict import find_base, place_copy
 from agegen.predict.results import PhotoPrediction
-from agegen.predict.rows import open_writer, take_up
+from agegen.predict.resuming import take_up
+from agegen.predict.rows import open_writer
 from agegen.runs import RunFolder
 
 
@@ -48,16 +49,16 @@ def test_hidden_names_and_what_systems_leave_are_passed_over(portrait, tmp_path)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(portrait, path)
     found = find_inputs([str(tmp_path / "photos")])
-    assert [path.relative_to(tmp_path / "photos").as_posix() for path in found] == ["a.jpg", "sub/c.jpg"]
+    assert [os.path.relpath(name, tmp_path / "photos") for name in found.names] == ["a.jpg", "sub/c.jpg"]
     # What is named outright is meant.
-    assert len(find_inputs([str(tmp_path / "photos" / "._a.jpg")])) == 1
+    assert len(find_inputs([str(tmp_path / "photos" / "._a.jpg")]).names) == 1
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_can_not_be_listed_is_a_row(portrait, tmp_path):
     shutil.copy(portrait, tmp_path / "a.jpg")
     (tmp_path / "shut").mkdir(mode=0)
-    assert tmp_path / "shut" in find_inputs([str(tmp_path)])
+    assert str(tmp_path / "shut") in find_inputs([str(tmp_path)]).names
 
 
 def test_a_refused_folder_becomes_an_input(monkeypatch, portrait, tmp_path):
@@ -69,7 +70,7 @@ def test_a_refused_folder_becomes_an_input(monkeypatch, portrait, tmp_path):
         yield str(folder), [], ["a.jpg"]
 
     monkeypatch.setattr("agegen.predict.inputs.os.walk", walk)
-    assert find_inputs([str(tmp_path)]) == [tmp_path / "a.jpg", tmp_path / "shut"]
+    assert find_inputs([str(tmp_path)]).names == [str(tmp_path / "a.jpg"), str(tmp_path / "shut")]
 
 
 def test_copies_of_a_glob_over_folders_lie_below_its_plain_part(tmp_path):
@@ -197,13 +198,14 @@ def test_bars_and_line_breaks_in_groups_leave_the_card_a_table():
 def test_a_row_of_every_photograph_is_bounded_in_memory(portrait):
     """With --annotate photographs wait for their batch: by bytes, not by their number alone."""
     from agegen.data.images import Photo
-    from agegen.predict.estimator import _BATCH_BYTES, _is_full, _Prepared
+    from agegen.predict.cutting import Cut
+    from agegen.predict.estimator import _BATCH_BYTES, _is_full
 
     picture = np.zeros((4000, 3000, 3), np.uint8)
-    many = [_Prepared("x", photo=Photo(picture, 1.0))] * (_BATCH_BYTES // picture.nbytes)
+    many = [Cut("x", photo=Photo(picture, 1.0))] * (_BATCH_BYTES // picture.nbytes)
     assert not _is_full(many)
     assert _is_full([*many, many[0]])
-    assert not _is_full([_Prepared("x")] * 100)
+    assert not _is_full([Cut("x")] * 100)
 
 
 def test_a_crowd_is_estimated_in_batches(trained_run):
@@ -212,7 +214,7 @@ def test_a_crowd_is_estimated_in_batches(trained_run):
     estimator = Estimator.load(run=trained_run, detector="none")
     sizes = []
     run = estimator.model.engine.run
-    estimator.model.engine.run = lambda crops: sizes.append(len(crops)) or run(crops)
+    estimator.model.engine.run = lambda crops, _: sizes.append(len(crops)) or run(crops)
     crops = [np.random.default_rng(seed).integers(0, 255, (96, 96, 3)).astype(np.uint8) for seed in range(150)]
     estimates = estimator.model.estimate(crops)
     assert sizes == [64, 64, 22]
@@ -281,15 +283,15 @@ def test_another_file_under_the_detectors_name_is_refused(tmp_path):
 
 def test_a_list_on_stdin_can_be_interrupted_anywhere(tmp_path):
     """A thread that waits in Python's own buffer when the program ends makes it abort; ours waits below it."""
-    from agegen.predict.inputs import read_path_list
+    from agegen.predict.inputs import read_stdin
 
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as stream, os.fdopen(writer, "wb", buffering=0) as sink:
-        lines = read_path_list(stream)
         sink.write(b"a.jpg\n\nb")
-        assert next(lines) == Path("a.jpg")
+        lines = read_stdin(stream)
+        assert next(lines) == "a.jpg"
         threading.Timer(0.05, lambda: (sink.write(b".jpg\r\nc"), sink.close())).start()
-        assert list(lines) == [Path("b.jpg"), Path("c")]
+        assert list(lines) == ["b.jpg", "c"]
 
 
 def test_no_model_is_built_of_weights_that_half_precision_can_not_hold(trained_run, tmp_path):
