@@ -122,6 +122,17 @@ Weights = Annotated[
 JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.")]
 
 
+Offline = Annotated[bool, typer.Option("--offline", help="Never try the network: what isn't at hand is an error.")]
+
+
+def obey_offline(offline: bool) -> None:
+    """Keep this process from the network where that is wanted; also before a command: ``agegen --offline …``."""
+    if offline:
+        from agegen.hub import go_offline
+
+        go_offline()
+
+
 def make_notice_console() -> Console:
     """Return the console for notices and progress: stderr."""
     _replace_unprintable(sys.stderr)
@@ -185,9 +196,11 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def _set_up(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback does the work
         bool,
         typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
+    offline: Offline = False,
 ) -> None:
-    pass
+    """Set up what concerns all commands."""
+    obey_offline(offline)

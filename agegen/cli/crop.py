@@ -16,7 +16,10 @@ def crop(
         str, typer.Argument(metavar="PATH", help="Labelled photographs: a folder in a known layout, or a table.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the crops and their labels.csv.")],
-    detector: Annotated[str, typer.Option(metavar="mtcnn|yunet", help="What finds the faces.")] = "mtcnn",
+    detector: Annotated[
+        str,
+        typer.Option(metavar="auto|mtcnn|yunet", help="What finds the faces; auto is yunet where its file is at hand."),
+    ] = "auto",
     age_column: AgeColumn = None,
     gender_codes: GenderCodes = None,
 ) -> None:

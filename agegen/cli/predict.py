@@ -14,11 +14,13 @@ from rich.console import Console
 from agegen.cli.app import (
     Device,
     JsonOut,
+    Offline,
     Precision,
     Weights,
     app,
     make_notice_console,
     make_output_console,
+    obey_offline,
     show_work,
 )
 from agegen.render.formats import format_duration
@@ -121,8 +123,12 @@ def predict(
     weights: Weights = None,
     run: Annotated[Path | None, typer.Option(help="A run folder or checkpoint of your own instead.")] = None,
     detector: Annotated[
-        str, typer.Option(metavar="mtcnn|yunet|none", help="What finds the faces; none takes aligned crops.")
-    ] = "mtcnn",
+        str,
+        typer.Option(
+            metavar="auto|mtcnn|yunet|none",
+            help="What finds the faces: auto is yunet where its file is at hand, else mtcnn; none takes aligned crops.",
+        ),
+    ] = "auto",
     no_detect: Annotated[bool, typer.Option("--no-detect", help="The same as --detector none.")] = False,
     min_confidence: Annotated[
         float | None, typer.Option(help="Gender below it is 'uncertain', 0.5 to 1.", show_default="model's")
@@ -163,6 +169,7 @@ def predict(
     ] = "auto",
     device: Device = "auto",
     precision: Precision = "auto",
+    offline: Offline = False,
 ) -> None:
     """Find the faces in photographs and estimate the age and gender of each.
 
@@ -171,6 +178,7 @@ def predict(
 
     Example: agegen predict photos/ --csv faces.csv --annotate annotated/
     """
+    obey_offline(offline)
     notices = make_notice_console()
     with show_work(notices):
         from agegen.files import find_portrait

@@ -16,7 +16,7 @@ from agegen.data.records import Exclusion, FaceRecords
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.errors import AgegenError, DataError
 from agegen.faces.cropping import FaceCropper
-from agegen.faces.detectors import DEFAULT_DETECTOR
+from agegen.faces.detectors import AUTO, choose_detector
 from agegen.files import replace_atomically, write_bytes
 from agegen.machine import count_cores
 
@@ -31,7 +31,7 @@ class CropConfig:
 
     data: tuple[str, ...]
     out: Path
-    detector: str = DEFAULT_DETECTOR
+    detector: str = AUTO
     reading: ReadOptions = PLAIN
 
 
@@ -55,7 +55,7 @@ def crop_data(config: CropConfig, on_progress: ProgressHook = ignore_progress) -
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise AgegenError(f"{config.out} is not an empty folder; choose another")
-    records = replace(load_sources(config.data, config.reading), cropper=FaceCropper(config.detector))
+    records = replace(load_sources(config.data, config.reading), cropper=FaceCropper(choose_detector(config.detector)))
     places = [_place(str(path), row) for row, path in enumerate(records.frame["path"])]
     reasons = _cut_all(records, config.out, places, on_progress)
     good = [not reason for reason in reasons]

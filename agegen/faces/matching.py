@@ -13,7 +13,7 @@ from agegen.data.images import RGB
 from agegen.data.records import SOURCE_COLUMN, FaceRecords, Trim
 from agegen.errors import CheckpointError, DataError
 from agegen.faces.alignment import CropContract, fit_contract
-from agegen.faces.detectors import DEFAULT_DETECTOR, create_detector
+from agegen.faces.detectors import SHIPPED_DETECTOR, create_detector
 from agegen.faces.face import Detector
 from agegen.faces.geometry import fit_similarity
 
@@ -84,7 +84,7 @@ def survey_crops(records: FaceRecords, source: str | None = None) -> CropSurvey:
     if source is not None and SOURCE_COLUMN in records.frame.columns:
         rows = np.flatnonzero((records.frame[SOURCE_COLUMN] == source).to_numpy())
     sample = np.random.default_rng(0).permutation(rows)[:CROPS_MEASURED]
-    return survey_pictures(_decode_all(records, sample), create_detector(DEFAULT_DETECTOR))
+    return survey_pictures(_decode_all(records, sample), create_detector(SHIPPED_DETECTOR))
 
 
 def survey_pictures(pictures: Iterable[RGB], detector: Detector) -> CropSurvey:

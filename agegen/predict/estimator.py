@@ -12,7 +12,7 @@ from agegen.data.images import RGB, Photo
 from agegen.data.labels import MAX_AGE
 from agegen.engines.loading import ONNX_SUFFIX, load_engine
 from agegen.errors import AgegenError, DataError
-from agegen.faces.detectors import DEFAULT_DETECTOR
+from agegen.faces.detectors import AUTO, choose_detector
 from agegen.files import digest_file
 from agegen.machine import count_cores
 from agegen.model.weights import find_checkpoint
@@ -47,14 +47,14 @@ class Estimator:
     def __init__(
         self,
         model: CropModel,
-        detector: str = DEFAULT_DETECTOR,
+        detector: str = AUTO,
         min_confidence: float | None = None,
         min_score: float = 0.0,
         min_face: float | None = None,
         under: Sequence[int] = (),
     ) -> None:
         self.model = model
-        self.detector = detector
+        self.detector = detector = choose_detector(detector)
         self.min_confidence = model.calibration.min_confidence if min_confidence is None else min_confidence
         if not 0.5 <= self.min_confidence <= 1:
             raise AgegenError("--min-confidence must be between 0.5 and 1")
@@ -69,7 +69,7 @@ class Estimator:
         model: str | None = None,
         *,
         run: Path | str | None = None,
-        detector: str = DEFAULT_DETECTOR,
+        detector: str = AUTO,
         min_confidence: float | None = None,
         device: str = "auto",
         precision: str = "auto",
@@ -85,7 +85,8 @@ class Estimator:
         Args:
             model: a backbone with weights of its own; None stands for the default one.
             run: a run folder or a ``.safetensors`` or ``.onnx`` file in its place.
-            detector: ``mtcnn``, ``yunet``, or ``none`` to take each picture as one aligned crop.
+            detector: ``mtcnn``, ``yunet``, ``auto`` for yunet where its file is at hand and else mtcnn, or ``none`` to
+                take each picture as one aligned crop.
             min_confidence: 0.5–1, the probability from which on gender is named; None as the model says.
             device: ``auto``, ``cpu`` or ``cuda``.
             precision: ``auto``, ``fp32`` or ``bf16``.

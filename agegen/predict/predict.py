@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agegen.errors import AgegenError
-from agegen.faces.detectors import DEFAULT_DETECTOR
+from agegen.faces.detectors import AUTO
 from agegen.machine import count_cores
 from agegen.predict.boxes import GivenFaces, read_boxes
 from agegen.predict.copies import Copies, find_base
@@ -48,7 +48,7 @@ class PredictConfig:
     model: str | None = None
     weights: str | None = None
     run: Path | None = None
-    detector: str = DEFAULT_DETECTOR
+    detector: str = AUTO
     min_confidence: float | None = None
     min_score: float = 0.0
     min_face: float | None = None
@@ -134,7 +134,7 @@ def predict_photos(
         photos=None if config.frames else count,
         model=model.info.model,
         engine=model.engine.name,
-        detector=config.detector,
+        detector=estimator.detector,
         min_confidence=estimator.min_confidence,
         calibrated=model.calibration.faces > 0,
         skipped=skipped,
@@ -197,7 +197,7 @@ def find_finished(config: PredictConfig, estimator: Estimator) -> set[str]:
     if not config.resume:
         return set()
     ((kind, target),) = config.outputs.items()
-    made_by = {"model": estimator.model.name, "detector": config.detector, "options": config.describe()}
+    made_by = {"model": estimator.model.name, "detector": estimator.detector, "options": config.describe()}
     return take_up(kind, Path(target), made_by, name_columns(config.under, config.distribution))
 
 

@@ -51,7 +51,7 @@ def test_each_person_is_one_row(estimator, clip):
     assert (first.first, first.frames) == (0.0, 8)
     assert first.last == pytest.approx(3.5, abs=0.11)
     assert 1.0 <= second.first <= 1.5 <= second.last <= 2.6
-    assert second.frames == 3
+    assert second.frames == 4
     # Their box and landmarks are those of one frame.
     assert 0 <= first.time <= first.last
     left, top, right, bottom = first.box

@@ -1,0 +1,64 @@
+"""``agegen download`` against a Hub on loopback, and without any network."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import require_shared
+from serving import serve_hub
+
+from agegen.faces.yunet import YUNET_FILE, YUNET_REPO
+
+PLACE = f"/{YUNET_REPO}/resolve/main/{YUNET_FILE}"
+
+
+def run(arguments, home, **env):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    command = [sys.executable, "-m", "agegen", *map(str, arguments)]
+    settings = clean | {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | env
+    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.real
+def test_yunet_is_fetched_and_then_preferred(tmp_path, portrait):
+    folder = require_shared("hf") / "hub" / f"models--{YUNET_REPO.replace('/', '--')}" / "snapshots"
+    content = next(folder.glob(f"*/{YUNET_FILE}")).read_bytes()
+    before = run(["predict", portrait, "--csv", "-", "--offline"], tmp_path)
+    assert ",mtcnn," in before.stdout
+    with serve_hub({PLACE: content}) as (address, asked):
+        done = run(["download"], tmp_path, HF_ENDPOINT=address)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "detector yunet: at hand\n"
+        assert asked
+        count = len(asked)
+        # It is at hand: nothing more is asked for, by nobody.
+        after = run(["predict", portrait, "--csv", "-"], tmp_path, HF_ENDPOINT=address)
+        assert run(["download", "--offline"], tmp_path, HF_ENDPOINT=address).returncode == 0
+        assert len(asked) == count
+    assert ",yunet," in after.stdout
+
+
+def test_another_file_of_that_name_is_refused(tmp_path):
+    with serve_hub({PLACE: b"another detector"}) as (address, _):
+        done = run(["download"], tmp_path, HF_ENDPOINT=address)
+    assert done.returncode == 1
+    assert "is not the detector that agegen knows" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["download", "--offline"], ["--offline", "download"]])
+def test_offline_never_asks(tmp_path, words):
+    with serve_hub({PLACE: b"another detector"}) as (address, asked):
+        done = run(words, tmp_path, HF_ENDPOINT=address)
+    assert (done.returncode, asked) == (1, [])
+    assert "can't be downloaded" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_all_names_what_is_missing_and_goes_on(tmp_path):
+    done = run(["download", "--all", "--offline"], tmp_path)
+    assert done.returncode == 1
+    assert "detector mtcnn: at hand" in done.stdout
+    assert "backbone compact: at hand" in done.stdout
+    assert "timm/vgg16.tv_in1k are not in the Hugging Face cache" in done.stderr
