@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from agegen.data.colours import bring_to_srgb, has_plain_inks, invert_inks
 from agegen.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
@@ -179,8 +180,10 @@ def resize_image(image: RGB, size: int) -> RGB:
 
 
 def turn_to_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture as RGB, upright as its EXIF orientation says, alpha laid over white."""
-    return _convert_to_rgb(_turn_upright(picture))
+    """Return a picture as RGB in sRGB, upright as its EXIF orientation says, alpha laid over white."""
+    plain_inks = has_plain_inks(picture)
+    upright = _turn_upright(picture)
+    return _convert_to_rgb(bring_to_srgb(invert_inks(upright) if plain_inks else upright))
 
 
 def stretch_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
