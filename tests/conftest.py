@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,10 @@ def keep_to_one_core(worker: str) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
+
+# Which detector `auto` stands for must not depend on what its user has fetched: a cache that isn't there.
+os.environ.pop("HF_HUB_CACHE", None)
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "no-hugging-face-cache")
 
 # Before torch and OpenCV are imported, which count the cores then.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
