@@ -40,7 +40,7 @@ def create_detector(name: str) -> Detector:
     """
     entry = next((entry for entry in list_entries(GROUP) if entry.name == name), None)
     if entry is None:
-        known = ", ".join([AUTO, *list_detectors(), "none"])
+        known = ", ".join([*list_detectors(), "none"])
         raise AgegenError(f"no detector is called '{name}'; --detector is one of {known}")
     factory = load_entry("detector", entry)
     try:
