@@ -11,7 +11,8 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from agegen.check.check import TINY_SIDE, DataReport, Pair
+from agegen.check.check import TINY_SIDE, DataReport
+from agegen.check.pairs import Pair
 from agegen.data.duplicates import MAX_DISTANCE
 from agegen.data.labels import AGE_CLASSES
 from agegen.files import write_text
@@ -58,14 +59,20 @@ def list_findings(report: DataReport) -> list[str]:
 
 def _list_duplicates(report: DataReport) -> list[str]:
     found = report.duplicates
+    mirrored = [
+        f"{len(report.mirrored):,} pairs are mirror images of each other, the first {pair.first} and {pair.second}; "
+        "training mirrors its faces, and to it they are the same"
+        for pair in report.mirrored[:1]
+    ]
     if not found.pairs:
-        return []
+        return mirrored
     same = sum(pair.same_file for pair in found.pairs)
     return [
         f"{found.faces:,} faces ({found.faces / report.faces:.1%}) have a near-duplicate, in {found.groups:,} groups; "
         f"{len(found.pairs):,} pairs, {same:,} of them equal files",
         f"the labels of {len(found.conflicts):,} pairs conflict; those of a pair differ by {found.age_gap:.1f} "
         f"years on average, and in gender for {found.gender_gap:.1%}",
+        *mirrored,
     ]
 
 

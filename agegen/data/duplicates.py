@@ -1,44 +1,75 @@
-"""Near-duplicate pictures: pairs of close perceptual hashes, joined to groups."""
+"""Near-duplicate pictures: pairs of close perceptual hashes, mirrored ones too, joined to groups."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.data.scan import ProgressHook, ignore_progress
+from agegen.data.scan import HASH_BITS, HASH_SIDE, ProgressHook, ignore_progress
 
 # Out of 256 bits. Chosen by looking at pairs of UTKFace: up to 40 nearly all show one photograph,
 # from 44 to 48 about half do, above 50 they are look-alikes.
 MAX_DISTANCE = 46
-# 64 MB for the products of two blocks.
-_ROWS_AT_ONCE = 4096
+# So many hashes are compared in one call: half a megabyte of them, which stays in the cores' caches.
+_ROWS_AT_ONCE = 16384
 
 
 def find_pairs(
-    hashes: NDArray[np.bool_], max_distance: int = MAX_DISTANCE, on_progress: ProgressHook = ignore_progress
+    hashes: NDArray[np.bool_],
+    max_distance: int = MAX_DISTANCE,
+    on_progress: ProgressHook = ignore_progress,
+    mirrored: bool = False,
 ) -> NDArray[np.int64]:
     """Return the pairs (P, 2), first < second, of hashes (N, bits) at most ``max_distance`` bits apart.
 
-    Compares all with all through one matrix product per pair of blocks: exact, in bounded memory, and
-    quadratic in N (tests/benchmarks/README.md has what that takes).
+    ``mirrored``: the pairs of which one is close to the other's mirror image. Compares all with all, by counting bits
+    (faiss): exact, in bounded memory, and quadratic in N (tests/benchmarks/README.md has what that takes).
     """
-    bits = hashes.shape[1]
-    starts = range(0, len(hashes), _ROWS_AT_ONCE)
+    packed = pack_hashes(hashes)
+    asked = pack_hashes(mirror_hashes(hashes)) if mirrored else packed
+    index = _make_index(hashes.shape[1])
     pairs = [np.empty((0, 2), dtype=np.int64)]
-    for left in starts:
-        signs = _make_signs(hashes[left : left + _ROWS_AT_ONCE])
-        for right in range(left, len(hashes), _ROWS_AT_ONCE):
-            others = signs if right == left else _make_signs(hashes[right : right + _ROWS_AT_ONCE])
-            first, second = np.nonzero(signs @ others.T >= bits - 2 * max_distance)
-            found = np.stack([first + left, second + right], axis=1)
-            pairs.append(found[found[:, 1] > found[:, 0]])
-        on_progress("comparing pictures", min(left + _ROWS_AT_ONCE, len(hashes)), len(hashes))
+    # The index grows block by block: each is compared with itself and those before, half of all with all.
+    for start in range(0, len(hashes), _ROWS_AT_ONCE):
+        block = slice(start, start + _ROWS_AT_ONCE)
+        index.add(packed[block])
+        rows, found = _search(index, asked[block], max_distance)
+        rows = rows + start
+        pairs.append(np.stack([found, rows], axis=1)[found < rows])
+        on_progress("comparing pictures", min(start + _ROWS_AT_ONCE, len(hashes)), len(hashes))
     every = np.concatenate(pairs)
     return every[np.lexsort((every[:, 1], every[:, 0]))]
 
 
-def _make_signs(hashes: NDArray[np.bool_]) -> NDArray[np.float32]:
-    return np.where(hashes, np.float32(1), np.float32(-1))
+def mirror_hashes(hashes: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the hashes (N, 256) that the mirror images have, but for the few bits whose terms are close to the median.
+
+    Mirroring a picture turns the sign of the DCT terms of odd horizontal frequency, and of no others.
+    """
+    odd = np.arange(HASH_BITS) % HASH_SIDE % 2 == 1
+    mirrored: NDArray[np.bool_] = hashes ^ odd
+    return mirrored
+
+
+def pack_hashes(hashes: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return hashes (N, bits) in bytes (N, bits / 8), filled up with zeros."""
+    return np.ascontiguousarray(np.packbits(hashes, axis=1))
+
+
+def _make_index(bits: int) -> Any:
+    import faiss
+
+    return faiss.IndexBinaryFlat(-(-bits // 8) * 8)
+
+
+def _search(index: Any, packed: NDArray[np.uint8], max_distance: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (query, found) rows of all pairs at most so many bits apart."""
+    # faiss means less than its radius.
+    limits, _, found = index.range_search(packed, max_distance + 1)
+    queries = np.repeat(np.arange(len(packed)), np.diff(limits.astype(np.int64)))
+    return queries, found.astype(np.int64)
 
 
 def find_duplicates(
@@ -48,25 +79,43 @@ def find_duplicates(
 
     Identical files are compared once, so that a thousand copies of one make no million pairs.
     """
-    first_seen: dict[str, int] = {}
-    firsts = np.array([first_seen.setdefault(digest, row) for row, digest in enumerate(sha256)], dtype=np.int64)
-    rows = np.flatnonzero(firsts == np.arange(len(firsts)))
+    rows, firsts = _find_firsts(sha256)
     copies = np.flatnonzero(firsts != np.arange(len(firsts)))
     pairs = rows[find_pairs(hashes[rows], on_progress=on_progress)]
     return np.concatenate([pairs.reshape(-1, 2), np.stack([firsts[copies], copies], axis=1)])
+
+
+def find_mirrored(
+    hashes: NDArray[np.bool_], sha256: list[str], on_progress: ProgressHook = ignore_progress
+) -> NDArray[np.int64]:
+    """Return the pairs (P, 2) of which one is the other's mirror image, or nearly; identical files count once.
+
+    Faces that are symmetric enough to be close both ways are near-duplicates, and none of these.
+    """
+    rows, _ = _find_firsts(sha256)
+    pairs = rows[find_pairs(hashes[rows], on_progress=on_progress, mirrored=True)].reshape(-1, 2)
+    plain = (hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]).sum(axis=1)
+    apart: NDArray[np.int64] = pairs[plain > MAX_DISTANCE]
+    return apart
+
+
+def _find_firsts(sha256: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of files that are the first of their content, and for each file (N,) that first one."""
+    first_seen: dict[str, int] = {}
+    firsts = np.array([first_seen.setdefault(digest, row) for row, digest in enumerate(sha256)], dtype=np.int64)
+    return np.flatnonzero(firsts == np.arange(len(firsts))), firsts
 
 
 def find_near(
     hashes: NDArray[np.bool_], others: NDArray[np.bool_], max_distance: int = MAX_DISTANCE
 ) -> NDArray[np.bool_]:
     """Return which of hashes (N, bits) have one among ``others`` (M, bits) at most ``max_distance`` bits apart."""
-    bits = hashes.shape[1]
+    index, packed = _make_index(hashes.shape[1]), pack_hashes(hashes)
+    index.add(pack_hashes(others))
     near = np.zeros(len(hashes), dtype=bool)
-    for right in range(0, len(others), _ROWS_AT_ONCE):
-        signs = _make_signs(others[right : right + _ROWS_AT_ONCE])
-        for left in range(0, len(hashes), _ROWS_AT_ONCE):
-            part = slice(left, left + _ROWS_AT_ONCE)
-            near[part] |= (_make_signs(hashes[part]) @ signs.T >= bits - 2 * max_distance).any(axis=1)
+    for start in range(0, len(hashes), _ROWS_AT_ONCE):
+        queries, _ = _search(index, packed[start : start + _ROWS_AT_ONCE], max_distance)
+        near[queries + start] = True
     return near
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from agegen.data.demo import draw_records
-from agegen.data.duplicates import find_pairs, group_duplicates
+from agegen.data.duplicates import find_mirrored, find_pairs, group_duplicates, mirror_hashes
 from agegen.data.images import decode_image
 from agegen.data.loading import load_records
 from agegen.data.scan import hash_image, scan_images
@@ -69,9 +69,36 @@ def test_pairs_by_hand():
 
 def test_pairs_across_blocks():
     rng = np.random.default_rng(0)
-    hashes = rng.random((2500, 256)) < 0.5
-    hashes[2400] = hashes[10]
-    assert find_pairs(hashes).tolist() == [[10, 2400]]
+    hashes = rng.random((40_000, 256)) < 0.5
+    hashes[39_000] = hashes[10]
+    hashes[20_000] = mirror_hashes(hashes[[30_000]])[0]
+    assert find_pairs(hashes).tolist() == [[10, 39_000]]
+    assert find_pairs(hashes, mirrored=True).tolist() == [[20_000, 30_000]]
+
+
+def test_pairs_are_those_of_comparing_all_with_all():
+    """Hashes in clouds, so that many pairs lie around the limit."""
+    rng = np.random.default_rng(1)
+    hashes = (rng.random((60, 256)) < 0.5).repeat(50, axis=0) ^ (rng.random((3000, 256)) < 0.1)
+    for mirrored in (False, True):
+        others = mirror_hashes(hashes) if mirrored else hashes
+        apart = (hashes[:, None, :] ^ others[None, :500, :]).sum(axis=2)
+        expected = {(second, first) for first, second in np.argwhere(apart <= 46).tolist() if second < first}
+        found = {(first, second) for first, second in find_pairs(hashes, mirrored=mirrored).tolist() if first < 500}
+        assert found == expected
+        assert len(expected) > 0 or mirrored
+
+
+def test_mirror_images_have_mirrored_hashes(utkface):
+    pictures = [decode_image(path.read_bytes()) for path in sorted(utkface.glob("*.jpg"))[::500]]
+    hashes = np.array([hash_image(picture) for picture in pictures])
+    mirrored = np.array([hash_image(np.ascontiguousarray(picture[:, ::-1])) for picture in pictures])
+    assert (mirror_hashes(hashes) ^ mirrored).sum(axis=1).max() <= 30
+    digests = [str(number) for number in range(2 * len(pictures))]
+    both = np.concatenate([hashes, mirrored])
+    planted = {(row, row + len(pictures)) for row in range(len(pictures)) if (hashes[row] ^ mirrored[row]).sum() > 46}
+    assert planted <= {tuple(pair) for pair in find_mirrored(both, digests).tolist()}
+    assert len(planted) > 0.8 * len(pictures)
 
 
 def test_hash_survives_recompression_and_tells_faces_apart():
