@@ -46,6 +46,10 @@ def evaluate(
     distributions: Annotated[
         bool, typer.Option("--distributions", help="Rows hold P(age) over 0–116 too: soft labels for `agegen train`.")
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write a page: tables, figures, the largest errors."),
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     detector: CropDetector = None,
@@ -66,6 +70,8 @@ def evaluate(
         from agegen.render.progress import ProgressDisplay, show_notices
 
     if run is not None and is_study(run):
+        if report is not None:
+            raise AgegenError(f"{run} is a cross-validation; --report takes one of its runs")
         _show_folds(run, data, json_out, predictions)
         return
     reading = ReadOptions(age_column, gender_codes)
@@ -79,6 +85,10 @@ def evaluate(
     show_notices(notices, result.notices)
     if predictions:
         write_predictions(predictions, result.predictions, result.teacher)
+    if report is not None:
+        from agegen.evaluate.page import write_eval_report
+
+        write_eval_report(report, result)
     title = f"{result.path} on the split '{result.split}' of {result.source}: {result.evaluation.n:,} faces"
     _show(result.evaluation, title, json_out)
 

@@ -61,8 +61,8 @@ class EvalConfig:
 class EvalResult:
     """Metrics of a run or of shipped weights (``path``), the predictions behind them, what the user should know.
 
-    ``teacher`` says who estimated. ``seen`` (n,) marks the faces that the training saw, or a near-duplicate of; all
-    False where it can't be told.
+    ``records`` are the data, to show faces of; ``teacher`` says who estimated. ``seen`` (n,) marks the faces that the
+    training saw, or a near-duplicate of; all False where it can't be told.
     """
 
     path: Path
@@ -71,6 +71,7 @@ class EvalResult:
     split: str
     evaluation: Evaluation
     predictions: pd.DataFrame
+    records: FaceRecords
     teacher: str
     notices: tuple[str, ...]
     seen: NDArray[np.bool_]
@@ -136,6 +137,7 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
         split=config.split,
         evaluation=evaluation,
         predictions=predictions,
+        records=scan.records,
         teacher=name_teacher(info, subject, int(seen.sum())),
         notices=tuple(notices),
         seen=seen,
