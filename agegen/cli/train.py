@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 # Options that say what is done with a training's configuration, rather than belong to it.
-_NOT_IN_CONFIG = ("resume", "folds", "fold", "seeds")
+_NOT_IN_CONFIG = ("resume", "folds", "fold", "seeds", "log")
 
 
 class _Interrupts:
@@ -220,6 +220,9 @@ def train(
         float | None,
         typer.Option(metavar="SHARE", help="How much teachers count against labels, 0 to 1.", show_default="model's"),
     ] = None,
+    log: Annotated[
+        str | None, typer.Option(metavar="tensorboard", help="Write losses, metrics and faces for TensorBoard, too.")
+    ] = None,
     age_column: AgeColumn = None,
     gender_codes: GenderCodes = None,
     resume: Annotated[
@@ -247,6 +250,8 @@ def train(
         from agegen.train.study import StudyConfig, read_study, train_study
         from agegen.train.train import train_run
 
+    if log not in (None, "tensorboard"):
+        raise AgegenError("--log is tensorboard")
     config: TrainConfig | StudyConfig
     if fold is not None and folds is None and not is_study(resume):
         raise AgegenError("--fold I belongs to --folds K, or to --resume of such a study")
@@ -273,6 +278,10 @@ def train(
         display = TrainDisplay(output, notices, progress)
         run = train_study if isinstance(config, StudyConfig) else train_run
         events: Iterator[StudyEvent] = run(config, progress, interrupts.pending)  # type: ignore[arg-type]
+        if log is not None:
+            from agegen.train.tensorboard import log_events
+
+            events = log_events(events)
         for event in events:
             # From its last epoch on a training saves nothing any more: Ctrl-C is what it always is.
             if isinstance(event, BatchResult):
