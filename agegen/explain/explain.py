@@ -25,7 +25,7 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """Options of ``agegen explain``; ``face`` is the number of the face in the photograph, from 1, from left to right."""
+    """Options of ``agegen explain``; ``face`` is its number in the photograph, from 1, from left to right."""
 
     picture: str
     out: Path
