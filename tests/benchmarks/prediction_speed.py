@@ -1,6 +1,6 @@
 """Time ``agegen predict``: its start, its throughput and where that goes, its memory, and how its cost grows.
 
-    python tests/benchmarks/prediction_speed.py --data data/utkface [--rounds 5] [--parts start crops ...]
+    python tests/benchmarks/prediction_speed.py --data data/utkface [--model compact] [--rounds 5] [--parts start crops ...]
 
 The data must be aligned crops. Medians over the rounds, in which the sides take turns. The plain way is the
 loop that demo notebooks have: Pillow opens a file, torchvision's transforms, one float32 forward pass of the
@@ -28,7 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from composing import draw_background, paste_face
 from PIL import Image
 
-PARTS = ("start", "crops", "shares", "photos", "growth", "memory")
+PARTS = ("start", "crops", "shares", "photos", "growth", "memory", "annotate")
+MODEL = "compact"
+# As phones make them.
+LARGE = (4032, 3024)
 AGEGEN = str(Path(sysconfig.get_path("scripts")) / "agegen")
 
 
@@ -91,7 +94,8 @@ def predict_plainly(paths: list[Path]) -> float:
     from agegen.model.checkpoint import load_checkpoint
     from agegen.model.weights import find_weights
 
-    _, model = load_checkpoint(find_weights("scratch"))
+    _, model = load_checkpoint(find_weights(MODEL))
+    model.eval()
     size = model.backbone.input_spec.size
     prepare = transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()])
     years = torch.arange(117.0)
@@ -111,9 +115,11 @@ def predict_plainly(paths: list[Path]) -> float:
 def predict_in_bulk(paths: list[Path], engine: str, detector: str, target: Path) -> float:
     """Return the pictures/s from files to JSON Lines."""
     from agegen import Estimator
+    from agegen.machine import use_one_thread_each
     from agegen.predict.rows import open_writer
 
-    estimator = Estimator.load(detector=detector, engine=engine)
+    use_one_thread_each()
+    estimator = Estimator.load(MODEL, detector=detector, engine=engine)
     estimator.predict(paths[0])
     started = time.perf_counter()
     with open_writer("jsonl", str(target), sys.stdout.buffer, False) as writer:
@@ -146,7 +152,7 @@ def measure_shares(data: Path, rounds: int) -> None:
     from agegen.predict.crop_model import CropModel
 
     paths = sorted(data.glob("*.jpg"))[:512]
-    model = CropModel(*load_engine(find_weights("scratch"), "onnx"))
+    model = CropModel(*load_engine(find_weights(MODEL), "onnx"))
     size = model.engine.input_size
     images = [decode_photo(read_image_file(path), 4096).image for path in paths]
     crops = np.stack([resize_image(image, size) for image in images])
@@ -195,7 +201,7 @@ def count_operations() -> float:
     from agegen.model.checkpoint import load_checkpoint
     from agegen.model.weights import find_weights
 
-    _, model = load_checkpoint(find_weights("scratch"))
+    _, model = load_checkpoint(find_weights(MODEL))
     size = model.backbone.input_spec.size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, size, size, dtype=torch.uint8))
@@ -222,19 +228,26 @@ def compose_photos(folder: Path, count: int, size: tuple[int, int], data: Path |
 
 
 def measure_photos(data: Path, rounds: int, scratch: Path) -> None:
-    folder = compose_photos(scratch / "photos", 60, (1920, 1280), data)
-    paths, target = sorted(folder.iterdir()), scratch / "rows.jsonl"
-    names = [("mtcnn", "onnx"), ("mtcnn", "torch"), ("yunet", "onnx")]
-    sides = {
-        f"{detector}, {engine}": lambda detector=detector, engine=engine: predict_in_bulk(
-            paths, engine, detector, target
-        )
-        for detector, engine in names
-    }
-    medians = take_turns(rounds, sides)
-    print_rows(
-        "photographs of 1920×1280 from disk to rows", {name: f"{value:.1f}/s" for name, value in medians.items()}
-    )
+    target = scratch / "rows.jsonl"
+    for size, count in (((1920, 1280), 60), (LARGE, 20)):
+        paths = sorted(compose_photos(scratch / f"photos-{size[0]}", count, size, data).iterdir())
+        sides = {
+            name: lambda name=name, paths=paths: predict_in_bulk(paths, "onnx", name, target)
+            for name in ("mtcnn", "yunet")
+        }
+        medians = take_turns(rounds, sides)
+        rows = {name: f"{value:.1f}/s" for name, value in medians.items()}
+        print_rows(f"photographs of {size[0]}×{size[1]} from disk to rows", rows)
+
+
+def measure_annotation(data: Path, scratch: Path) -> None:
+    """Run prediction with annotated copies of large photographs."""
+    folder, rows = compose_photos(scratch / "large", 40, LARGE, data), {}
+    for detector in ("mtcnn", "yunet"):
+        words = ("predict", folder, "--detector", detector, "--annotate", scratch / "boxes")
+        seconds, memory = run_command(*words, "--csv", scratch / "rows.csv")
+        rows[detector] = f"{40 / seconds:.1f}/s, peak {memory:.2f} GB"
+    print_rows(f"annotated copies of {LARGE[0]}×{LARGE[1]}", rows)
 
 
 def measure_growth(data: Path, scratch: Path, counts: list[int]) -> None:
@@ -262,10 +275,12 @@ def measure_memory(data: Path, scratch: Path, counts: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--counts", nargs="+", type=int, default=[1000, 10_000, 100_000])
     options = parser.parse_args()
+    globals()["MODEL"] = options.model
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         if "start" in options.parts:
@@ -278,6 +293,8 @@ def main() -> None:
             measure_photos(options.data, options.rounds, scratch)
         if "growth" in options.parts:
             measure_growth(options.data, scratch, options.counts)
+        if "annotate" in options.parts:
+            measure_annotation(options.data, scratch)
         if "memory" in options.parts:
             measure_memory(options.data, scratch, [1000, 10_000])
 
