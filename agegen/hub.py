@@ -72,19 +72,27 @@ def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
     return network
 
 
-def is_cached(repository: str, file: str) -> bool:
-    """Return whether a file of a repository's newest known revision lies in the Hugging Face cache.
+def find_cached(repository: str, file: str, revision: str | None = None) -> Path | None:
+    """Return a file of a repository in the Hugging Face cache, of a revision or the newest known; None without it.
 
-    The Hub's client would say so too, but its import alone takes longer than to find a face.
+    The Hub's client would say so too, but its import alone takes longer than to find a face, and small installations
+    do without it.
     """
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     folder = cache / f"models--{repository.replace('/', '--')}"
+    for name in (revision, _read_ref(folder / "refs" / (revision or "main"))):
+        if name and (path := folder / "snapshots" / name / file).is_file():
+            return path
+    return None
+
+
+def _read_ref(path: Path) -> str | None:
+    """Return the commit that a branch or tag stood for when it was fetched."""
     try:
-        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
-        return False
-    return (folder / "snapshots" / revision / file).is_file()
+        return None
 
 
 def go_offline() -> None:
@@ -98,14 +106,15 @@ def download_file(repository: str, file: str, revision: str | None = None) -> Pa
     Raises:
         AgegenError: it isn't in the cache and can't be downloaded.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(repository, file, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached)
+    if (cached := find_cached(repository, file, revision)) is not None:
+        return cached
     try:
+        from huggingface_hub import hf_hub_download
+
         with quiet_hub():
             return Path(hf_hub_download(repository, file, revision=revision))
+    except ImportError as error:
+        raise AgegenError(f"to download {file} of {repository}, pip install huggingface-hub") from error
     except Exception as error:  # the Hub client raises its own, requests' and OS errors
         raise AgegenError(
             f"{file} of {repository} is not in the Hugging Face cache and can't be downloaded "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -34,6 +35,9 @@ class _Group(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             drop_stdout()
+            raise typer.Exit(1) from None
+        except ModuleNotFoundError as error:
+            make_notice_console().print(f"error: {explain_missing(error)}", style="red", soft_wrap=True)
             raise typer.Exit(1) from None
         except OSError as error:
             make_notice_console().print(f"error: {explain_os_error(error)}", style="red", soft_wrap=True)
@@ -168,6 +172,20 @@ def write_output(target: str, text: str) -> None:
         sys.stdout.flush()
     else:
         write_text(Path(target), text)
+
+
+def explain_missing(error: ModuleNotFoundError) -> str:
+    """Return in one line what to install, where a package is missing that agegen asks for.
+
+    Raises the error itself where agegen doesn't ask for it: that is a fault, and nobody's to install.
+    """
+    from importlib.metadata import requires
+
+    missing = (error.name or "").partition(".")[0]
+    wanted = {re.split(r"[^\w-]", line)[0].lower().replace("-", "_") for line in requires("agegen") or []}
+    if missing.lower() not in {name.removesuffix("_cpu") for name in wanted}:
+        raise error
+    return f"this command needs {missing}, and this is a small installation for predicting: pip install agegen"
 
 
 def explain_os_error(error: OSError) -> str:

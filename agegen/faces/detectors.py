@@ -10,7 +10,7 @@ from agegen.entry_points import list_entries, load_entry, name_cause
 from agegen.errors import AgegenError, PluginError
 from agegen.faces.face import Detector
 from agegen.faces.yunet import YUNET_FILE, YUNET_REPO
-from agegen.hub import is_cached
+from agegen.hub import find_cached
 
 GROUP = "agegen.detectors"
 # Quicker, and surer of small and of turned faces; but its file must be fetched once.
@@ -29,7 +29,7 @@ def choose_detector(name: str) -> str:
     """Return the detector that ``auto`` stands for, yunet where its file is at hand, else mtcnn; others as they are."""
     if name != AUTO:
         return name
-    return PREFERRED_DETECTOR if is_cached(YUNET_REPO, YUNET_FILE) else SHIPPED_DETECTOR
+    return PREFERRED_DETECTOR if find_cached(YUNET_REPO, YUNET_FILE) else SHIPPED_DETECTOR
 
 
 def create_detector(name: str) -> Detector:

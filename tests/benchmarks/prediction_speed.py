@@ -1,6 +1,6 @@
 """Time ``agegen predict``: its start, its throughput and where that goes, its memory, and how its cost grows.
 
-    python tests/benchmarks/prediction_speed.py --data data/utkface [--model compact] [--rounds 5] [--parts start crops ...]
+    python tests/benchmarks/prediction_speed.py --data data/utkface [--model compact] [--rounds 5] [--parts start ...]
 
 The data must be aligned crops. Medians over the rounds, in which the sides take turns. The plain way is the
 loop that demo notebooks have: Pillow opens a file, torchvision's transforms, one float32 forward pass of the

@@ -1,0 +1,55 @@
+"""An installation for predicting alone: without torch, small, and clear about what it leaves out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agegen
+
+ROOT = Path(agegen.__file__).parents[1]
+# Megabytes, of the whole virtual environment but for the pip and setuptools that it begins with.
+MOST = 400
+
+
+def run(*words):
+    return subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The bin folder of a fresh virtual environment with what predicting needs."""
+    folder = tmp_path_factory.mktemp("small") / "env"
+    assert run(sys.executable, "-m", "venv", folder).returncode == 0
+    before = measure(folder)
+    pip = folder / "bin" / "pip"
+    for words in (["--no-deps", ROOT], ["-r", ROOT / "agegen" / "predict" / "requirements.txt"]):
+        done = run(pip, "install", "-q", *words)
+        if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
+            pytest.skip("no package registry is at hand")
+        assert done.returncode == 0, done.stderr[-2000:]
+    size = measure(folder) - before
+    print(f"{size:.0f} MB")
+    assert size < MOST
+    return folder / "bin"
+
+
+def measure(folder):
+    """Return what files take in megabytes."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+@pytest.mark.skipif(os.name != "posix" or not (ROOT / "pyproject.toml").exists(), reason="installs from a checkout")
+def test_it_predicts_and_says_what_it_leaves_out(small, portrait):
+    assert run(small / "python", "-c", "import torch").returncode != 0
+    rows = json.loads(run(small / "agegen", "predict", portrait, "--json", "-").stdout)
+    assert [row["status"] for row in rows] == ["ok"]
+    assert run(small / "agegen", "models", "--card", "compact").stdout.startswith("# Model card")
+    for words in (["train", "--model", "scratch", "--data", "demo"], ["eval"], ["compare"], ["models"]):
+        done = run(small / "agegen", *words)
+        assert done.returncode == 1
+        assert "and this is a small installation for predicting: pip install agegen" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
