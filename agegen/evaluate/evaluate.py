@@ -24,6 +24,7 @@ from agegen.faces.matching import CropSurvey, describe_crops, match_crops, read_
 from agegen.machine import choose_compute
 from agegen.model.calibration import read_calibration
 from agegen.model.checkpoint import load_checkpoint
+from agegen.model.hub_runs import is_hub_run
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.weights import find_checkpoint
 from agegen.runs import DEFAULT_ROOT, RunFolder, find_newest_run, list_finished_runs, list_sources, open_run
@@ -147,13 +148,15 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
 def find_subject(config: EvalConfig) -> _Subject:
     """Return what is to be evaluated, and on which data; where data is given and no run is there, shipped weights.
 
-    A run may be the file of a checkpoint that stands alone.
+    A run may be the file of a checkpoint that stands alone, or one on the Hub.
 
     Raises:
         AgegenError: it isn't there, or shipped weights are given no data.
     """
     # A checkpoint by itself, such as `agegen calibrate` writes, is evaluated as shipped weights are.
-    alone = config.run is not None and config.run.is_file() and not (config.run.parent / "run.json").exists()
+    alone = is_hub_run(config.run) or (
+        config.run is not None and config.run.is_file() and not (config.run.parent / "run.json").exists()
+    )
     shipped = config.model is not None or config.weights is not None
     if alone or shipped or (config.run is None and config.data and not list_finished_runs()):
         checkpoint = find_checkpoint(config.model, config.run, config.weights)

