@@ -13,8 +13,8 @@ from agegen.faces.two_looks import TwoLooks
 
 # Below it, mtcnn's finds are hands and patterns more often than faces.
 _LEAST_SCORE = 0.8
-# The first of its three networks takes half of the time, in a picture in which the smallest face has 12 pixels: with 24,
-# as promised, it is quicker than with the 20 by which crops are measured; photographs alone take long.
+# The first of its three networks takes half of the time, on a picture in which the smallest face has 12 pixels: with 24
+# pixels, as promised, it is quicker than with the 20 by which crops are measured; photographs alone take long.
 _SMALLEST, _LARGE_SIDE = 20, 480
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 
