@@ -27,7 +27,7 @@ def bin_calibration(
 
 def draw_scatter(tables: dict[str, pd.DataFrame]) -> Any:
     """Draw estimated against true age, a panel per table of predictions."""
-    figure, axes = make_figure(1, len(tables), 5 * max(len(tables), 2), 4.6)
+    figure, axes = make_figure(1, len(tables), 5 * len(tables), 4.6)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         exact = table[table["age"].notna()]
         axis.hexbin(
