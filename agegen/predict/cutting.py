@@ -144,7 +144,8 @@ class FaceCutter:
         else:
             photo = decode(None if full else self._size_of_search)
             found, turn = self._find(photo, given, upright)
-            photo, found = self._refine(photo, found, decode, CROP_SIZE if keep.crops else None)
+            if not full:
+                photo, found = self._refine(photo, found, decode, CROP_SIZE if keep.crops else None)
             crops = [align_face(photo.image, face, self._get_detector(), self._contract) for face in found]
             faces = tuple(found)
         if not keep.any:
