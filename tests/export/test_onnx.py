@@ -77,7 +77,7 @@ def test_photographs_give_the_same_rows(trained_run, portrait):
         rows[engine] = (estimator.model.engine.name, estimator.predict(portrait)[0])
     assert [name for name, _ in rows.values()] == ["onnx", "onnx", "torch"]
     assert rows["auto"] == rows["onnx"]
-    assert rows["onnx"][1].age == pytest.approx(rows["torch"][1].age, abs=0.1)
+    assert rows["onnx"][1].age == pytest.approx(rows["torch"][1].age, abs=0.15)
     assert rows["onnx"][1].box == rows["torch"][1].box
 
 
