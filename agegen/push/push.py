@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,34 +50,39 @@ def push_run(config: PushConfig) -> Pushed:
     """
     repository = parse_repository(config.repository)
     run = open_run(config.run)
+    record, report = run.read(), read_report(run.evaluation)
+    with explain_refusal(repository):
+        from huggingface_hub import HfApi
+
+        # First of all: who isn't online, or may not write there, learns it before anything is exported.
+        api = HfApi()
+        api.create_repo(repository, private=config.private, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = folder / HUB_CHECKPOINT
         onnx = checkpoint.with_suffix(ONNX_SUFFIX) if run.onnx.is_file() else None
         export_run(ExportConfig(config.run, checkpoint, onnx))
         card = folder / CARD_FILE
-        write_text(folder / "README.md", write_front_matter(run.read(), read_report(run.evaluation), card.read_text()))
+        write_text(folder / "README.md", write_front_matter(record, report, card.read_text(encoding="utf-8")))
         card.unlink()
-        record = run.read()
         write_text(folder / "config.json", json.dumps(pick_config(record), indent=2) + "\n")
-        return upload_folder(repository, folder, config.private, str(record.get("model", "model")))
+        message = f"{record.get('model', 'model')}, by agegen push"
+        with explain_refusal(repository):
+            done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+    return Pushed(str(done.commit_url), str(done.oid), f"hf://{repository}@{done.oid}")
 
 
-def upload_folder(repository: str, folder: Path, private: bool, model: str) -> Pushed:
-    """Upload a folder's files in one commit; the repository is made where it isn't there."""
+@contextmanager
+def explain_refusal(repository: str) -> Iterator[None]:
+    """Say in one line what the Hub said, and what to do."""
     try:
-        from huggingface_hub import HfApi
-
         with quiet_hub():
-            api = HfApi()
-            api.create_repo(repository, private=private, exist_ok=True)
-            done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{model}, by agegen push")
+            yield
     except Exception as error:  # the Hub client raises its own, its HTTP library's and OS errors
         raise AgegenError(
             f"can't push to {repository} ({explain_failure(error)}); log in with `hf auth login`, or set HF_TOKEN, and "
             "be online"
         ) from error
-    return Pushed(str(done.commit_url), str(done.oid), f"hf://{repository}@{done.oid}")
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def run(words, home, **env):
     return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_a_run_goes_up_and_comes_down(trained_run, portrait, tmp_path):
+def test_a_run_goes_up_and_comes_down(trained_run, faces_folder, portrait, tmp_path):
     files = {}
     with run_hub(files) as address:
         done = run(["push", trained_run, "me/faces", "--private"], tmp_path / "a", HF_ENDPOINT=address)
@@ -106,7 +106,7 @@ def test_a_run_goes_up_and_comes_down(trained_run, portrait, tmp_path):
     # From the cache now, with no Hub there.
     again = run(["predict", portrait, "--run", "hf://me/faces", "--json", "-", "--offline"], tmp_path / "b")
     assert json.loads(again.stdout) == rows["hf://me/faces"]
-    evaluated = run(["eval", "hf://me/faces", "--data", "demo", "--split", "all", "--json", "-"], tmp_path / "b")
+    evaluated = run(["eval", "hf://me/faces", "--data", faces_folder, "--split", "all", "--json", "-"], tmp_path / "b")
     assert json.loads(evaluated.stdout)["n"] > 0, evaluated.stderr
     check_card(files["README.md"].decode(), trained_run)
 
