@@ -116,6 +116,10 @@ Protocol = Annotated[
     ),
 ]
 
+ShippedModel = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The weights that ship for this model. Default: compact.")
+]
+
 Weights = Annotated[
     str | None,
     typer.Option(

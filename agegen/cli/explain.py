@@ -7,16 +7,14 @@ from typing import Annotated
 
 import typer
 
-from agegen.cli.app import Weights, app, make_notice_console, make_output_console, show_work
+from agegen.cli.app import ShippedModel, Weights, app, make_notice_console, make_output_console, show_work
 
 
 @app.command()
 def explain(
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="A photograph with a face.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture to write.")] = Path("map.png"),
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The weights that ship for this model. Default: compact.")
-    ] = None,
+    model: ShippedModel = None,
     weights: Weights = None,
     run: Annotated[Path | None, typer.Option(help="A run folder or checkpoint of your own instead.")] = None,
     detector: Annotated[

@@ -16,6 +16,7 @@ from agegen.cli.app import (
     JsonOut,
     Offline,
     Precision,
+    ShippedModel,
     Weights,
     app,
     make_notice_console,
@@ -117,9 +118,7 @@ def predict(
             help="Files, folders (recursive) or globs, videos too; - reads paths or a picture from stdin.",
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The weights that ship for this model. Default: compact.")
-    ] = None,
+    model: ShippedModel = None,
     weights: Weights = None,
     run: Annotated[Path | None, typer.Option(help="A run folder or checkpoint of your own instead.")] = None,
     detector: Annotated[

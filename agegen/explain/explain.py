@@ -54,6 +54,7 @@ def explain_face(config: ExplainConfig) -> Explanation:
     """
     if config.method not in METHODS:
         raise AgegenError(f"--method is one of {', '.join(METHODS)}")
+    kind = find_format(config.out)
     estimator = Estimator.load(config.model, run=config.run, weights=config.weights, detector=config.detector)
     (photo, *_) = estimator.predict_many([config.picture], keep_crops=True)
     if photo.reason is not None:
@@ -66,7 +67,7 @@ def explain_face(config: ExplainConfig) -> Explanation:
     maps = map_crop(config, estimator, resize_image(crop, estimator.model.engine.input_size))
     explanation = Explanation(photo.faces[config.face - 1], crop, maps)
     with replace_atomically(config.out) as temporary:
-        save_figure(draw_explanation(explanation, config.method), temporary, dpi=130, format=find_format(config.out))
+        save_figure(draw_explanation(explanation, config.method), temporary, dpi=130, format=kind)
     return explanation
 
 

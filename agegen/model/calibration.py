@@ -31,7 +31,7 @@ WANTED_ACCURACY = 0.97
 # … but at least this share of all faces is named, however bad the model is.
 LEAST_NAMED = 0.5
 # Half the width, in standard deviations, of a normal distribution's central 90 %.
-_NORMAL = 1.645
+NORMAL = 1.645
 # Years: keeps a distribution that is all but one spike from promising an interval of no width.
 _LEAST_SPREAD = 0.5
 
@@ -86,7 +86,7 @@ class Calibration:
 
 
 # For checkpoints that were never calibrated: the distribution taken for a normal one, and gender always named.
-UNCALIBRATED = Calibration(interval_scale=_NORMAL, coverage=COVERAGE, min_confidence=0.5, faces=0)
+UNCALIBRATED = Calibration(interval_scale=NORMAL, coverage=COVERAGE, min_confidence=0.5, faces=0)
 
 
 def read_calibration(content: Any) -> Calibration:
@@ -187,7 +187,7 @@ def bound_ages(
 
 def find_sigma(age: Floats, spread: Floats, calibration: Calibration) -> Floats:
     """Return the standard deviation (n,) in years of a normal distribution with the calibrated intervals."""
-    return np.asarray(scale_spreads(age, calibration) * np.maximum(spread, _LEAST_SPREAD) / _NORMAL)
+    return np.asarray(scale_spreads(age, calibration) * np.maximum(spread, _LEAST_SPREAD) / NORMAL)
 
 
 def find_share_under(limit: float, age: float, sigma: float) -> float:

@@ -71,12 +71,12 @@ def read_stdin(stream: BinaryIO) -> bytes | Iterator[str]:
             break
     if not looks_like_picture(start):
         return _split_lines(start, blocks)
-    content = [start]
+    content = bytearray(start)
     for block in blocks:
-        content.append(block)
-        if sum(map(len, content)) > MAX_BYTES:
+        content += block
+        if len(content) > MAX_BYTES:
             raise AgegenError("what comes on stdin is too large for a picture")
-    return b"".join(content)
+    return bytes(content)
 
 
 def _split_lines(rest: bytes, blocks: Iterator[bytes]) -> Iterator[str]:

@@ -9,10 +9,11 @@ import numpy as np
 
 from agegen.data.labels import MAX_AGE
 from agegen.errors import DataError
-from agegen.model.calibration import find_share_under
+from agegen.model.calibration import NORMAL
 from agegen.predict.cutting import Keep
+from agegen.predict.describing import describe_shares
 from agegen.predict.estimator import Estimator
-from agegen.predict.results import NO_FACE, OK, UNREADABLE, FacePrediction, PhotoPrediction, choose_gender
+from agegen.predict.results import NO_FACE, OK, UNREADABLE, FaceEstimate, FacePrediction, PhotoPrediction, choose_gender
 from agegen.predict.tracking import Track, Tracker
 from agegen.predict.video import ANIMATION_SUFFIXES, Sampling, Video, count_frames, is_video_name, read_animation
 
@@ -50,13 +51,13 @@ def watch_video(
 ) -> Iterator[PhotoPrediction]:
     """Yield a video's frames as they come, or one result with its persons; what came of it is put into ``watched``."""
     tracker = Tracker(watching.keep_paths)
-    reason, count, faces = None, 0, 0
+    reason, count = None, 0
     try:
         video = Video(name) if is_video_name(name) else None
         pictures = read_animation(name) if video is None else video.read(watching.sampling)
         for frame in estimator.predict_frames(name, pictures, Keep(keep.images, crops=True)):
             assert frame.time is not None
-            count, faces = count + 1, faces + len(frame.faces)
+            count += 1
             numbers = tracker.follow(frame.time, list(frame.faces), list(frame.crops))
             if watching.frames:
                 rows = zip(frame.faces, numbers, strict=True)
@@ -90,19 +91,20 @@ def describe_person(track: Track, estimator: Estimator) -> FacePrediction:
     """
     age, below, above, p_female = (float(value) for value in track.sums / track.weight)
     describer = estimator.describer
-    sigma = max((below + above) / 2 / 1.645, 1e-3)
+    sigma = max((below + above) / 2 / NORMAL, 1e-3)
+    estimate = FaceEstimate(age, age - below, age + above, p_female, sigma)
     return replace(
         track.best,
         person=track.number,
         age=round(age, 1),
-        age_low=round(max(age - below, 0.0), 1),
-        age_high=round(min(age + above, float(MAX_AGE)), 1),
+        age_low=round(max(estimate.age_low, 0.0), 1),
+        age_high=round(min(estimate.age_high, float(MAX_AGE)), 1),
         gender=choose_gender(p_female, describer.choose_threshold(age)),
         p_female=round(p_female, 4),
         first=round(track.first, 3),
         last=round(track.last, 3),
         frames=track.frames,
-        under=tuple((limit, round(find_share_under(limit, age, sigma), 4)) for limit in describer.under),
+        under=describe_shares(estimate, describer.under),
     )
 
 
