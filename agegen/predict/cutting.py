@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -94,6 +95,12 @@ class FaceCutter:
         self.limit = LARGEST_SIDE if min_face is None or min_face >= SMALLEST_DECODED else None
         self._local = threading.local()
         self._local.detector = self._build_detector()
+
+    def ask(self, min_score: float) -> FaceCutter:
+        """Return the same with another ``min_score``; detectors are shared."""
+        other = copy.copy(self)
+        other.min_score = min_score
+        return other
 
     def cut_file(
         self, file: str, content: bytes | None = None, keep: Keep = NOTHING, given: Sequence[GivenFace] | None = None

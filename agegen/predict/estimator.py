@@ -60,7 +60,7 @@ class Estimator:
             raise AgegenError("--min-confidence must be between 0.5 and 1")
         if any(not 1 <= age <= MAX_AGE for age in under):
             raise AgegenError(f"--under takes ages from 1 to {MAX_AGE}")
-        self._cutter = FaceCutter(detector, model.contract, model.engine.input_size, min_score, min_face)
+        self.cutter = FaceCutter(detector, model.contract, model.engine.input_size, min_score, min_face)
         self.describer = Describer(model.name, detector, model.calibration, min_confidence, tuple(under))
 
     @classmethod
@@ -124,9 +124,9 @@ class Estimator:
         """
         given = None if boxes is None else [_take_box(box) for box in boxes]
         if isinstance(picture, str | os.PathLike):
-            cuts = self._cutter.cut_file(os.fsdecode(picture), given=given)
+            cuts = self.cutter.cut_file(os.fsdecode(picture), given=given)
         else:
-            cuts = [self._cutter.cut(_IN_MEMORY, open_picture(picture, self._cutter.limit), given=given)]
+            cuts = [self.cutter.cut(_IN_MEMORY, open_picture(picture, self.cutter.limit), given=given)]
         if cuts[0].reason is not None:
             raise DataError(f"{cuts[0].file}: {cuts[0].reason}")
         return [face for photo in self._finish(cuts) for face in photo.faces]
@@ -150,7 +150,7 @@ class Estimator:
 
         def cut(picture: Picture) -> list[Cut]:
             name, content = _take_picture(picture)
-            return self._cutter.cut_file(name, content, keep, boxes(name) if boxes else None)
+            return self.cutter.cut_file(name, content, keep, boxes(name) if boxes else None)
 
         return self._run(cut, pictures, keep)
 
@@ -161,7 +161,7 @@ class Estimator:
 
         def cut(frame: tuple[float, RGB]) -> list[Cut]:
             time, image = frame
-            return [replace(self._cutter.cut(file, lambda _: Photo(image, 1.0), keep, upright=True), time=time)]
+            return [replace(self.cutter.cut(file, lambda _: Photo(image, 1.0), keep, upright=True), time=time)]
 
         return self._run(cut, frames, keep)
 

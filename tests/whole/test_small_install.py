@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -42,12 +43,25 @@ def measure(folder):
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
+def serve_once(small, portrait):
+    words = [str(small / "agegen"), "serve", "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = process.stderr.readline().split()[0]
+            with urlopen(Request(f"{address}/v1/faces", portrait.read_bytes()), timeout=60) as answer:
+                assert [row["status"] for row in json.load(answer)] == ["ok"]
+        finally:
+            process.terminate()
+        assert process.wait(30) == 0
+
+
 @pytest.mark.skipif(os.name != "posix" or not (ROOT / "pyproject.toml").exists(), reason="installs from a checkout")
 def test_it_predicts_and_says_what_it_leaves_out(small, portrait):
     assert run(small / "python", "-c", "import torch").returncode != 0
     rows = json.loads(run(small / "agegen", "predict", portrait, "--json", "-").stdout)
     assert [row["status"] for row in rows] == ["ok"]
     assert run(small / "agegen", "models", "--card", "compact").stdout.startswith("# Model card")
+    serve_once(small, portrait)
     for words in (["train", "--model", "scratch", "--data", "demo"], ["eval"], ["compare"], ["models"]):
         done = run(small / "agegen", *words)
         assert done.returncode == 1

@@ -1,0 +1,116 @@
+"""Where requests queue: how many are admitted, what they hold in memory, and the threads that look at pictures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from agegen.data.images import count_pages
+from agegen.predict.cutting import Cut, FaceCutter
+from agegen.predict.results import PhotoPrediction
+from agegen.serve.limits import BUSY, STOPPING, Limits, Refusal
+from agegen.serve.models import Asked
+
+T = TypeVar("T")
+# After that a client had better try again: a photograph takes some 50 ms.
+_RETRY_SECONDS = 2
+
+
+class Desk:
+    """Admits requests up to the bounds and has their pictures looked at; lives on the thread of the event loop."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.requests = 0
+        self.held = 0
+        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="look")
+
+    def admit(self) -> Ticket:
+        """Return the place of a request in the queue.
+
+        Raises:
+            Refusal: there are too many.
+        """
+        if self.requests >= self.limits.requests:
+            raise Refusal(BUSY, f"{self.requests} requests are under way; try again", _RETRY_SECONDS)
+        return Ticket(self)
+
+    async def look(self, asked: Asked, pictures: Sequence[tuple[str, bytes]], ticket: Ticket) -> list[PhotoPrediction]:
+        """Return what is found in each picture, pages apart, with the estimates of a model.
+
+        Raises:
+            Refusal: 503, they take too long.
+        """
+        cutter = asked.cutter
+        cuts = [self._pool.submit(self._cut, cutter, name, content) for name, content in pictures]
+        ticket.watch(cuts)
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                found = [cut for part in await _gather(cuts) for cut in part]
+                crops = [crop for cut in found for crop in cut.crops]
+                estimated = await asyncio.wrap_future(asked.served.batcher.submit(crops)) if crops else []
+        except TimeoutError:
+            raise Refusal(STOPPING, f"no answer within {self.limits.seconds:g} seconds", _RETRY_SECONDS) from None
+        finally:
+            # What has not begun need not: the client has gone, or was told to.
+            for future in cuts:
+                future.cancel()
+        estimates = iter(estimated)
+        return [asked.describe(cut, [next(estimates) for _ in cut.crops]) for cut in found]
+
+    def close(self) -> None:
+        """End the threads, after what they do now."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _cut(self, cutter: FaceCutter, name: str, content: bytes) -> list[Cut]:
+        if (pages := count_pages(content)) > self.limits.pages:
+            return [Cut(name, reason=f"{pages} pages, more than {self.limits.pages}")]
+        return cutter.cut_file(name, content)
+
+
+class Ticket:
+    """A request's place: what it holds in memory, until it is answered and no thread works on it any more."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._bytes, self._open = desk, 0, 1
+        self._loop = asyncio.get_running_loop()
+        desk.requests += 1
+
+    def hold(self, count: int) -> None:
+        """Take memory for part of the body.
+
+        Raises:
+            Refusal: the bodies of all requests take too much.
+        """
+        if self._desk.held + count > self._desk.limits.held:
+            raise Refusal(BUSY, "requests under way take all the memory that is allowed; try again", _RETRY_SECONDS)
+        self._desk.held += count
+        self._bytes += count
+
+    def watch(self, futures: Iterable[Future[T]]) -> None:
+        """Keep the place until these have ended: a thread can't be stopped in the midst of its work."""
+        for future in futures:
+            self._open += 1
+            future.add_done_callback(self._wake(self.release))
+
+    def release(self) -> None:
+        """Give the place back, once for the request and once for each piece of work."""
+        self._open -= 1
+        if not self._open:
+            self._desk.requests -= 1
+            self._desk.held -= self._bytes
+
+    def _wake(self, call: Callable[[], None]) -> Callable[[Future[T]], None]:
+        def wake(_: Future[T]) -> None:
+            # Work that ends when the service has stopped has nobody to tell.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(call)
+
+        return wake
+
+
+async def _gather(futures: Sequence[Future[T]]) -> list[T]:
+    return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))

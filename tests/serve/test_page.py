@@ -1,0 +1,183 @@
+"""The page in a real browser: what it shows equals what `predict` gives, and its console stays empty."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+from running import run_service
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+
+@pytest.fixture(scope="module")
+def service():
+    with run_service("--model", "compact", "--model", "scratch") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def chromium(portrait, tmp_path_factory):
+    """A browser whose webcam shows the portrait."""
+    from playwright.sync_api import sync_playwright
+
+    film = tmp_path_factory.mktemp("film") / "webcam.mjpeg"
+    with Image.open(portrait) as picture:
+        picture.convert("RGB").resize((512, 600)).save(film, "JPEG", quality=90)
+    film.write_bytes(film.read_bytes() * 5)
+    options = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    options += [f"--use-file-for-fake-video-capture={film}", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1200, "light"), (400, "dark")], ids=["wide", "narrow"])
+def page(chromium, request):
+    width, scheme = request.param
+    page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.set_default_timeout(20_000)
+    page.told = []
+    page.on("console", lambda message: page.told.append(message.text))
+    page.on("pageerror", lambda error: page.told.append(str(error)))
+    yield page
+    page.close()
+
+
+def predict(agegen, path, model):
+    return json.loads(agegen("predict", path, "--model", model, "--json", "-").stdout)
+
+
+def expect_cells(row):
+    interval = f"{js_round(row['age_low'])}–{js_round(row['age_high'])}"
+    return [str(row["face"]), f"{row['age']:.1f}", interval, row["gender"], f"{row['p_female']:.2f}"]
+
+
+def js_round(number):
+    return int(number + 0.5)
+
+
+def read_cells(figure):
+    return [[cell.inner_text() for cell in row.locator("td").all()] for row in figure.locator("tbody tr").all()]
+
+
+def test_two_models_side_by_side(page, service, agegen, portrait, tmp_path):
+    # As phones write them: on its side, with a note to turn it.
+    turned = tmp_path / "turned.jpg"
+    with Image.open(portrait) as picture:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture.convert("RGB").rotate(90, expand=True).save(turned, exif=exif, quality=95)
+    page.goto(service.address)
+    page.locator("#beside").select_option("scratch")
+    page.locator("#files").set_input_files([portrait, turned])
+    page.get_by_text("2 faces in 2 pictures.").wait_for()
+    articles = page.locator("#results article").all()
+    # The newest is on top.
+    for article, path in zip(articles, (turned, portrait), strict=True):
+        assert article.locator("h2").inner_text() == path.name
+        for figure, model in zip(article.locator("figure").all(), ("compact", "scratch"), strict=True):
+            rows = predict(agegen, path, model)
+            assert read_cells(figure) == [expect_cells(row) for row in rows]
+            assert figure.locator("figcaption").inner_text() == rows[0]["model"]
+            check_box(figure, rows[0])
+    width = page.viewport_size["width"]
+    assert page.locator("html").evaluate("root => root.scrollWidth") == width
+    assert page.told == []
+
+
+def check_box(figure, row):
+    """The box lies on the picture where the row says, and its label has age, interval and gender."""
+    image, box = figure.locator("img").bounding_box(), figure.locator(".box").bounding_box()
+    across, down = figure.locator("img").evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    left, top, right, bottom = row["box"]
+    assert box["x"] - image["x"] == pytest.approx(left / across * image["width"], abs=1.5)
+    assert box["y"] - image["y"] == pytest.approx(top / down * image["height"], abs=1.5)
+    assert box["width"] == pytest.approx((right - left) / across * image["width"], abs=1.5)
+    assert box["height"] == pytest.approx((bottom - top) / down * image["height"], abs=1.5)
+    face, age, interval, gender, _ = expect_cells(row)
+    assert face == "1"
+    assert figure.locator(".box").inner_text() == f"{age} ({interval}) {gender}"
+
+
+def test_pictures_without_faces_and_files_without_pictures(page, service, tmp_path):
+    empty, text = tmp_path / "empty.png", tmp_path / "text.png"
+    Image.new("RGB", (300, 200), "navy").save(empty)
+    text.write_text("no picture")
+    page.goto(service.address)
+    page.locator("#model option").first.wait_for(state="attached")
+    page.locator("#files").set_input_files([empty, text])
+    page.get_by_text("0 faces in 2 pictures.").wait_for()
+    assert page.locator("#results article").nth(1).locator("tbody").inner_text() == "no face found"
+    assert "not a readable picture" in page.locator("#results article").nth(0).inner_text()
+    page.get_by_role("button", name="Clear").click()
+    assert page.locator("#results article").count() == 0
+
+
+def test_by_keyboard_and_by_paste(page, service, portrait):
+    page.goto(service.address)
+    page.locator("#model option").first.wait_for(state="attached")
+    page.keyboard.press("Tab")
+    with page.expect_file_chooser() as chosen:
+        page.keyboard.press("Enter")
+    chosen.value.set_files(portrait)
+    page.get_by_text("1 face in 1 picture.").wait_for()
+    names = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        names.append(page.locator(":focus").evaluate("node => node.id"))
+    assert names == ["webcam", "model", "beside", "clear"]
+    content = list(portrait.read_bytes())
+    page.locator("body").evaluate(
+        """(body, content) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(content)], "pasted.jpg", { type: "image/jpeg" }));
+            window.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+        }""",
+        content,
+    )
+    page.locator("#results article h2", has_text="pasted.jpg").wait_for()
+    page.get_by_text("1 face in 1 picture.").wait_for()
+    assert page.locator("#results .box").count() == 2
+    assert page.told == []
+
+
+def test_the_webcam(page, service):
+    page.goto(service.address)
+    page.locator("#beside").select_option("scratch")
+    page.get_by_role("button", name="Use the webcam").click()
+    page.locator("#live .box").nth(1).wait_for()
+    assert page.locator("#live video").count() == 2
+    ages = [float(row[0][1]) for row in map(read_cells, page.locator("#live figure").all())]
+    assert all(60 < age < 100 for age in ages)
+    page.get_by_role("button", name="Stop the webcam").click()
+    assert page.locator("#live video").count() == 0
+    assert page.told == []
+
+
+def test_the_token_is_asked_for(page, portrait):
+    with run_service("--model", "compact", AGEGEN_TOKEN="sesame") as service:
+        page.goto(service.address)
+        page.get_by_text("this service wants a token").wait_for()
+        page.get_by_label("Token").fill("sesame")
+        page.keyboard.press("Tab")
+        page.locator("#model option").first.wait_for(state="attached")
+        page.locator("#files").set_input_files(portrait)
+        page.get_by_text("1 face in 1 picture.").wait_for()
+
+
+def test_its_policy(page, service):
+    """It asks its own server alone, and no script but its own runs."""
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    response = page.goto(service.address)
+    page.locator("#model option").first.wait_for(state="attached")
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    page.locator("body").evaluate("body => { body.innerHTML += '<img src=x onerror=\"document.title = 1\">'; }")
+    page.wait_for_timeout(200)
+    assert page.title() == "agegen"
+    assert all(url.startswith((service.address, "data:")) for url in asked)

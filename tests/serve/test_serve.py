@@ -1,0 +1,375 @@
+"""The service, asked over a socket: rows as `predict` gives them, refusals with reasons, and no harm from anyone."""
+
+import io
+import json
+import re
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import httpx
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+from PIL import Image
+from running import run_service
+
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+@pytest.fixture(scope="module")
+def service():
+    with run_service("--model", "compact", "--model", "scratch") as service:
+        yield service
+
+
+@pytest.fixture
+def client(service):
+    with httpx.Client(base_url=service.address, timeout=60) as client:
+        yield client
+
+
+def encode(image, kind="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def predict(agegen, *words):
+    result = agegen("predict", *words, "--json", "-")
+    return json.loads(result.stdout)
+
+
+def leave_out_names(rows):
+    return [{name: value for name, value in row.items() if name != "file"} for row in rows]
+
+
+def read_metric(client, name):
+    match = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(match[1]) if match else 0.0
+
+
+@pytest.mark.parametrize("model", ["compact", "scratch"])
+def test_rows_are_those_of_predict(client, agegen, portrait, model):
+    answer = client.post("/v1/faces", params={"model": model}, content=portrait.read_bytes(), headers=JPEG)
+    expected = predict(agegen, portrait, "--model", model)
+    assert answer.status_code == 200
+    assert [row["file"] for row in answer.json()] == ["-"]
+    assert leave_out_names(answer.json()) == leave_out_names(expected)
+    assert len(expected) == 1
+
+
+def test_a_form_with_many_pictures(client, agegen, portrait, tmp_path):
+    (tmp_path / "empty.png").write_bytes(encode(Image.new("RGB", (300, 200), "navy")))
+    (tmp_path / "broken.jpg").write_bytes(portrait.read_bytes()[:3000])
+    names = [portrait, tmp_path / "empty.png", tmp_path / "broken.jpg"]
+    files = [("picture", (path.name, path.read_bytes(), "image/jpeg")) for path in names]
+    answer = client.post("/v1/faces", files=files)
+    assert answer.status_code == 200
+    rows = answer.json()
+    assert [(row["file"], row["status"]) for row in rows] == [
+        (portrait.name, "ok"),
+        ("empty.png", "no_face"),
+        ("broken.jpg", "unreadable"),
+    ]
+    assert leave_out_names(rows) == leave_out_names(predict(agegen, *names))
+
+
+def test_what_can_be_asked_for(client, agegen, portrait):
+    content = portrait.read_bytes()
+    with_ages = client.post("/v1/faces?distribution=1", content=content).json()[0]
+    assert with_ages == predict(agegen, portrait, "--distribution")[0] | {"file": "-"}
+    assert sum(with_ages["distribution"]) == pytest.approx(1, abs=1e-3)
+    score = with_ages["score"]
+    assert client.post("/v1/faces?min_score=1", content=content).json()[0]["status"] == "no_face"
+    assert client.post(f"/v1/faces?min_score={score - 0.001}", content=content).json()[0]["status"] == "ok"
+    # What one request asks for concerns no other.
+    assert client.post("/v1/faces", content=content).json()[0]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("GET", "/v1/faces", 405, "Method Not Allowed"),
+        ("POST", "/v1/models", 405, "Method Not Allowed"),
+        ("GET", "/nothing", 404, "Not Found"),
+        ("POST", "/v1/faces?model=vgg17", 422, "no model is called 'vgg17' here; there are compact, scratch"),
+        ("POST", "/v1/faces?modle=compact", 422, "no parameter is called 'modle'"),
+        ("POST", "/v1/faces?min_score=high", 422, "min_score is a number from 0 to 1"),
+        ("POST", "/v1/faces?min_score=nan", 422, "min_score is a number from 0 to 1"),
+        ("POST", "/v1/faces?distribution=2", 422, "distribution is 0 or 1"),
+        ("POST", "/v1/faces", 422, "no picture: the body is empty"),
+    ],
+)
+def test_what_can_not_be_asked_for(client, method, path, status, reason):
+    answer = client.request(method, path)
+    assert answer.status_code == status == answer.json()["status"]
+    assert reason in answer.json()["reason"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "status", "reason"),
+    [
+        ("application/json", b"{}", 415, "application/json"),
+        ("text/html", b"<html>", 415, "text/html"),
+        ("image/jpeg", b"no picture at all", 422, "not a readable picture"),
+        ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(500), 422, "not a readable picture"),
+        ("multipart/form-data", b"x", 422, "Missing boundary"),
+        ("multipart/form-data; boundary=a", b"garbage", 422, "the form"),
+        ("multipart/form-data; boundary=a", b"--a\r\nX: y\r\n\r\nz\r\n--a--\r\n", 422, "the form"),
+        (
+            "multipart/form-data; boundary=a",
+            b'--a\r\nContent-Disposition: form-data; name="a"\r\n\r\nz\r\n--a--\r\n',
+            422,
+            "holds no file",
+        ),
+    ],
+)
+def test_bodies_that_are_no_pictures(client, kind, content, status, reason):
+    answer = client.post("/v1/faces", content=content, headers={"Content-Type": kind})
+    assert answer.status_code == status == answer.json()["status"]
+    assert reason in answer.json()["reason"]
+    assert "Traceback" not in answer.text
+
+
+def test_bombs_and_long_files(client):
+    large = encode(Image.fromarray(np.zeros((10_000, 10_000), dtype=np.uint8)))
+    assert client.post("/v1/faces", content=large).json()[0]["status"] == "no_face"
+    bomb = encode(Image.fromarray(np.zeros((12_000, 10_000), dtype=np.uint8)))
+    answer = client.post("/v1/faces", content=bomb)
+    assert answer.status_code == 422
+    assert "12000 pixels are too many" in answer.json()["reason"]
+    pages = [Image.new("L", (8, 8))] * 40
+    answer = client.post("/v1/faces", content=encode(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    assert (answer.status_code, answer.json()["reason"]) == (422, "40 pages, more than 32")
+
+
+def test_too_large_a_body(portrait):
+    with (
+        run_service("--model", "compact", "--max-body", 1) as service,
+        httpx.Client(base_url=service.address) as client,
+    ):
+        content = bytes(3_000_000)
+        answers = [client.post("/v1/faces", content=content), client.post("/v1/faces", content=iter([content] * 3))]
+        files = {"picture": ("a.jpg", content)}
+        answers.append(client.post("/v1/faces", files=files))
+        for answer in answers:
+            assert (answer.status_code, answer.json()["reason"]) == (413, "the body is larger than 1 MB")
+        assert client.post("/v1/faces", content=portrait.read_bytes()).status_code == 200
+        assert read_metric(client, "agegen_held_bytes") == 0
+
+
+def test_what_it_says_of_itself(client, portrait):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    models = client.get("/v1/models").json()
+    assert models["default"] == "compact"
+    assert [model["name"] for model in models["models"]] == ["compact", "scratch"]
+    assert "UTKFace" in models["models"][0]["licence"]
+    document = client.get("/openapi.json").json()
+    validate(document)
+    check = {"components": document["components"], "$ref": "#/components/schemas/Rows"}
+    for query in ("", "?distribution=1"):
+        rows = client.post(f"/v1/faces{query}", content=portrait.read_bytes()).json()
+        Draft202012Validator(check).validate(rows)
+    Draft202012Validator(check | {"$ref": "#/components/schemas/Models"}).validate(models)
+    wrong = client.post("/v1/faces").json()
+    Draft202012Validator(check | {"$ref": "#/components/schemas/Refusal"}).validate(wrong)
+    assert not Draft202012Validator(check).is_valid([{"file": "a"}])
+
+
+def test_metrics_count(client, portrait):
+    names = (
+        'agegen_requests_total{method="POST",route="/v1/faces",status="200"}',
+        'agegen_faces_total{model="scratch"}',
+        'agegen_pictures_total{status="ok"}',
+    )
+    before = [read_metric(client, name) for name in names]
+    assert client.post("/v1/faces?model=scratch", content=portrait.read_bytes()).status_code == 200
+    assert [read_metric(client, name) for name in names] == [count + 1 for count in before]
+    client.get("/some/secret")
+    assert "secret" not in client.get("/metrics").text
+
+
+def test_strangers_are_kept_out(service):
+    with httpx.Client(base_url=service.address) as client:
+        for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Origin": "null"}):
+            answer = client.post("/v1/faces", headers=headers)
+            assert answer.status_code == 403, headers
+            assert answer.json()["reason"]
+        own = {"Origin": service.address}
+        assert client.get("/v1/models", headers=own).status_code == 200
+        assert "access-control-allow-origin" not in client.get("/v1/models", headers=own).headers
+
+
+def test_a_token(agegen, portrait):
+    result = agegen("serve", "--host", "0.0.0.0", "--port", 0)
+    assert result.exit_code == 1
+    assert "give --token TOKEN" in result.stderr
+    with run_service("--model", "compact", "--host", "0.0.0.0", AGEGEN_TOKEN="sesame") as service:
+        with httpx.Client(base_url=f"http://127.0.0.1:{service.port}") as client:
+            for path in ("/v1/models", "/metrics"):
+                refused = client.get(path)
+                assert refused.status_code == 401
+                assert refused.headers["www-authenticate"] == "Bearer"
+            assert client.post("/v1/faces", content=b"x", headers={"Authorization": "Bearer open"}).status_code == 401
+            assert (
+                client.post("/v1/faces", content=b"x", headers={"Authorization": "Bearer ü".encode()}).status_code
+                == 401
+            )
+            for path in ("/", "/healthz", "/openapi.json"):
+                assert client.get(path).status_code == 200
+            headers = {"Authorization": "Bearer sesame"}
+            assert client.post("/v1/faces", content=portrait.read_bytes(), headers=headers).status_code == 200
+        _, log = service.stop()
+    assert "sesame" not in log
+
+
+def test_fifty_at_once(client, service, portrait):
+    content = portrait.read_bytes()
+    expected = client.post("/v1/faces", content=content).json()
+
+    def ask(_):
+        with httpx.Client(base_url=service.address, timeout=60) as one:
+            answer = one.post("/v1/faces", content=content)
+            return answer.status_code, answer.json()
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(ask, range(50)))
+    # In a batch a sum may be taken in another order, which a rounded digit may show.
+    for status, rows in answers:
+        assert status == 200
+        assert rows[0]["box"] == expected[0]["box"]
+        assert rows[0]["age"] == pytest.approx(expected[0]["age"], abs=0.11)
+    assert read_metric(client, "agegen_requests_under_way") == 0
+
+
+def test_the_queue_is_bounded(portrait):
+    with (
+        run_service("--model", "compact", "--queue", 1) as service,
+        httpx.Client(base_url=service.address) as client,
+        socket.create_connection(("127.0.0.1", service.port)) as slow,
+    ):
+        slow.sendall(b"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
+        wait_for(client, "agegen_requests_under_way", 1)
+        answer = client.post("/v1/faces", content=portrait.read_bytes())
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) > 0
+        assert "1 requests are under way" in answer.json()["reason"]
+        # Who goes away in the midst gives the place back.
+        slow.close()
+        wait_for(client, "agegen_requests_under_way", 0)
+        assert client.post("/v1/faces", content=portrait.read_bytes()).status_code == 200
+        assert read_metric(client, "agegen_held_bytes") == 0
+
+
+def wait_for(client, name, value):
+    for _ in range(100):
+        if read_metric(client, name) == value:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{name} is not {value}")
+
+
+def test_slow_ones_are_cut_off(portrait):
+    with run_service(limits="seconds=1.0, head_seconds=1.0, connections=8") as service:
+
+        def open_one(start):
+            one = socket.create_connection(("127.0.0.1", service.port))
+            one.settimeout(10)
+            one.sendall(start)
+            return one
+
+        silent, dripping = open_one(b" "[:0]), open_one(b"POST /v1/faces HTTP/1.1\r\n")
+        body = open_one(b"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n")
+        began = time.monotonic()
+
+        def drip():
+            for number in range(40):
+                time.sleep(0.1)
+                try:
+                    dripping.sendall(f"X-{number}: y\r\n".encode())
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        # Others are answered meanwhile.
+        answer = httpx.post(f"{service.address}/v1/faces", content=portrait.read_bytes(), timeout=30)
+        assert answer.status_code == 200
+        assert silent.recv(100) == b""
+        # What was sent into a closed connection resets it.
+        with suppress(ConnectionResetError):
+            assert dripping.recv(100) == b""
+        assert time.monotonic() - began < 4
+        told = b"".join(iter(lambda: body.recv(1000), b"")).decode()
+        assert told.startswith("HTTP/1.1 408")
+        assert "took longer than 1 seconds" in told
+        thread.join()
+        crowd = [open_one(b"") for _ in range(8)]
+        with socket.create_connection(("127.0.0.1", service.port)) as late:
+            late.settimeout(10)
+            assert late.recv(1000).startswith(b"HTTP/1.1 503")
+        for one in crowd:
+            one.close()
+        for garbage in (b"\x16\x03\x01\x02\x00", b"GET /\r\n\r\n", b"A" * 100_000):
+            with open_one(garbage) as one:
+                assert one.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_sigterm_answers_what_has_begun(portrait):
+    with run_service("--model", "compact") as service:
+        content = portrait.read_bytes()
+        with socket.create_connection(("127.0.0.1", service.port)) as one:
+            head = f"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+            one.sendall(head.encode() + content[:1000])
+            with httpx.Client(base_url=service.address) as client:
+                wait_for(client, "agegen_requests_under_way", 1)
+            service.process.terminate()
+            time.sleep(0.3)
+            one.sendall(content[1000:])
+            one.settimeout(20)
+            told = b"".join(iter(lambda: one.recv(65536), b""))
+        assert told.startswith(b"HTTP/1.1 200")
+        assert json.loads(told.partition(b"\r\n\r\n")[2])[0]["status"] == "ok"
+        code, log = service.process.wait(20), service.process.stderr.read()
+    assert code == 0, log
+    assert "Traceback" not in log
+
+
+def test_nothing_is_kept(portrait, tmp_path):
+    with run_service("--model", "compact", TMPDIR=str(tmp_path / "none")) as service:
+        files = {"picture": ("secret-name.jpg", portrait.read_bytes() + bytes(4_000_000))}
+        answer = httpx.post(f"{service.address}/v1/faces?min_score=0.125", files=files, timeout=30)
+        # A part of so many megabytes would be put into a file, and there is no folder for it.
+        assert answer.json()[0]["file"] == "secret-name.jpg"
+        code, log = service.stop()
+    assert code == 0
+    assert re.search(r"POST /v1/faces 200 \d+ ms", log)
+    assert "secret" not in log
+    assert "0.125" not in log
+
+
+def test_clear_words(agegen, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = agegen("serve", "--port", taken.getsockname()[1])
+    assert result.exit_code == 1
+    assert "choose another with --port" in result.stderr
+    for words, reason in (
+        (["--model", "vgg17"], "vgg17"),
+        (["--model", "compact/closed"], "no weights 'closed'"),
+        (["--model", "compact", "--model", "compact"], "two models are called 'compact'"),
+        (["--run", tmp_path / "none"], "none"),
+    ):
+        result = agegen("serve", "--port", 0, *words)
+        assert result.exit_code == 1, words
+        assert reason in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_of_ones_own(trained_run, portrait, agegen):
+    with run_service("--run", trained_run, "--model", "compact") as service:
+        answer = httpx.post(f"{service.address}/v1/faces?model=scratch", content=portrait.read_bytes(), timeout=30)
+    assert leave_out_names(answer.json()) == leave_out_names(predict(agegen, portrait, "--run", trained_run))
