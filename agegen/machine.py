@@ -102,6 +102,12 @@ def keep_freed_memory() -> None:
         library.mallopt(parameter, value)
 
 
+def return_freed_memory() -> None:
+    """Let glibc give what is free back to the system; other C libraries are left as they are."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
+
+
 def use_one_thread_each() -> None:
     """Let OpenCV compute on the thread that calls it, for programs that have a thread on each core already."""
     import cv2

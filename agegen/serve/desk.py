@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from agegen.data.images import count_pages
+from agegen.data.images import count_pages, count_pixels
+from agegen.machine import return_freed_memory
 from agegen.predict.cutting import Cut, FaceCutter
 from agegen.predict.results import PhotoPrediction
 from agegen.serve.limits import BUSY, STOPPING, Limits, Refusal
@@ -17,6 +19,8 @@ from agegen.serve.models import Asked
 T = TypeVar("T")
 # After that a client had better try again: a photograph takes some 50 ms.
 _RETRY_SECONDS = 2
+# Pictures of more pixels take half a gigabyte and more to decode, but for JPEGs, which are decoded smaller at once.
+_LARGE, _JPEG = 25_000_000, b"\xff\xd8"
 
 
 class Desk:
@@ -26,6 +30,8 @@ class Desk:
         self.limits = limits
         self.requests = 0
         self.held = 0
+        # Such pictures are decoded one at a time.
+        self._large = threading.Lock()
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="look")
 
     def admit(self) -> Ticket:
@@ -68,7 +74,13 @@ class Desk:
     def _cut(self, cutter: FaceCutter, name: str, content: bytes) -> list[Cut]:
         if (pages := count_pages(content)) > self.limits.pages:
             return [Cut(name, reason=f"{pages} pages, more than {self.limits.pages}")]
-        return cutter.cut_file(name, content)
+        if content.startswith(_JPEG) or count_pixels(content) < _LARGE:
+            return cutter.cut_file(name, content)
+        with self._large:
+            try:
+                return cutter.cut_file(name, content)
+            finally:
+                return_freed_memory()
 
 
 class Ticket:
