@@ -23,8 +23,12 @@ from agegen.cli.app import (
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="RUN…", help="Runs, or folders of --seeds. Default: each model's newest in ./runs."),
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|MODEL…",
+            help="Runs, folders of --seeds, hf://OWNER/NAME, or weights that ship, NAME or NAME/WEIGHTS (with --data). "
+            "Default: each model's newest run in ./runs.",
+        ),
     ] = None,
     data: OtherData = None,
     split: Annotated[str, typer.Option(metavar="test|val|train|all", help="Which faces.")] = "test",
@@ -33,7 +37,7 @@ def compare(
     device: Device = "auto",
     cache_dir: CacheDir = None,
 ) -> None:
-    """Compare runs on the same faces: metrics with paired intervals, cost, groups, a verdict.
+    """Compare runs, or weights that ship, on the same faces: metrics with paired intervals, cost, groups, a verdict.
 
     Example: agegen compare --report comparison.html
     """

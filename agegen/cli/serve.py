@@ -17,8 +17,8 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[/WEIGHTS]",
-            help="Weights that ship for this model; may be given again. Default: all that need no torch.",
+            metavar="NAME",
+            help="Weights that ship, NAME or NAME/WEIGHTS; may be given again. Default: all that need no torch.",
         ),
     ] = None,
     run: Annotated[

@@ -10,7 +10,7 @@ import numpy as np
 
 from agegen.compare.costs import Cost, measure_cost
 from agegen.compare.differences import LEAST_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
-from agegen.compare.models import ComparedModel, choose_models, name_models
+from agegen.compare.models import ComparedModel, Training, choose_models, name_models
 from agegen.compare.sources import SourceCell, SourceRow, measure_sources
 from agegen.compare.verdict import write_verdict
 from agegen.data.labels import AGE_BOUNDS
@@ -22,7 +22,7 @@ from agegen.evaluate.bootstrap import Metric
 from agegen.evaluate.estimates import read_predictions
 from agegen.evaluate.evaluate import EvalConfig, evaluate_run
 from agegen.evaluate.evaluation import round_number
-from agegen.runs import RunFolder, list_sources
+from agegen.runs import list_sources
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Options of ``agegen compare``; no ``runs`` stands for the newest finished run of each model."""
+    """Options of ``agegen compare``; ``runs`` are those of :func:`agegen.compare.models.choose_models`."""
 
-    runs: tuple[Path, ...] = ()
+    runs: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     split: str = "test"
     device: str = "auto"
@@ -43,13 +43,13 @@ class CompareConfig:
 class Comparison:
     """Everything that ``agegen compare`` shows.
 
-    ``runs`` are run folders, or those of studies of seeds, and ``trainings`` how many each of them holds.
+    ``runs`` are what was named, and ``trainings`` how many each of them holds.
     ``predictions`` holds each run's table over the same faces in the same order; ``curves`` its epochs; ``data`` and
     ``reading`` say where the faces are and how they are read.
     """
 
     names: tuple[str, ...]
-    runs: tuple[Path, ...]
+    runs: tuple[str, ...]
     trainings: tuple[int, ...]
     n: int
     source: str
@@ -71,7 +71,7 @@ class Comparison:
             "n": self.n,
             "source": self.source,
             "runs": [
-                {"name": name, "run": str(run), "trainings": count, "cost": vars(cost)}
+                {"name": name, "run": run, "trainings": count, "cost": vars(cost)}
                 for name, run, count, cost in zip(self.names, self.runs, self.trainings, self.costs, strict=True)
             ],
             "age": [self._row_to_json(row) for row in self.age],
@@ -98,28 +98,32 @@ class Comparison:
 
 
 def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progress) -> Comparison:
-    """Compare runs on the faces that all of them can be tested on.
+    """Compare runs, or weights that ship, on the faces that all of them can be tested on.
 
     Raises:
-        AgegenError: fewer than two runs, or too few faces that none of them trained on.
+        AgegenError: fewer than two runs, weights alone without data, or too few faces that none of them trained on.
     """
     models = choose_models(config.runs)
-    runs = [model.runs[0] for model in models]
-    records = [run.read() for run in runs]
-    names = name_models(models, [str(record["model"]) for record in records])
-    every = [run for model in models for run in model.runs]
+    names = name_models(models)
+    every = [training for model in models for training in model.trainings]
+    alone = [name for name, model in zip(names, models, strict=True) if model.trainings[0].run is None]
+    if alone and not config.data:
+        raise AgegenError(f"{alone[0]} has no run that names its faces: give --data PATH")
     collected, notices = collect_predictions(every, config, on_progress)
     trainings, source = align_predictions(names, models, collected, config)
     tables = {name: tables[0] for name, tables in trainings.items()}
     first = next(iter(tables.values()))
     age, gender = measure_rows(names, trainings)
-    counts = tuple(len(model.runs) for model in models)
+    counts = tuple(len(model.trainings) for model in models)
+    firsts = [model.trainings[0] for model in models]
+    runs = {name: first.run for name, first in zip(names, firsts, strict=True) if first.run is not None}
+    record = next(iter(runs.values())).read() if runs else {}
     if max(counts) > 1:
         notices.append("groups, data sets, curves, costs and faces are those of the first training of each model")
-    costs = [measure_cost(run, record, config.device, on_progress) for run, record in zip(runs, records, strict=True)]
+    costs = [measure_cost(first, name, config.device, on_progress) for name, first in zip(names, firsts, strict=True)]
     return Comparison(
         names=names,
-        runs=tuple(model.path for model in models),
+        runs=tuple(model.given for model in models),
         trainings=counts,
         n=len(first),
         source=source,
@@ -130,28 +134,29 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
         verdict=write_verdict(names, len(first), age, gender, costs, counts, trained=config.split == "train"),
         notices=tuple(dict.fromkeys(notices)),
         predictions=tables,
-        curves={name: run.read_epochs() for name, run in zip(names, runs, strict=True)},
-        data=config.data or list_sources(records[0]),
-        reading=PLAIN if config.data else PLAIN.fill_from(records[0]),
+        curves={name: run.read_epochs() for name, run in runs.items()},
+        data=config.data or list_sources(record),
+        reading=PLAIN if config.data else PLAIN.fill_from(record),
         sources=measure_sources(names, tables),
     )
 
 
 def collect_predictions(
-    runs: list[RunFolder], config: CompareConfig, on_progress: ProgressHook
+    trainings: list[Training], config: CompareConfig, on_progress: ProgressHook
 ) -> tuple[list[pd.DataFrame], list[str]]:
-    """Return each run's predictions (those that it kept of its test split, else made anew), with a column ``seen``:
+    """Return each training's predictions (those that its run kept of its test split, else made anew), with ``seen``:
     which faces any of the trainings saw, or a near-duplicate of.
     """
+    runs = [training.run for training in trainings if training.run is not None]
     if not config.data and config.split == "test":
         splits = [read_split(run.split) for run in runs]
         kept = [read_predictions(run.predictions) for run in runs]
         return [mark_seen(table, split, splits) for table, split in zip(kept, splits, strict=True)], []
     tables: list[pd.DataFrame] = []
     notices: list[str] = []
-    for run in runs:
+    for training in trainings:
         chosen = EvalConfig(
-            run.path, data=config.data, split=config.split, device=config.device, cache_dir=config.cache_dir
+            training.place, data=config.data, split=config.split, device=config.device, cache_dir=config.cache_dir
         )
         result = evaluate_run(chosen, on_progress)
         tables.append(result.predictions.assign(seen=result.seen))
@@ -187,7 +192,7 @@ def align_predictions(
         for table in tables:
             common -= set(table.index[table["seen"]])
     if len(common) < LEAST_FACES:
-        owners = [name for name, model in zip(names, models, strict=True) for _ in model.runs]
+        owners = [name for name, model in zip(names, models, strict=True) for _ in model.trainings]
         counts = ", ".join(f"{name} {len(table):,}" for name, table in zip(owners, tables, strict=True))
         raise AgegenError(
             f"these runs can't be compared: only {len(common)} faces are in the test set of each ({counts}) and in "
@@ -197,7 +202,7 @@ def align_predictions(
     ordered = [table.loc[order].drop(columns="seen").reset_index(drop=True) for table in tables]
     _check_labels(ordered)
     rest = iter(ordered)
-    aligned = {name: [next(rest) for _ in model.runs] for name, model in zip(names, models, strict=True)}
+    aligned = {name: [next(rest) for _ in model.trainings] for name, model in zip(names, models, strict=True)}
     faces = "all test faces" if all(len(table) == len(order) for table in tables) else "the common test faces"
     whole = config.data or config.split != "test"
     return aligned, f"split '{config.split}' of {' + '.join(config.data) or 'the runs’ data'}" if whole else faces

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from agegen.compare.models import Training
 from agegen.data.scan import ProgressHook
 from agegen.errors import AgegenError
 from agegen.evaluate.bootstrap import Floats
 from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
+from agegen.model.network import AgeGenderModel, count_parameters
 from agegen.model.views import run_views
 from agegen.runs import RunFolder, count_seconds
 
@@ -26,10 +27,10 @@ _SPEED_FACES, _SPEED_REPEATS = 32, 3
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run costs.
+    """What a model costs; what only a run's record tells is None for weights alone.
 
     Attributes:
-        checkpoint_bytes: of ``best.safetensors``.
+        checkpoint_bytes: of the file of weights.
         settled_epoch: see :func:`find_settled_epoch`; ``settled_minutes`` after the first step.
         minutes: of the whole training, reading the data and evaluating included, cached features not.
         feature_minutes: that computing the cached features took, once for all trainings on the same data;
@@ -40,11 +41,11 @@ class Cost:
     parameters: int
     trainable: int
     checkpoint_bytes: int
-    epochs: int
-    settled_epoch: int
-    settled_minutes: float
-    minutes: float
-    feature_minutes: float
+    epochs: int | None
+    settled_epoch: int | None
+    settled_minutes: float | None
+    minutes: float | None
+    feature_minutes: float | None
     images_per_second: float | None
 
 
@@ -60,12 +61,22 @@ def find_settled_epoch(val_loss: Floats) -> int:
     return min(int(outside[-1]) + 2 if len(outside) else 1, len(val_loss))
 
 
-def measure_cost(run: RunFolder, record: dict[str, Any], device: str, on_progress: ProgressHook) -> Cost:
-    """Return what a run cost, and measure its speed."""
+def measure_cost(training: Training, name: str, device: str, on_progress: ProgressHook) -> Cost:
+    """Return what a training cost, and measure its speed."""
+    if training.run is not None:
+        return _measure_run(training.run, name, device, on_progress)
+    _, model = load_checkpoint(training.checkpoint)
+    total, trainable = count_parameters(model)
+    size, speed = training.checkpoint.stat().st_size, measure_speed(model, name, device, on_progress)
+    return Cost(total, trainable, size, None, None, None, None, None, speed)
+
+
+def _measure_run(run: RunFolder, name: str, device: str, on_progress: ProgressHook) -> Cost:
+    record = run.read()
     epochs = run.read_epochs()
     settled = find_settled_epoch(epochs["val_loss"].to_numpy(dtype=float))
     try:
-        speed: float | None = measure_speed(run, device, on_progress)
+        speed: float | None = measure_speed(load_checkpoint(run.checkpoint)[1], name, device, on_progress)
     except AgegenError:
         speed = None
     return Cost(
@@ -81,12 +92,11 @@ def measure_cost(run: RunFolder, record: dict[str, Any], device: str, on_progres
     )
 
 
-def measure_speed(run: RunFolder, device: str, on_progress: ProgressHook) -> float:
+def measure_speed(model: AgeGenderModel, name: str, device: str, on_progress: ProgressHook) -> float:
     """Return how many decoded crops a second the whole model estimates, both views, in batches of 32."""
     import torch
 
     compute = choose_compute(device)
-    _, model = load_checkpoint(run.checkpoint)
     model = model.to(compute.device)
     size = model.backbone.input_spec.size
     views = [torch.randint(0, 256, (_SPEED_FACES, 3, size, size), dtype=torch.uint8)] * 2
@@ -97,5 +107,5 @@ def measure_speed(run: RunFolder, device: str, on_progress: ProgressHook) -> flo
             outputs = run_views(model, views, compute)
             outputs[-1].age_logits.cpu()  # waits for the device
             seconds.append(time.monotonic() - started)
-            on_progress(f"measuring the speed of {run.path.name}", repeat + 1, _SPEED_REPEATS + 1)
+            on_progress(f"measuring the speed of {name}", repeat + 1, _SPEED_REPEATS + 1)
     return round(_SPEED_FACES / float(np.median(seconds[1:])), 1)

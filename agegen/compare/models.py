@@ -1,65 +1,113 @@
-"""What is compared: runs that are named, or studies of seeds, or the newest run of each model."""
+"""What is compared: runs that are named, studies of seeds, weights that ship, or the newest run of each model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agegen.errors import AgegenError
 from agegen.evaluate.study import is_study, list_seed_runs
+from agegen.model.hub_runs import fetch_hub_run, is_hub_run
+from agegen.model.metadata import read_info
+from agegen.model.weights import find_weights, parse_shipped
 from agegen.runs import RunFolder, list_finished_runs, open_run
 
 
 @dataclass(frozen=True)
+class Training:
+    """One training: its run, or its weights alone (``run`` None), such as ship or lie on the Hub."""
+
+    checkpoint: Path
+    run: RunFolder | None = None
+
+    @property
+    def place(self) -> Path:
+        """Where it lies, as ``agegen eval`` takes it."""
+        return self.checkpoint if self.run is None else self.run.path
+
+
+@dataclass(frozen=True)
 class ComparedModel:
-    """What is compared: one training, or all trainings of a study of seeds; ``path`` is the folder that was named."""
+    """What is compared: one training, or all trainings of a study of seeds; ``given`` is what was named."""
 
-    path: Path
-    runs: tuple[RunFolder, ...]
+    given: str
+    trainings: tuple[Training, ...]
+
+    @property
+    def short_name(self) -> str:
+        """The backbone of a run; of weights alone what they were called by."""
+        first = self.trainings[0]
+        return self.given.removeprefix("hf://") if first.run is None else str(first.run.read()["model"])
+
+    @property
+    def long_name(self) -> str:
+        """The folder of a run."""
+        return self.short_name if self.trainings[0].run is None else Path(self.given).resolve().name
 
 
-def choose_models(paths: tuple[Path, ...]) -> list[ComparedModel]:
-    """Return the runs and studies of seeds that are named, or the newest finished run of each model under ``./runs``.
+def choose_models(given: Sequence[str]) -> list[ComparedModel]:
+    """Return what is named, or the newest finished run of each model under ``./runs``.
+
+    Args:
+        given: run folders, studies of seeds, ``hf://OWNER/NAME[@REVISION]``, files of weights, or ``NAME[/WEIGHTS]`` of
+            weights that ship.
 
     Raises:
         AgegenError: there are fewer than two, or one isn't finished.
     """
-    if paths:
-        models = [_open_seeds(path) if is_study(path) else ComparedModel(path, (open_run(path),)) for path in paths]
-        for run in (run for model in models for run in model.runs):
-            if not run.read().get("finished"):
-                raise AgegenError(f"{run.path} is not finished; there is nothing to compare yet")
+    if given:
+        models = [_open(name) for name in given]
     else:
         newest = {str(run.read()["model"]): run for run in list_finished_runs()}
-        models = [ComparedModel(newest[name].path, (newest[name],)) for name in sorted(newest)]
-    if len({model.path.resolve() for model in models}) < max(2, len(models)):
+        models = [ComparedModel(str(newest[name].path), (_take_run(newest[name]),)) for name in sorted(newest)]
+    places = {model.trainings[0].place.resolve() for model in models}
+    if len(places) < max(2, len(models)):
         raise AgegenError(
-            f"a comparison needs at least two different finished runs, not {len(models)}; name them, or train another "
-            "model, e.g. `agegen train --model vgg16`"
+            f"a comparison needs at least two different finished runs, not {len(models)}; name them, or weights that "
+            "ship (with --data), or train another model, e.g. `agegen train --model vgg16`"
         )
     return models
 
 
-def _open_seeds(path: Path) -> ComparedModel:
-    """Return a study of seeds.
+def name_models(models: Sequence[ComparedModel]) -> tuple[str, ...]:
+    """Return a short name for each: its backbone where that tells them apart, else its folder's."""
+    for names in ([model.short_name for model in models], [model.long_name for model in models]):
+        if len(set(names)) == len(names):
+            return tuple(names)
+    return tuple(model.given for model in models)
+
+
+def _open(given: str) -> ComparedModel:
+    if is_hub_run(given):
+        return ComparedModel(given, (Training(fetch_hub_run(given)),))
+    path = Path(given)
+    if is_study(path):
+        return ComparedModel(given, _open_seeds(path))
+    if shipped := parse_shipped(given):
+        return ComparedModel(given, (Training(find_weights(*shipped)),))
+    if path.is_file() and not (path.parent / "run.json").exists():
+        read_info(path)
+        return ComparedModel(given, (Training(path),))
+    return ComparedModel(given, (_take_run(open_run(path)),))
+
+
+def _take_run(run: RunFolder) -> Training:
+    if not run.read().get("finished"):
+        raise AgegenError(f"{run.path} is not finished; there is nothing to compare yet")
+    return Training(run.checkpoint, run)
+
+
+def _open_seeds(path: Path) -> tuple[Training, ...]:
+    """Return the trainings of a study of seeds.
 
     Raises:
         AgegenError: it isn't whole, or is one of folds, whose trainings are tested on different faces.
     """
-    runs = tuple(RunFolder(folder) for folder in list_seed_runs(path))
-    if not runs:
+    folders = list_seed_runs(path)
+    if not folders:
         raise AgegenError(
             f"{path} holds no trainings with several seeds: folds are tested each on other faces, see "
             f"`agegen eval {path}`"
         )
-    for run in runs:
-        open_run(run.path)
-    return ComparedModel(path, runs)
-
-
-def name_models(models: list[ComparedModel], names: list[str]) -> tuple[str, ...]:
-    """Return a short name for each: its backbone where that tells them apart, else its folder's."""
-    if len(set(names)) == len(names):
-        return tuple(names)
-    folders = [model.path.resolve().name for model in models]
-    return tuple(folders if len(set(folders)) == len(folders) else [str(model.path) for model in models])
+    return tuple(_take_run(open_run(folder)) for folder in folders)

@@ -36,11 +36,7 @@ def draw_figures(comparison: Comparison) -> list[Figure]:
     """Return the learning curves, estimates against labels, errors by age, and calibration."""
     tables = comparison.predictions
     return [
-        Figure(
-            "Learning curves",
-            "Validation loss, MAE and accuracy after each epoch, against epochs (above) and minutes (below).",
-            encode_figure(draw_curves(comparison.curves)),
-        ),
+        *_draw_curves(comparison),
         Figure(
             "Estimated against true age",
             "Each hexagon counts faces, darker for more; on the line the estimate is right.",
@@ -58,6 +54,14 @@ def draw_figures(comparison: Comparison) -> list[Figure]:
             width=40,
         ),
     ]
+
+
+def _draw_curves(comparison: Comparison) -> list[Figure]:
+    """Return the learning curves of runs; weights alone have none."""
+    if not comparison.curves:
+        return []
+    caption = "Validation loss, MAE and accuracy after each epoch, against epochs (above) and minutes (below)."
+    return [Figure("Learning curves", caption, encode_figure(draw_curves(comparison.curves)))]
 
 
 def show_galleries(comparison: Comparison) -> list[Gallery]:

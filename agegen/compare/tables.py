@@ -13,10 +13,12 @@ from agegen.render.tables import PlainTable, render_table
 
 if TYPE_CHECKING:
     from agegen.compare.compare import Comparison
+    from agegen.compare.costs import Cost
     from agegen.compare.differences import MetricRow
     from agegen.evaluate.bootstrap import Metric
 
 NO_DIFFERENCE = "no clear difference"
+UNKNOWN = "–"
 # More rows than this nobody reads; JSON holds them all.
 _GROUPS_SHOWN = 10
 _POINTS = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece")
@@ -64,18 +66,25 @@ def _make_metric_table(title: str, names: tuple[str, ...], rows: list[MetricRow]
 
 def _make_cost_table(comparison: Comparison) -> PlainTable:
     costs = comparison.costs
-    speeds = ["–" if cost.images_per_second is None else f"{cost.images_per_second:,.0f}" for cost in costs]
     rows = [
         ["parameters", *(f"{cost.parameters:,}" for cost in costs)],
         ["of these trained", *(f"{cost.trainable:,}" for cost in costs)],
         ["checkpoint", *(format_size(cost.checkpoint_bytes) for cost in costs)],
-        ["epochs until learning settled", *(f"{cost.settled_epoch} of {cost.epochs}" for cost in costs)],
-        ["minutes until learning settled", *(f"{cost.settled_minutes:.1f}" for cost in costs)],
-        ["minutes of this training", *(f"{cost.minutes:.1f}" for cost in costs)],
-        ["minutes for cached features, once", *(f"{cost.feature_minutes:.1f}" for cost in costs)],
-        ["images/s, whole model, evaluation", *speeds],
+        ["epochs until learning settled", *(_format_settled(cost) for cost in costs)],
+        ["minutes until learning settled", *(_format_number(cost.settled_minutes, 1) for cost in costs)],
+        ["minutes of this training", *(_format_number(cost.minutes, 1) for cost in costs)],
+        ["minutes for cached features, once", *(_format_number(cost.feature_minutes, 1) for cost in costs)],
+        ["images/s, whole model, evaluation", *(_format_number(cost.images_per_second, 0) for cost in costs)],
     ]
     return PlainTable("Table 3: cost", ["", *comparison.names], rows)
+
+
+def _format_settled(cost: Cost) -> str:
+    return UNKNOWN if cost.epochs is None else f"{cost.settled_epoch} of {cost.epochs}"
+
+
+def _format_number(value: float | None, digits: int) -> str:
+    return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
 def _make_group_table(comparison: Comparison) -> PlainTable:

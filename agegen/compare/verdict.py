@@ -54,4 +54,5 @@ def _phrase(task: str, measure: str, names: tuple[str, ...], values: tuple[str, 
 
 def _phrase_cost(name: str, cost: Cost) -> str:
     once = f" after {cost.feature_minutes:.0f} for its features" if cost.feature_minutes else ""
-    return f"{name} trained {cost.trainable / 1e6:.2f}M parameters in {cost.minutes:.0f} minutes{once}"
+    spent = "" if cost.minutes is None else f" in {cost.minutes:.0f} minutes"
+    return f"{name} trained {cost.trainable / 1e6:.2f}M parameters{spent}{once}"

@@ -258,7 +258,7 @@ def _describe_data(scan: Scan, subject: _Subject, config: EvalConfig) -> list[st
     notices = list(records.notices)
     if records.layout and not subject.own:
         notices.append(f"data: {records.layout}, {len(records):,} faces")
-    if subject.run is None and config.model is None:
+    if subject.run is None and config.model is None and config.run is None:
         notices.append(f"there is no run under {DEFAULT_ROOT}/: these are the weights that ship ({subject.checkpoint})")
     if records.excluded:
         first = records.excluded[0]

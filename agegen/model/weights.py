@@ -86,6 +86,19 @@ def _read_entry(name: str, entry: dict[str, Any]) -> ShippedWeights:
     return weights
 
 
+def split_shipped(name: str) -> tuple[str, str]:
+    """Return the model and the weights that ``NAME`` or ``NAME/WEIGHTS`` stands for."""
+    model, _, weights = name.partition("/")
+    return model, weights or DEFAULT_WEIGHTS
+
+
+def parse_shipped(name: str) -> tuple[str, str] | None:
+    """Return the same; None where the name is that of a path that exists, or no backbone is called so."""
+    model, weights = split_shipped(name)
+    known = model in {plugin.name for plugin in list_plugins()}
+    return (model, weights) if known and not Path(name).exists() else None
+
+
 def find_checkpoint(model: str | None, run: Path | None, weights: str | None = None) -> Path:
     """Return the checkpoint that is meant: of a run, a file of its own, or the weights that ship for a model.
 

@@ -11,7 +11,7 @@ from agegen.engines.loading import ONNX_SUFFIX
 from agegen.errors import AgegenError, CheckpointError
 from agegen.model.hub_runs import is_hub_run
 from agegen.model.plugins import list_plugins, locate_file
-from agegen.model.weights import DEFAULT_MODEL, DEFAULT_WEIGHTS, list_weights
+from agegen.model.weights import DEFAULT_MODEL, DEFAULT_WEIGHTS, list_weights, split_shipped
 from agegen.predict.cutting import Cut, FaceCutter
 from agegen.predict.estimator import Estimator
 from agegen.predict.predict import PredictConfig
@@ -78,7 +78,11 @@ def load_models(
         AgegenError: one can't be loaded, or two have the same name.
     """
     chosen = [*names] or ([] if runs else list_ready())
-    wanted = [(name, _split_name(name)) for name in chosen] + [(name_run(run), {"run": run}) for run in runs]
+    wanted: list[tuple[str, dict[str, str]]] = []
+    for name in chosen:
+        model, weights = split_shipped(name)
+        wanted.append((name, {"model": model, "weights": weights}))
+    wanted += [(name_run(run), {"run": run}) for run in runs]
     served: dict[str, ServedModel] = {}
     for name, source in wanted:
         if name in served:
@@ -111,11 +115,6 @@ def name_run(run: str) -> str:
     return path.stem if path.suffix in (".safetensors", ONNX_SUFFIX) else path.resolve().name
 
 
-def _split_name(name: str) -> dict[str, str | None]:
-    model, _, weights = name.partition("/")
-    return {"model": model, "weights": weights or None}
-
-
-def _load(name: str, source: dict[str, str | None], detector: str, on_batch: Callable[[str, int], None]) -> ServedModel:
+def _load(name: str, source: dict[str, str], detector: str, on_batch: Callable[[str, int], None]) -> ServedModel:
     estimator = Estimator.load(**source, detector=detector, distribution=True)  # type: ignore[arg-type]
     return ServedModel(name, estimator, Batcher(estimator.model.estimate, lambda faces: on_batch(name, faces)))

@@ -13,8 +13,7 @@ from agegen.errors import AgegenError
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
-from agegen.model.plugins import list_plugins
-from agegen.model.weights import find_checkpoint
+from agegen.model.weights import find_checkpoint, find_weights, parse_shipped
 from agegen.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -22,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def find_init(init: str, model: str) -> Path:
-    """Return the checkpoint that ``--init`` names: a run folder, a file, or a model with shipped weights.
+    """Return the checkpoint that ``--init`` names: a run, a file, or ``NAME[/WEIGHTS]`` that ship.
 
     Raises:
         AgegenError: there is none, or it is that of another backbone.
     """
-    named = not Path(init).exists() and init in {plugin.name for plugin in list_plugins()}
-    checkpoint = find_checkpoint(init, None) if named else find_checkpoint(None, Path(init))
+    shipped = parse_shipped(init)
+    checkpoint = find_weights(*shipped) if shipped else find_checkpoint(None, Path(init))
     made_by = read_info(checkpoint).model
     if made_by != model:
         raise AgegenError(f"--init {init} holds weights of '{made_by}', which don't fit --model {model}")

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -122,7 +123,7 @@ def two_runs(trained_run, tmp_path):
     copies = [tmp_path / "runs" / name for name in ("one", "two")]
     for copy in copies:
         shutil.copytree(trained_run, copy)
-    return copies
+    return [str(copy) for copy in copies]
 
 
 def test_runs_of_one_model_are_named_by_their_folders(two_runs):
@@ -132,11 +133,12 @@ def test_runs_of_one_model_are_named_by_their_folders(two_runs):
     assert result.costs[0].parameters == result.costs[0].trainable > 950_000
     assert result.costs[0].images_per_second > 0
     json.dumps(result.to_json(), allow_nan=False)
-    assert name_models(choose_models(tuple(two_runs)), ["a", "b"]) == ("a", "b")
+    assert name_models(choose_models(["compact", two_runs[0]])) == ("compact", "scratch")
+    assert name_models(choose_models(["scratch", *two_runs])) == ("scratch", "one", "two")
 
 
 def test_only_faces_that_nobody_trained_on_are_compared(two_runs):
-    runs = [RunFolder(path) for path in two_runs]
+    runs = [RunFolder(Path(path)) for path in two_runs]
     tables = [pd.read_parquet(run.predictions) for run in runs]
     split = pd.read_csv(runs[1].split)
     moved = tables[0]["sha256"].iloc[:5]
@@ -151,7 +153,7 @@ def test_only_faces_that_nobody_trained_on_are_compared(two_runs):
 
 
 def test_what_cannot_be_compared_is_refused_with_the_reason(two_runs):
-    runs = [RunFolder(path) for path in two_runs]
+    runs = [RunFolder(Path(path)) for path in two_runs]
     tables = [pd.read_parquet(run.predictions).assign(seen=False) for run in runs]
     other = tables[1].assign(sha256="x" + tables[1]["sha256"])
     models = choose_models(tuple(two_runs))
@@ -169,7 +171,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(two_runs):
 
 def test_comparison_on_other_data_runs_both(two_runs, faces_folder):
     result = compare_runs(CompareConfig(tuple(two_runs), data=(str(faces_folder),), split="all"))
-    trained = set(pd.read_csv(two_runs[0] / "split.csv").query("split == 'train'")["sha256"])
+    trained = set(pd.read_csv(Path(two_runs[0]) / "split.csv").query("split == 'train'")["sha256"])
     assert 0 < result.n <= 60
     assert not set(result.predictions["one"]["sha256"]) & trained
 
@@ -200,17 +202,53 @@ def test_a_verdict_on_several_trainings_speaks_of_models():
 
 def test_studies_of_seeds_are_compared(two_runs, trained_run):
     """A study's folder with two trainings, which here are the same."""
-    study = two_runs[0].parent / "study"
+    study = Path(two_runs[0]).parent / "study"
     for seed in range(2):
         shutil.copytree(trained_run, study / f"seed-{seed}")
     (study / "study.json").write_text("{}")
-    result = compare_runs(CompareConfig((study, two_runs[0])))
+    result = compare_runs(CompareConfig((str(study), two_runs[0])))
     assert result.trainings == (2, 1)
     assert result.names == ("study", "one")
     assert result.to_json()["runs"][0]["trainings"] == 2
     assert any("first training of each model" in notice for notice in result.notices)
-    folds = two_runs[0].parent / "folds"
+    folds = study.parent / "folds"
     folds.mkdir()
     (folds / "study.json").write_text("{}")
     with pytest.raises(AgegenError, match="holds no trainings with several seeds"):
-        choose_models((folds, two_runs[0]))
+        choose_models((str(folds), two_runs[0]))
+
+
+def test_weights_that_ship_are_compared_with_runs(two_runs, faces_folder, agegen):
+    """They need no run: what its record would tell of cost is left open, and curves are drawn of runs alone."""
+    names = ("compact", "compact/open", two_runs[0])
+    result = compare_runs(CompareConfig(names, data=(str(faces_folder),), split="all"))
+    assert result.names == ("compact", "compact/open", "scratch")
+    assert list(result.curves) == ["scratch"]
+    assert [cost.epochs for cost in result.costs] == [None, None, 2]
+    assert result.costs[0].parameters == 923_158
+    assert result.costs[0].images_per_second > 0
+    assert "compact trained 0.92M parameters, compact/open trained 0.92M parameters. " in result.verdict
+    page = Path("page.html")
+    done = agegen("compare", *names[:2], "--data", faces_folder, "--split", "all", "--report", page, "--json", "-")
+    assert done.exit_code == 0, done.stderr
+    assert [run["run"] for run in json.loads(done.stdout)["runs"]] == ["compact", "compact/open"]
+    assert "Learning curves" not in page.read_text(encoding="utf-8")
+    assert "Estimated against true age" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["compact", "scratch"], "compact has no run that names its faces: give --data PATH"),
+        (["compact"], "at least two different"),
+        (["compact", "compact"], "at least two different"),
+        (["compact/closed", "scratch"], "no weights 'closed' ship for 'compact'"),
+        (["compact", "runs/none"], "no run at runs/none"),
+        (["compact", "hf://nonsense"], "is no name on the Hub"),
+    ],
+)
+def test_names_that_name_nothing(names, reason, agegen):
+    done = agegen("compare", *names)
+    assert done.exit_code == 1
+    assert reason in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -15,7 +15,7 @@ from agegen.errors import DataError
 def comparison(trained_run, tmp_path_factory):
     copy = tmp_path_factory.mktemp("runs") / "other"
     shutil.copytree(trained_run, copy)
-    return compare_runs(CompareConfig((trained_run, copy)))
+    return compare_runs(CompareConfig((str(trained_run), str(copy))))
 
 
 def test_report_is_self_contained_and_whole(comparison):

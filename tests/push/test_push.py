@@ -108,6 +108,11 @@ def test_a_run_goes_up_and_comes_down(trained_run, faces_folder, portrait, tmp_p
     assert json.loads(again.stdout) == rows["hf://me/faces"]
     evaluated = run(["eval", "hf://me/faces", "--data", faces_folder, "--split", "all", "--json", "-"], tmp_path / "b")
     assert json.loads(evaluated.stdout)["n"] > 0, evaluated.stderr
+    words = ["compare", "hf://me/faces", trained_run, "--data", faces_folder, "--split", "all", "--json", "-"]
+    compared = json.loads(run(words, tmp_path / "b").stdout)
+    assert [row["name"] for row in compared["runs"]] == ["me/faces", "scratch"]
+    mae = next(row for row in compared["age"] if row["metric"] == "mae")["values"]
+    assert mae["me/faces"]["value"] == pytest.approx(mae["scratch"]["value"], abs=0.1)
     check_card(files["README.md"].decode(), trained_run)
 
 
