@@ -69,8 +69,9 @@ Data = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATH",
-        help="A folder in a known layout, a table (CSV, TSV, JSON Lines, Parquet) or 'demo'; give it again for more "
-        "data, PATH::0.5 to draw its faces half as often. Default: $AGEGEN_DATA, else ./data/utkface.",
+        help="A folder in a known layout, a table (CSV, TSV, JSON Lines, Parquet), Parquet at an address "
+        "(hf://datasets/OWNER/NAME/PATH.parquet, s3://…) or 'demo'; give it again for more data, PATH::0.5 to draw its "
+        "faces half as often. Default: $AGEGEN_DATA, else ./data/utkface.",
     ),
 ]
 

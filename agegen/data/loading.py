@@ -12,6 +12,7 @@ from agegen.data.labels import AGE_BOUNDS
 from agegen.data.layouts import read_layout
 from agegen.data.manifests import PLAIN, ReadOptions, load_manifest
 from agegen.data.records import SOURCE_COLUMN, FaceRecords, JoinedStore
+from agegen.data.remote import fetch_parquet, is_remote
 from agegen.data.tables import TABLE_SUFFIXES
 from agegen.errors import DataError
 
@@ -38,16 +39,18 @@ def resolve_data(data: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def load_records(data: str, options: ReadOptions = PLAIN) -> FaceRecords:
-    """Load one data set: a folder in a layout that is known, a table (CSV, TSV, JSON Lines, Parquet), or ``demo``.
+    """Load one data set: a folder in a layout that is known, a table, Parquet at an address, or ``demo``.
 
     Raises:
         DataError: nothing is there, columns are missing, or no usable record is left.
     """
-    path = Path(data)
     if data == "demo":
         from agegen.data.demo import draw_records
 
         return draw_records()
+    if is_remote(data):
+        return replace(load_records(str(fetch_parquet(data)), options), source=data)
+    path = Path(data)
     if path.is_dir():
         records = read_layout(path, options)
     elif path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
