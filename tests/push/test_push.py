@@ -9,9 +9,11 @@ import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
+from running import run_service
 
 from agegen.errors import AgegenError
 from agegen.model.hub_runs import fetch_hub_run, is_hub_run, parse_repository
@@ -113,6 +115,11 @@ def test_a_run_goes_up_and_comes_down(trained_run, faces_folder, portrait, tmp_p
     assert [row["name"] for row in compared["runs"]] == ["me/faces", "scratch"]
     mae = next(row for row in compared["age"] if row["metric"] == "mae")["values"]
     assert mae["me/faces"]["value"] == pytest.approx(mae["scratch"]["value"], abs=0.1)
+    env = {"HF_HOME": str(tmp_path / "b"), "HF_HUB_OFFLINE": "1"}
+    with run_service("--run", "hf://me/faces", **env) as service:
+        request = Request(f"{service.address}/v1/faces?model=me/faces", portrait.read_bytes())
+        with urlopen(request, timeout=30) as answer:
+            assert json.load(answer)[0]["model"] == rows["hf://me/faces"][0]["model"]
     check_card(files["README.md"].decode(), trained_run)
 
 
