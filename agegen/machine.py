@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agegen.errors import AgegenError
+from agegen.team import read_count, read_local
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,9 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
-    return Compute(torch.device(device), precision)
+    # Processes that train together on one machine have a device each.
+    index = read_local()[0] if device == "cuda" and read_count() > 1 else None
+    return Compute(torch.device(device) if index is None else torch.device(device, index), precision)
 
 
 def keep_freed_memory() -> None:

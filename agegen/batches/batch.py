@@ -12,7 +12,8 @@ from torch import Tensor
 
 from agegen.data.labels import AGE_CLASSES, Labels
 from agegen.errors import DataError
-from agegen.model.loss import Targets
+from agegen.model.loss import Targets, find_known
+from agegen.team import Team
 
 # People write ages down to within some years; rarer ages lend each other strength.
 _SMOOTHING_YEARS = 2.0
@@ -20,8 +21,16 @@ _SMOOTHING_YEARS = 2.0
 EVAL_BATCH_SIZE = 128
 
 
+class Whole(NamedTuple):
+    """A batch that several processes share: its faces, and of how many of them age and gender are known."""
+
+    size: int
+    aged: int
+    gendered: int
+
+
 class Batch(NamedTuple):
-    """N labelled faces.
+    """N labelled faces; ``whole`` is the batch of which they are this process' part, None where they are all.
 
     ``views``: one tensor per view of the faces, pictures (N, 3, size, size) uint8 or features (N, D);
     training has one view, evaluation the plain and the mirrored one.
@@ -29,11 +38,17 @@ class Batch(NamedTuple):
 
     views: list[Tensor]
     targets: Targets
+    whole: Whole | None = None
 
     @property
     def size(self) -> int:
-        """The number of faces."""
-        return len(self.targets.low)
+        """The number of faces, of the whole batch where several processes share it."""
+        return len(self.targets.low) if self.whole is None else self.whole.size
+
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """Of how many faces of the whole batch age and gender are known; None where this is all of it."""
+        return None if self.whole is None else (self.whole.aged, self.whole.gendered)
 
 
 class BatchSource(Protocol):
@@ -53,8 +68,15 @@ class BatchSource(Protocol):
         """
 
 
+class EvalSource(BatchSource, Protocol):
+    """Where an evaluation gets its batches: all faces in order."""
+
+    def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:
+        """Yield every ``stride``-th batch from ``start`` on."""
+
+
 class TrainSource(BatchSource, Protocol):
-    """Where a training gets its batches."""
+    """Where a training gets its batches; each process of a team its part of each."""
 
     def measure_rate(self) -> float:
         """Return how many images/s this source could give with a core for each of its processes."""
@@ -66,6 +88,14 @@ def make_targets(labels: Labels) -> Targets:
     if labels.soft is not None:
         parts += [labels.soft.ages, labels.soft.female]
     return Targets(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+
+
+def take_part(labels: Labels, chosen: NDArray[np.int64], team: Team) -> tuple[NDArray[np.int64], Whole | None]:
+    """Return this process' part of the faces of a batch, and what the whole of it is; all of it for one alone."""
+    if team.count == 1:
+        return chosen, None
+    aged, gendered = find_known(make_targets(labels.pick(chosen)))
+    return chosen[team.pick(len(chosen))], Whole(len(chosen), int(aged.sum()), int(gendered.sum()))
 
 
 def weigh_ages(labels: Labels, balance: float) -> NDArray[np.float64]:

@@ -7,6 +7,9 @@ import json
 import shutil
 import time
 import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,13 @@ from agegen.machine import Compute
 from agegen.model.checkpoint import fingerprint_tensors
 from agegen.model.network import AgeGenderModel
 from agegen.model.views import mirror_image, stack_images
+from agegen.team import ALONE, Team
 
 # Raise it whenever views or features come out differently: old caches are then no longer found.
 CODE_VERSION = 1
 # The unit of work, of checksums and of resuming; also the batch in which features are computed.
 BLOCK = 64
+_FEATURES, _SUMS = np.dtype(np.float16), np.dtype(np.uint32)
 
 
 class CachedFeatures:
@@ -85,23 +90,37 @@ class FeatureCache:
         key = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / "features" / key
 
-    def load(self, pixels: Pixels, views: int, on_progress: ProgressHook = ignore_progress) -> CachedFeatures:
-        """Return the features of all faces in ``views`` views, computing those that aren't there.
+    def load(
+        self, pixels: Pixels, views: int, on_progress: ProgressHook = ignore_progress, team: Team = ALONE
+    ) -> CachedFeatures:
+        """Return the features of all faces in ``views`` views; the processes of a team share what isn't there yet.
 
         Raises:
-            AgegenError: the folder can't be written, or the disk is full.
+            AgegenError: the folder can't be written, the disk is full, or a team's processes don't share the folder.
         """
-        from filelock import FileLock
-
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder.parent / f"{self.folder.name}.lock"):
-                self._reset_mismatch()
-                arrays = [self._load_view(view, views, pixels, on_progress) for view in range(views)]
+            with self._hold(team):
+                arrays = [self._load_view(view, views, pixels, on_progress, team) for view in range(views)]
                 return CachedFeatures(arrays, sum(self._read_seconds(view) for view in range(views)))
         except OSError as error:
             reason = error.strerror or str(error)
             raise AgegenError(f"can't keep features in {self.folder}: {reason}; choose --cache-dir") from error
+
+    @contextmanager
+    def _hold(self, team: Team) -> Iterator[None]:
+        """Hold the folder, ready for use: the first process of a team holds it for all."""
+        from filelock import FileLock
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder.parent / f"{self.folder.name}.lock")
+        if team.leads:
+            lock.acquire()
+        try:
+            team.lead(self._reset_mismatch)
+            yield
+            team.wait()
+        finally:
+            lock.release()
 
     def _build_augmentation(self) -> Augmentation:
         backbone = self._model.backbone
@@ -119,14 +138,17 @@ class FeatureCache:
         write_json(path, self.description)
 
     def _load_view(
-        self, view: int, views: int, pixels: Pixels, on_progress: ProgressHook
+        self, view: int, views: int, pixels: Pixels, on_progress: ProgressHook, team: Team
     ) -> np.memmap[Any, np.dtype[np.float16]]:
         total = self._shape[0]
         paths = self.folder / f"view-{view}.f16", self.folder / f"view-{view}.crc"
-        features = _map_array(paths[0], np.dtype(np.float16), self._shape)
         # A sum of 0 stands for a block that isn't there yet.
-        sums = _map_array(paths[1], np.dtype(np.uint32), (-(-total // BLOCK),))
-        missing = [block for block in range(len(sums)) if _sum_block(features, block) != sums[block]]
+        blocks = -(-total // BLOCK)
+        begin = partial(_begin_arrays, ((paths[0], _FEATURES, self._shape), (paths[1], _SUMS, (blocks,))))
+        team.lead(begin)
+        features = np.memmap(paths[0], _FEATURES, "r", shape=self._shape)
+        sums = np.memmap(paths[1], _SUMS, "r", shape=(blocks,))
+        missing = team.lead(partial(_list_missing, features, sums))[team.rank :: team.count]
         if missing:
             self._model.to(self._compute.device).eval()
         augmentation = self._build_augmentation() if missing and view > 1 else None
@@ -136,9 +158,13 @@ class FeatureCache:
             images = [draw_view(pixels[row], view, row, augmentation) for row in rows]
             _write_at(paths[0], rows.start * features.strides[0], self._extract(images))
             _write_at(paths[1], block * sums.itemsize, np.array([_sum_block(features, block)], dtype=np.uint32))
-            write_text(self._name_seconds(view), f"{self._read_seconds(view) + time.monotonic() - started:.6f}")
-            done = total - (len(missing) - count) * BLOCK
+            if team.leads:
+                write_text(self._name_seconds(view), f"{self._read_seconds(view) + time.monotonic() - started:.6f}")
+            done = total - (len(missing) - count) * BLOCK * team.count
             on_progress(f"extracting features, view {view + 1} of {views}", max(0, min(done, total)), total)
+        team.wait()
+        if not sums.all():
+            raise AgegenError(f"{self.folder} lacks what other processes computed: give all of them one --cache-dir")
         return features
 
     def _name_seconds(self, view: int) -> Path:
@@ -163,13 +189,18 @@ def draw_view(image: RGB, view: int, row: int, augmentation: Augmentation | None
     return image if augmentation is None else augmentation(image, (CODE_VERSION, view, row))
 
 
-def _map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """Map an array file for reading; one of another size is begun anew, filled with zeros."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    if not path.is_file() or path.stat().st_size != size:
-        with path.open("wb") as file:
-            file.truncate(size)
-    return np.memmap(path, dtype, mode="r", shape=shape)
+def _begin_arrays(arrays: Iterable[tuple[Path, np.dtype[Any], tuple[int, ...]]]) -> None:
+    """Make array files; those of another size are begun anew, filled with zeros."""
+    for path, dtype, shape in arrays:
+        size = int(np.prod(shape)) * dtype.itemsize
+        if not path.is_file() or path.stat().st_size != size:
+            with path.open("wb") as file:
+                file.truncate(size)
+
+
+def _list_missing(features: np.memmap[Any, Any], sums: np.memmap[Any, Any]) -> list[int]:
+    """Return the blocks that aren't there, or are damaged."""
+    return [block for block in range(len(sums)) if _sum_block(features, block) != sums[block]]
 
 
 def _write_at(path: Path, offset: int, values: NDArray[Any]) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, make_targets
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, make_targets, take_part
 from agegen.data.labels import Labels
+from agegen.team import ALONE, Team
 
 
 class FeatureTable(Protocol):
@@ -41,8 +42,14 @@ class TrainFeatures:
     """Cached features in an order drawn anew for each epoch, of a drawn view of each face."""
 
     def __init__(
-        self, data: LabelledFeatures, batch_size: int, seed: int, weights: NDArray[np.float64] | None = None
+        self,
+        data: LabelledFeatures,
+        batch_size: int,
+        seed: int,
+        weights: NDArray[np.float64] | None = None,
+        team: Team = ALONE,
     ) -> None:
+        self._team = team
         self.labels = data.labels
         self._weights = np.ones(len(data.rows)) if weights is None else weights
         self._data = data
@@ -58,10 +65,10 @@ class TrainFeatures:
         order = draw_order(self._weights, self._seed, epoch)
         drawn = np.random.default_rng((self._seed, epoch, 1)).integers(0, self._data.table.views, count)
         for first in range(start * self._batch_size, len(self) * self._batch_size, self._batch_size):
-            chosen = order[first : first + self._batch_size]
+            chosen, whole = take_part(self.labels, order[first : first + self._batch_size], self._team)
             # Sorted by view, so that each view is read at once; the order within a batch is free.
             chosen = chosen[np.argsort(drawn[chosen], kind="stable")]
-            yield _take_features(self._data, chosen, [drawn[chosen]])
+            yield _take_features(self._data, chosen, [drawn[chosen]])._replace(whole=whole)
 
     def measure_rate(self) -> float:
         """Read one batch and return the rate."""
@@ -81,9 +88,9 @@ class EvalFeatures:
     def __len__(self) -> int:
         return -(-len(self._data.rows) // self._batch_size)
 
-    def iterate(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: ARG002 - every epoch is the same
-        """Yield all faces in order."""
-        for first in range(start * self._batch_size, len(self._data.rows), self._batch_size):
+    def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:  # noqa: ARG002 - all epochs are the same
+        """Yield all faces in order, in every ``stride``-th batch."""
+        for first in range(start * self._batch_size, len(self._data.rows), self._batch_size * stride):
             chosen = np.arange(first, min(first + self._batch_size, len(self._data.rows)))
             plain, mirrored = np.zeros_like(chosen), np.ones_like(chosen)
             yield _take_features(self._data, chosen, [plain, mirrored])

@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from agegen.batches.augmentation import Augmentation
-from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, make_targets
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, make_targets, take_part
 from agegen.data.images import RGB, resize_image
 from agegen.data.labels import Labels
 from agegen.data.records import FaceRecords
 from agegen.errors import AgegenError, DataError
 from agegen.machine import count_cores, measure_free_memory
 from agegen.model.views import make_views, stack_images
+from agegen.team import ALONE, Team, read_local
 
 _SHARED_MEMORY = Path("/dev/shm")
 # PyTorch's default: batches that each loader has ready.
@@ -88,7 +89,9 @@ def choose_workers(workers: int | None) -> int:
     """
     if workers is not None:
         return workers
-    return min(max(count_cores() - 1, 0), 8) if _can_fork() else 0
+    # Processes of one training on this machine share its cores.
+    cores = count_cores() // read_local()[1]
+    return min(max(cores - 1, 0), 8) if _can_fork() else 0
 
 
 def limit_workers(workers: int, batch_bytes: int, shared: Path = _SHARED_MEMORY) -> int:
@@ -123,7 +126,9 @@ class TrainBatches:
         seed: int,
         workers: int,
         weights: NDArray[np.float64] | None = None,
+        team: Team = ALONE,
     ) -> None:
+        self._team = team
         self.labels = data.labels
         self._weights = np.ones(len(data.labels)) if weights is None else weights
         self._dataset = _AugmentedFaces(data, augmentation, seed)
@@ -142,13 +147,12 @@ class TrainBatches:
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches; a last one that isn't full is left out."""
-        drawn = draw_order(self._weights, self._seed, epoch)[start * self._batch_size :]
-        order = [(epoch, int(index)) for index in drawn]
+        size, drawn = self._batch_size, draw_order(self._weights, self._seed, epoch)
+        batches = [drawn[first : first + size] for first in range(start * size, len(self) * size, size)]
+        parts = [take_part(self.labels, batch, self._team) for batch in batches]
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
-            self._batch_size,
-            sampler=order,
-            drop_last=True,
+            batch_sampler=[[(epoch, int(index)) for index in part] for part, _ in parts],
             num_workers=self._workers,
             # Forked, loaders share the decoded pictures; started anew (Python 3.14's default) each would copy them.
             multiprocessing_context="fork" if self._workers and _can_fork() else None,
@@ -158,8 +162,8 @@ class TrainBatches:
             worker_init_fn=_ignore_interrupts,
         )
         with explain_loaders():
-            for images, indices in loader:
-                yield Batch([images], make_targets(self.labels.pick(indices)))
+            for (images, indices), (_, whole) in zip(loader, parts, strict=True):
+                yield Batch([images], make_targets(self.labels.pick(indices)), whole)
 
     def measure_rate(self) -> float:
         """Augment a batch in this process and return the rate, times the number of loaders."""
@@ -181,9 +185,9 @@ class EvalBatches:
     def __len__(self) -> int:
         return -(-len(self._data.pixels) // self._batch_size)
 
-    def iterate(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: ARG002 - every epoch is the same
-        """Yield all faces in order."""
-        for first in range(start * self._batch_size, len(self._data.pixels), self._batch_size):
+    def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:  # noqa: ARG002 - all epochs are the same
+        """Yield all faces in order, in every ``stride``-th batch."""
+        for first in range(start * self._batch_size, len(self._data.pixels), self._batch_size * stride):
             stop = min(first + self._batch_size, len(self._data.pixels))
             images = [self._data.pixels[index] for index in range(first, stop)]
             yield Batch(make_views(images), make_targets(self.labels.pick(slice(first, stop))))
@@ -212,6 +216,8 @@ class _AugmentedFaces(Dataset[_Sample]):
 def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 - DataLoader gives the worker's number
     """Leave Ctrl-C, which a terminal sends to every process, to the main one: it finishes the batch first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The main process may have a way of its own to end, which isn't this one's.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 
 from agegen.backbone import Backbone
 from agegen.batches.augmentation import build_train_augmentation
-from agegen.batches.batch import BatchSource, TrainSource, weigh_ages
+from agegen.batches.batch import EvalSource, TrainSource, weigh_ages
 from agegen.batches.cache_folder import choose_cache_dir
 from agegen.batches.feature_cache import FeatureCache
 from agegen.batches.features import EvalFeatures, LabelledFeatures, TrainFeatures
@@ -21,6 +21,7 @@ from agegen.data.records import SOURCE_COLUMN, FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.machine import Compute
 from agegen.model.network import AgeGenderModel
+from agegen.team import ALONE, Team
 
 # Evaluation averages the plain and the mirrored view.
 EVAL_VIEWS = 2
@@ -28,7 +29,7 @@ EVAL_VIEWS = 2
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How batches are made; ``views`` and ``cache_dir`` concern frozen backbones alone."""
+    """How batches are made, and by which ``team``; ``views`` and ``cache_dir`` concern frozen backbones alone."""
 
     compute: Compute
     batch_size: int
@@ -37,6 +38,7 @@ class SourceOptions:
     views: int = EVAL_VIEWS
     cache_dir: Path | None = None
     age_balance: float = 0.0
+    team: Team = ALONE
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class TrainSources:
 
     network: nn.Module
     train: TrainSource
-    val: BatchSource
-    test: BatchSource
+    val: EvalSource
+    test: EvalSource
     feature_seconds: float = 0.0
 
 
@@ -80,7 +82,7 @@ def make_train_sources(
         taught = replace(features["train"], labels=_teach(features["train"].labels, parts["train"], soft))
         return TrainSources(
             model.heads,
-            TrainFeatures(taught, options.batch_size, options.seed, weights),
+            TrainFeatures(taught, options.batch_size, options.seed, weights, options.team),
             EvalFeatures(features["val"]),
             EvalFeatures(features["test"]),
             table.table.seconds,
@@ -93,6 +95,7 @@ def make_train_sources(
         options.seed,
         choose_workers(options.workers),
         weights,
+        options.team,
     )
     return TrainSources(model, train, EvalBatches(pixels["val"]), EvalBatches(pixels["test"]))
 
@@ -116,7 +119,7 @@ def make_eval_source(
     chosen: NDArray[np.bool_],
     options: SourceOptions,
     on_progress: ProgressHook = ignore_progress,
-) -> tuple[nn.Module, BatchSource]:
+) -> tuple[nn.Module, EvalSource]:
     """Return the network to run and its batches over the pictures ``chosen`` (N,) of a scan."""
     if model.backbone.frozen:
         table = _extract(model, scan, options, on_progress)
@@ -142,7 +145,7 @@ def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progr
     root = choose_cache_dir(options.cache_dir)
     cache = FeatureCache(root, model, scan.sha256, options.compute, scan.records.describe_cut())
     pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels)
-    table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress)
+    table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress, options.team)
     labels = scan.records.labels
     return LabelledFeatures(table, np.arange(len(labels)), labels)
 

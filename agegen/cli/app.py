@@ -14,6 +14,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from agegen.errors import AgegenError
+from agegen.team import read_local, read_rank
 
 # What shells expect of a program that Ctrl-C ended: 128 + SIGINT.
 INTERRUPTED = 130
@@ -28,7 +29,8 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except AgegenError as error:
-            make_notice_console().print(f"error: {error}", style="red", soft_wrap=True)
+            if not is_told(error):
+                make_notice_console(always=True).print(f"error: {error}", style="red", soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             make_notice_console().print("interrupted", style="yellow")
@@ -142,10 +144,19 @@ def obey_offline(offline: bool) -> None:
         go_offline()
 
 
-def make_notice_console() -> Console:
-    """Return the console for notices and progress: stderr."""
+def make_notice_console(always: bool = False) -> Console:
+    """Return the console for notices and progress: stderr; of processes that train together the first one's speaks.
+
+    ``always``: so does that of any other.
+    """
     _replace_unprintable(sys.stderr)
-    return Console(stderr=True, **_LITERALLY)
+    return Console(stderr=True, quiet=read_rank() > 0 and not always, **_LITERALLY)
+
+
+def is_told(error: AgegenError) -> bool:
+    """Return whether another process that trains with this one says the same: one on each machine does."""
+    told: bool | None = getattr(error, "told", None)
+    return read_local()[0] > 0 if told is None else told
 
 
 def _replace_unprintable(stream: Any) -> None:
@@ -162,9 +173,9 @@ def show_work(notices: Console, what: str = "loading libraries") -> AbstractCont
 def make_output_console() -> Console:
     """Return the console for results: stdout; piped tables keep a readable width."""
     _replace_unprintable(sys.stdout)
-    console = Console(**_LITERALLY)
+    console = Console(quiet=read_rank() > 0, **_LITERALLY)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=120, **_LITERALLY)
+        console = Console(width=120, quiet=read_rank() > 0, **_LITERALLY)
     return console
 
 

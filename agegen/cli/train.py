@@ -27,6 +27,7 @@ from agegen.evaluate.tables import make_metrics_table
 from agegen.render.formats import format_duration
 from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import render_table
+from agegen.team import leave_team, read_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -220,6 +221,9 @@ def train(
         float | None,
         typer.Option(metavar="SHARE", help="How much teachers count against labels, 0 to 1.", show_default="model's"),
     ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Let torch compile the network; pays off in long trainings.")
+    ] = None,
     log: Annotated[
         str | None, typer.Option(metavar="tensorboard", help="Write losses, metrics and faces for TensorBoard, too.")
     ] = None,
@@ -278,7 +282,7 @@ def train(
         display = TrainDisplay(output, notices, progress)
         run = train_study if isinstance(config, StudyConfig) else train_run
         events: Iterator[StudyEvent] = run(config, progress, interrupts.pending)  # type: ignore[arg-type]
-        if log is not None:
+        if log is not None and read_rank() == 0:
             from agegen.train.tensorboard import log_events
 
             events = log_events(events)
@@ -289,3 +293,4 @@ def train(
             elif isinstance(event, EpochResult) and event.epoch == display.epochs:
                 interrupts.release()
             display.show(event)
+    leave_team()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agegen.backbone import LossSettings
-from agegen.batches.batch import BatchSource
+from agegen.batches.batch import Batch, EvalSource
 from agegen.data.soft_labels import TEACHER_KEY
 from agegen.errors import CheckpointError
 from agegen.files import replace_atomically
@@ -21,6 +21,7 @@ from agegen.model.calibration import Calibration, bound_ages
 from agegen.model.loss import PLAIN, compute_loss
 from agegen.model.network import expect_age
 from agegen.model.views import average_outputs, measure_spread, run_views
+from agegen.team import ALONE, Team
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,27 +95,49 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return predictions
 
 
+class _BatchEstimates(NamedTuple):
+    """Of the N faces of a batch: columns (N,) and distributions (N, 117), on the CPU; the mean loss."""
+
+    age: Tensor
+    spread: Tensor
+    p_female: Tensor
+    distributions: Tensor | None
+    loss: float
+
+
 def estimate_batches(
-    network: nn.Module, source: BatchSource, compute: Compute, loss_settings: LossSettings = PLAIN, keep: bool = False
+    network: nn.Module,
+    source: EvalSource,
+    compute: Compute,
+    loss_settings: LossSettings = PLAIN,
+    keep: bool = False,
+    team: Team = ALONE,
 ) -> Estimates:
     """Run a network (whole model on pictures, or heads on features) over labelled batches.
 
-    ``keep``: whether the age distributions are kept too, half a kilobyte a face.
+    ``keep``: whether the age distributions are kept too, half a kilobyte a face. The processes of a ``team`` share the
+    batches, and each gets the estimates of all.
     """
     network.eval()
-    columns: list[list[Tensor]] = [[], [], []]
-    distributions: list[Tensor] = []
-    loss, count = 0.0, 0
     with torch.inference_mode():
-        for batch in source.iterate(0):
-            outputs = run_views(network, batch.views, compute)
-            loss += float(compute_loss(outputs[0], batch.targets.to(compute.device), loss_settings)) * batch.size
-            count += batch.size
-            ages, p_female = average_outputs(outputs)
-            for column, values in zip(columns, (expect_age(ages), measure_spread(ages), p_female), strict=True):
-                column.append(values.cpu())
-            if keep:
-                distributions.append(ages.cpu())
-    age, spread, p_female_all = (torch.cat(column).double().numpy() for column in columns)
-    kept = torch.cat(distributions).numpy() if keep else None
-    return Estimates(age, spread, p_female_all, loss / max(count, 1), kept)
+        own = [
+            _estimate_batch(network, batch, compute, loss_settings, keep)
+            for batch in source.iterate(0, team.rank, team.count)
+        ]
+    shared = team.gather(own)
+    # Batches were dealt out in turns, the first to the first process.
+    batches = [shared[number % team.count][number // team.count] for number in range(sum(map(len, shared)))]
+    age, spread, p_female = (torch.cat(column).double().numpy() for column in list(zip(*batches, strict=True))[:3])
+    kept = torch.cat([batch.distributions for batch in batches if batch.distributions is not None]) if keep else None
+    loss = sum(batch.loss * len(batch.age) for batch in batches) / max(len(age), 1)
+    return Estimates(age, spread, p_female, loss, None if kept is None else kept.numpy())
+
+
+def _estimate_batch(
+    network: nn.Module, batch: Batch, compute: Compute, loss_settings: LossSettings, keep: bool
+) -> _BatchEstimates:
+    outputs = run_views(network, batch.views, compute)
+    loss = float(compute_loss(outputs[0], batch.targets.to(compute.device), loss_settings))
+    ages, p_female = average_outputs(outputs)
+    age, spread = expect_age(ages).cpu(), measure_spread(ages).cpu()
+    return _BatchEstimates(age, spread, p_female.cpu(), ages.cpu() if keep else None, loss)

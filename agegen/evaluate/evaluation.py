@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from agegen.batches.batch import BatchSource
+from agegen.batches.batch import EvalSource
 from agegen.data.labels import SMALL_GROUP, Baseline, Labels, band_ages, label_groups, read_labels
 from agegen.data.scan import Scan
 from agegen.evaluate.bootstrap import Metric
@@ -202,7 +202,7 @@ def round_number(value: float) -> float | None:
 
 def evaluate_source(
     network: nn.Module,
-    source: BatchSource,
+    source: EvalSource,
     scan: Scan,
     chosen: NDArray[np.bool_],
     baseline: Baseline,

@@ -72,8 +72,22 @@ def _tabulate_distributions(widest: float) -> NDArray[np.float32]:
     return rows.astype(np.float32)
 
 
-def compute_loss(outputs: Outputs, targets: Targets, settings: LossSettings = PLAIN) -> Tensor:
+def find_known(targets: Targets) -> tuple[Tensor, Tensor]:
+    """Return of which of N faces age and gender are known, (N,) each: from their labels or from teachers."""
+    aged, gendered = ~torch.isnan(targets.low), ~torch.isnan(targets.female)
+    if targets.soft_ages is not None and targets.soft_female is not None:
+        aged = aged | ~torch.isnan(targets.soft_ages[:, 0])
+        gendered = gendered | ~torch.isnan(targets.soft_female)
+    return aged, gendered
+
+
+def compute_loss(
+    outputs: Outputs, targets: Targets, settings: LossSettings = PLAIN, counts: tuple[int, int] | None = None
+) -> Tensor:
     """Return the mean loss of N faces, a scalar; labels that are missing take no part.
+
+    ``counts``: of how many faces age and gender are known in a batch of which these are a part; then the losses of
+    all parts add up to that of the batch.
 
     An exact age: DLDL-v2, the KL divergence to its label distribution and the L1 distance of the expectation.
     A bracket: the negative logarithm of the probability inside it (interval-censored data) and the distance of
@@ -90,7 +104,8 @@ def compute_loss(outputs: Outputs, targets: Targets, settings: LossSettings = PL
         age, aged = _mix(age, aged, taught, ~torch.isnan(targets.soft_ages[:, 0]), settings.soft)
         taught = _compute_gender_losses(gender_logit, targets.soft_female)
         gender, gendered = _mix(gender, gendered, taught, ~torch.isnan(targets.soft_female), settings.soft)
-    return _average(age, aged) + settings.gender * _average(gender, gendered)
+    known_ages, known_genders = (int(part.sum()) for part in (aged, gendered)) if counts is None else counts
+    return _average(age, aged, known_ages) + settings.gender * _average(gender, gendered, known_genders)
 
 
 def _mix(own: Tensor, labelled: Tensor, taught: Tensor, estimated: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -132,5 +147,5 @@ def _compute_age_losses(logits: Tensor, low: Tensor, high: Tensor, settings: Los
     return torch.where(exact, divergence, censored) + settings.expectation * distance
 
 
-def _average(losses: Tensor, known: Tensor) -> Tensor:
-    return torch.where(known, losses, torch.zeros_like(losses)).sum() / known.sum().clamp(min=1)
+def _average(losses: Tensor, known: Tensor, count: int) -> Tensor:
+    return torch.where(known, losses, torch.zeros_like(losses)).sum() / max(count, 1)

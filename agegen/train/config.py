@@ -9,14 +9,16 @@ from typing import Any
 
 from agegen.backbone import Backbone, LossSettings, TrainingDefaults
 from agegen.batches.sources import SourceOptions
+from agegen.data.remote import is_remote
 from agegen.errors import AgegenError, CheckpointError
 from agegen.machine import Compute
 from agegen.runs import list_sources, open_run
+from agegen.team import ALONE, Team
 
 # Weights that know faces already want to be moved less, and settle sooner, than random ones: a third of both.
 RATE_SHARE, EPOCHS_SHARE = 1 / 3, 1 / 3
 # These change nothing of the result, or only where it comes about.
-_FREE = ("workers", "cache_dir", "save_every", "resume", "out")
+_FREE = ("workers", "cache_dir", "save_every", "resume", "out", "compile")
 _PATHS = ("split_file",)
 
 
@@ -56,6 +58,7 @@ class TrainConfig:
     soft_labels: tuple[str, ...] = ()
     soft_weight: float | None = None
     distributions: bool = False
+    compile: bool = False
     resume: Path | None = None
 
 
@@ -117,10 +120,11 @@ def _choose_rate(config: TrainConfig, usual: float) -> float:
 
 
 def resolve_sources(data: Sequence[str]) -> tuple[str, ...]:
-    """Return data sets by absolute paths, weights kept; ``demo`` is no path."""
+    """Return data sets by absolute paths, weights kept; ``demo`` and addresses are no paths."""
     named = (one.partition("::") for one in data)
     return tuple(
-        (path if path == "demo" else str(Path(path).resolve())) + mark + weight for path, mark, weight in named
+        (path if path == "demo" or is_remote(path) else str(Path(path).resolve())) + mark + weight
+        for path, mark, weight in named
     )
 
 
@@ -136,7 +140,9 @@ def _clashes(name: str, given: Any, kept: Any) -> bool:
     return str(given) != str(kept)
 
 
-def choose_settings(config: TrainConfig, backbone: Backbone, compute: Compute) -> tuple[FitSettings, SourceOptions]:
+def choose_settings(
+    config: TrainConfig, backbone: Backbone, compute: Compute, team: Team = ALONE
+) -> tuple[FitSettings, SourceOptions]:
     """Return the settings, the backbone's defaults filled in where the user gave nothing.
 
     Raises:
@@ -149,6 +155,8 @@ def choose_settings(config: TrainConfig, backbone: Backbone, compute: Compute) -
     balance = defaults.age_balance if config.age_balance is None else config.age_balance
     if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
         raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
+    if batch_size < 2 * team.count:
+        raise AgegenError(f"--batch-size {batch_size} is too small for {team.count} processes: 2 faces each at least")
     if config.soft_weight is not None and not 0 <= config.soft_weight <= 1:
         raise AgegenError("--soft-weight must be between 0 (the labels alone) and 1 (the teachers alone)")
     if not 0 <= balance <= 1:
@@ -157,5 +165,7 @@ def choose_settings(config: TrainConfig, backbone: Backbone, compute: Compute) -
     settings = FitSettings(
         epochs, lr, defaults.weight_decay, defaults.warmup, defaults.ema_decay, defaults.layer_decay, loss
     )
-    options = SourceOptions(compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir, balance)
+    options = SourceOptions(
+        compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir, balance, team
+    )
     return settings, options

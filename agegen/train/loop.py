@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from agegen.batches.batch import Batch, BatchSource, smooth_ages, spread_ages
+from agegen.batches.batch import Batch, BatchSource, EvalSource, smooth_ages, spread_ages
 from agegen.data.labels import Labels
 from agegen.errors import AgegenError
 from agegen.evaluate.estimates import Estimates, estimate_batches
@@ -21,6 +21,7 @@ from agegen.evaluate.metrics import measure_distance
 from agegen.machine import Compute
 from agegen.model.loss import compute_loss
 from agegen.model.network import TwoHeads
+from agegen.team import ALONE, Team
 from agegen.train.config import FitSettings
 from agegen.train.events import BatchResult, EpochResult
 from agegen.train.optimizer import make_optimizer
@@ -62,20 +63,36 @@ class Progress:
 
 @dataclass
 class Trainer:
-    """What a training changes: the network, its average (the weights to keep), the optimiser, the progress."""
+    """What a training changes: the network, its average (the weights to keep), the optimiser, the progress.
+
+    ``step`` is the network as it is run in training: compiled, and with its gradients averaged over the ``team``.
+    """
 
     network: nn.Module
     averaged: AveragedModel
     optimizer: torch.optim.Optimizer
     settings: FitSettings
     compute: Compute
+    step: nn.Module
+    team: Team = ALONE
     progress: Progress = field(default_factory=Progress)
 
 
-def make_trainer(network: nn.Module, settings: FitSettings, compute: Compute) -> Trainer:
-    """Return a trainer at the start: AdamW, and the EMA of the weights."""
+def make_trainer(
+    network: nn.Module, settings: FitSettings, compute: Compute, team: Team = ALONE, compiled: bool = False
+) -> Trainer:
+    """Return a trainer at the start: AdamW, and the EMA of the weights; ``compiled``: whether torch compiles it."""
+    if syncs_norms(team, compute):
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     averaged = average_network(network, settings.ema_decay)
-    return Trainer(network, averaged, make_optimizer(network, settings), settings, compute)
+    optimizer = make_optimizer(network, settings)
+    step: Any = torch.compile(network) if compiled else network
+    return Trainer(network, averaged, optimizer, settings, compute, team.wrap(step), team)
+
+
+def syncs_norms(team: Team, compute: Compute) -> bool:
+    """Return whether batch norms of several processes go by all faces of a batch: torch can do so on GPUs alone."""
+    return team.count > 1 and compute.device.type == "cuda"
 
 
 def fit_biases(heads: TwoHeads, labels: Labels) -> None:
@@ -115,7 +132,7 @@ def average_network(network: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
 
 
-def fit(trainer: Trainer, train: BatchSource, val: BatchSource) -> Iterator[BatchResult | EpochResult]:
+def fit(trainer: Trainer, train: BatchSource, val: EvalSource) -> Iterator[BatchResult | EpochResult]:
     """Train from where the trainer stands, yielding each batch and epoch.
 
     AdamW, a linear warm-up and a cosine decay to zero, EMA of the weights. While the generator waits
@@ -156,11 +173,12 @@ def take_step(trainer: Trainer, batch: Batch, batches: int) -> float:
         group["lr"] = settings.lr * factor * group.get("lr_scale", 1.0)
     inputs = batch.views[0].to(compute.device, non_blocking=True)
     with compute.autocast():
-        outputs = trainer.network(inputs)
-    loss = compute_loss(outputs, batch.targets.to(compute.device), settings.loss)
-    value = float(loss.item())
+        outputs = trainer.step(inputs)
+    # This process' part of the batch's loss. Gradients are averaged over the team where losses add up.
+    loss = compute_loss(outputs, batch.targets.to(compute.device), settings.loss, batch.counts)
+    value = float(trainer.team.add(loss.detach().clone()).item())
     trainer.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss * trainer.team.count).backward()  # type: ignore[no-untyped-call]
     # Before the step, so that what is no number never gets into the weights, nor into a state that is saved.
     if not (math.isfinite(value) and _are_finite(trainer.network)):
         raise AgegenError(_explain_divergence(progress.epoch, progress.batch + 1))
@@ -175,11 +193,12 @@ def _are_finite(network: nn.Module) -> bool:
     return not gradients or bool(torch.isfinite(nn.utils.get_total_norm(gradients)))
 
 
-def end_epoch(trainer: Trainer, val: BatchSource, batches: int, rate: float) -> EpochResult:
+def end_epoch(trainer: Trainer, val: EvalSource, batches: int, rate: float) -> EpochResult:
     """Validate the averaged weights and move on to the next epoch."""
     progress, settings = trainer.progress, trainer.settings
     started = time.monotonic()
-    estimates = estimate_batches(trainer.averaged, val, trainer.compute, settings.loss)
+    trainer.team.level(trainer.averaged)
+    estimates = estimate_batches(trainer.averaged, val, trainer.compute, settings.loss, team=trainer.team)
     quick = measure_quickly(estimates, val.labels)
     score = score_epoch(quick)
     progress.seconds += time.monotonic() - started

@@ -23,13 +23,14 @@ from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
 from agegen.train.config import TrainConfig, resolve_sources
 from agegen.train.events import BatchResult, EpochResult, TrainStart
+from agegen.train.loop import syncs_norms
 from agegen.train.setup import Training
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Where a run lies and what is kept for it changes nothing of the result.
-_NOT_IN_COMMAND = ("model", "data", "out", "cache_dir", "workers", "save_every", "distributions", "resume")
+_NOT_IN_COMMAND = ("model", "data", "out", "cache_dir", "workers", "save_every", "distributions", "resume", "compile")
 # By then caches are warm, and loaders have either got ahead or fallen behind.
 BATCHES = 50
 # A training that waits for longer than this share of its time would gain from quicker data.
@@ -137,7 +138,16 @@ def list_notices(training: Training) -> list[str]:
     """Return what the user should know before the first epoch: of the weights, the data and its crops."""
     data = describe_data(training.scan, training.split)
     taught = [] if training.teaching is None else [f"taught by {who}" for who in training.teaching.teachers]
-    return [*describe_start(training), *taught, *data, *describe_crops(training.survey)]
+    return [*describe_team(training), *describe_start(training), *taught, *data, *describe_crops(training.survey)]
+
+
+def describe_team(training: Training) -> list[str]:
+    """Return what the user should know of several processes: what each has of a batch, and how norms go."""
+    team, options = training.options.team, training.options
+    if team.count == 1:
+        return []
+    norms = "synchronised" if syncs_norms(team, options.compute) else "each process by its own faces (gloo can't sync)"
+    return [f"{team.count} processes share each batch of {options.batch_size}; batch norms: {norms}"]
 
 
 def describe_start(training: Training) -> list[str]:

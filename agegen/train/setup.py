@@ -24,6 +24,7 @@ from agegen.faces.matching import CropSurvey, read_trims, survey_crops
 from agegen.machine import choose_compute
 from agegen.model.network import AgeGenderModel
 from agegen.model.plugins import Plugin, build_backbone, load_backbone
+from agegen.team import join_team
 from agegen.train.config import FitSettings, TrainConfig, choose_settings
 from agegen.train.init import count_seen, find_init, start_from
 
@@ -58,10 +59,11 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     if config.protocol is not None and config.split_file is not None:
         raise AgegenError("--protocol splits the data itself; leave --split-file out")
     compute = choose_compute(config.device, config.precision)
+    team = join_team(compute.device)
     plugin, backbone_class = load_backbone(config.model)
     torch.manual_seed(config.seed)
     backbone = build_wanted(config, plugin, backbone_class)
-    settings, options = choose_settings(config, backbone, compute)
+    settings, options = choose_settings(config, backbone, compute, team)
     model = AgeGenderModel(backbone)
     start = None if config.init is None else find_init(config.init, plugin.name)
     if start is not None:
@@ -79,14 +81,20 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         check_same(run, split, plugin, settings, options)
     else:
         scan, split = split_data(scan, config)
-        run = runs.create_run(config.out, plugin.name)
-        write_split(run.split, split)
+        run = team.lead(lambda: begin_run(config.out, plugin.name, split))
     train = scan.records.frame[(split["split"] == "train").to_numpy()]
     survey = measure_crops(scan)
     seen = {} if start is None else count_seen(start, split, scan.hashes)
     teaching = read_teaching(config, scan, split) if config.soft_labels else None
     baseline = find_baseline(train)
     return Training(plugin, settings, options, model, scan, split, run, baseline, survey, start, seen, teaching)
+
+
+def begin_run(out: Path | None, model: str, split: pd.DataFrame) -> runs.RunFolder:
+    """Make the folder of a run, with its split."""
+    run = runs.create_run(out, model)
+    write_split(run.split, split)
+    return run
 
 
 def build_wanted(config: TrainConfig, plugin: Plugin, backbone_class: type[Backbone]) -> Backbone:

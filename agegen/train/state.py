@@ -46,11 +46,22 @@ class StateFiles:
     def restore(self, trainer: Trainer) -> tuple[str, ...]:
         """Bring a trainer to the newest state that is whole; without one it starts from the beginning.
 
-        Returns notices about damaged files.
+        Of a team the first process reads it, for all. Returns notices about damaged files.
 
         Raises:
             CheckpointError: the state is that of another model.
         """
+        turn, state, notices = trainer.team.lead(self._read_newest)
+        if state is not None:
+            _fill_trainer(self._paths[turn], trainer, *state)
+            self._turn = 1 - turn
+        if trainer.team.rank:
+            # Dropout of equal faces would else fall on equal places.
+            torch.manual_seed(trainer.progress.epoch * trainer.team.count + trainer.team.rank)
+        return notices
+
+    def _read_newest(self) -> tuple[int, tuple[dict[str, Tensor], dict[str, Any]] | None, tuple[str, ...]]:
+        """Return which file has the newest state that is whole, its content, and notices about damaged ones."""
         found, notices = [], []
         for turn, path in enumerate(self._paths):
             if not path.exists():
@@ -60,11 +71,9 @@ class StateFiles:
             except CheckpointError as error:
                 notices.append(str(error))
         if not found:
-            return tuple(notices)
+            return 0, None, tuple(notices)
         turn, tensors, content = max(found, key=lambda state: _order(state[2]))
-        _fill_trainer(self._paths[turn], trainer, tensors, content)
-        self._turn = 1 - turn
-        return tuple(notices)
+        return turn, (tensors, content), tuple(notices)
 
     def clear(self) -> None:
         """Delete the state of a finished training."""

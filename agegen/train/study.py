@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,9 @@ from agegen.data.splits import (
 from agegen.errors import AgegenError, CheckpointError, TrainingInterrupted
 from agegen.faces.loading import load_cropped
 from agegen.files import write_json
+from agegen.machine import choose_compute
 from agegen.runs import STUDY_FILE, RunFolder, create_run
+from agegen.team import join_team
 from agegen.train.config import TrainConfig, read_config, resolve_sources
 from agegen.train.events import PartStart, StudyEvent, StudyResult
 from agegen.train.record import format_time
@@ -91,10 +94,11 @@ def train_study(
         AgegenError: whatever the user can put right.
     """
     started = time.time()
-    study = open_study(config.train.resume) if config.train.resume else begin_study(config, started)
+    team = join_team(choose_compute(config.train.device, config.train.precision).device)
+    study = team.lead(lambda: open_study(config.train.resume) if config.train.resume else begin_study(config, started))
     free = {name: getattr(config.train, name) for name in _FREE if name not in ("out", "resume")}
     study = replace(study, config=replace(study.config, **free))
-    write_splits(study, on_progress)
+    team.lead(lambda: write_splits(study, on_progress))
     parts = study.list_parts()
     if config.fold is not None and not 1 <= config.fold <= study.count:
         raise AgegenError(f"--fold is a number from 1 to {study.count}")
@@ -103,13 +107,13 @@ def train_study(
             continue
         yield PartStart(run.path, number + 1, study.count, study.kind)
         try:
-            yield from train_run(configure_part(study, number), on_progress, should_stop)
+            yield from train_run(team.lead(partial(configure_part, study, number)), on_progress, should_stop)
         except TrainingInterrupted as error:
             where = f"{run.path.name} of {study.count} {study.kind}"
             raise TrainingInterrupted(
                 f"interrupted in {where}; go on with `agegen train --resume {study.path}`"
             ) from error
-    if all(is_finished(run) for run in parts):
+    if team.leads and all(is_finished(run) for run in parts):
         summary = summarize_study(study.path, study.kind, study.config.model, parts)
         yield StudyResult(study.path, summary, time.time() - started)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel, TwoHeads
 from agegen.render.plots import plot_curves
 from agegen.runs import RunFolder
+from agegen.team import explain_loss
 from agegen.train.config import TrainConfig
 from agegen.train.events import BatchResult, EpochResult, TrainEvent, TrainNotice, TrainResult
 from agegen.train.loop import Trainer, fit, fit_biases, make_trainer
@@ -63,9 +65,11 @@ def train_run(
     """
     started = time.time()
     training = prepare_training(config, on_progress)
-    with training.run.lock():
+    team = training.options.team
+    with hold_run(training), explain_loss(team, training.run.path):
         record = begin_record(config, training, started)
-        training.run.write(record)
+        if team.leads:
+            training.run.write(record)
         yield announce_training(training)
         sources_started = time.time()
         sources = make_train_sources(
@@ -79,7 +83,11 @@ def train_run(
         if (limited := describe_workers(sources.train)) is not None:
             yield TrainNotice((limited,))
         fit_started = time.time()
-        yield from fit_and_keep(training, sources, config.save_every, should_stop)
+        yield from fit_and_keep(training, sources, config, should_stop)
+        if not team.leads:
+            # What comes now the first process does alone.
+            team.wait()
+            return
         fitting = time.time() - fit_started
         rows = training.run.read_epochs()
         best = find_best(rows)
@@ -100,7 +108,15 @@ def train_run(
         # Last of all: a run that says it is finished has everything, and one that was killed before goes on.
         training.run.write(record)
         StateFiles(training.run.path).clear()
+        team.wait()
     yield TrainResult(training.run.path, config.model, best, result, time.time() - started)
+
+
+@contextmanager
+def hold_run(training: Training) -> Iterator[None]:
+    """Hold the run folder: the first process of a team does, for all."""
+    with training.run.lock() if training.options.team.leads else nullcontext():
+        yield
 
 
 def describe_workers(source: TrainSource) -> str | None:
@@ -114,34 +130,37 @@ def describe_workers(source: TrainSource) -> str | None:
 
 
 def fit_and_keep(
-    training: Training, sources: TrainSources, save_every: float, should_stop: Callable[[], bool]
+    training: Training, sources: TrainSources, config: TrainConfig, should_stop: Callable[[], bool]
 ) -> Iterator[TrainNotice | BatchResult | EpochResult]:
     """Run the training loop from where the run folder's state stands; keep each best epoch, and the state.
 
-    The state is saved where ``save_every`` seconds have passed since it was saved last.
+    The state is saved where ``config.save_every`` seconds have passed since it was saved last; of a team the first
+    process saves, and all stop where one is told to.
 
     Raises:
         TrainingInterrupted: ``should_stop`` said yes; the state is saved.
     """
     if training.start is None and isinstance(training.model.heads, TwoHeads):
         fit_biases(training.model.heads, sources.train.labels)
-    trainer = make_trainer(sources.network, training.settings, training.options.compute)
+    team = training.options.team
+    trainer = make_trainer(sources.network, training.settings, training.options.compute, team, config.compile)
     states = StateFiles(training.run.path)
     if damaged := states.restore(trainer):
         yield TrainNotice(damaged)
     rows: list[dict[Any, Any]] = []
-    if trainer.progress.epoch:
+    if trainer.progress.epoch and team.leads:
         rows = list(training.run.read_epochs().to_dict("records")[: trainer.progress.epoch])
     saved = time.monotonic()
     limits = LimitFinder(sources.train.measure_rate())
     for event in fit(trainer, sources.train, sources.val):
         if isinstance(event, EpochResult):
             rows.append(asdict(event))
-            keep_epoch(training, trainer, event, rows)
-        stop = should_stop()
+            if team.leads:
+                keep_epoch(training, trainer, event, rows)
+        stop = team.agree(should_stop())
         # What comes after the last epoch can be killed too, and is then all that is left to do.
         over = isinstance(event, EpochResult) and event.epoch == training.settings.epochs
-        if stop or over or time.monotonic() - saved >= save_every:
+        if team.leads and (stop or over or time.monotonic() - saved >= config.save_every):
             states.save(trainer)
             saved = time.monotonic()
         yield event

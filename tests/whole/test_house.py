@@ -12,6 +12,7 @@ ROOT = Path(agegen.__file__).parent
 # From the ground up. What stands on one floor may not import from each other, unless it is the same wing.
 FLOORS = (
     {"errors"},
+    {"team"},
     {"hub", "backbone", "files", "machine", "entry_points", "sessions"},
     {"data", "runs"},
     {"model", "faces", "render"},
