@@ -47,8 +47,19 @@ class Compute:
         return f"{self.device.type}, {self.precision}"
 
 
+_most_cores: int | None = None
+
+
+def limit_cores(count: int) -> None:
+    """Let this process use no more than so many cores: others like it have theirs."""
+    global _most_cores
+    _most_cores = count
+
+
 def count_cores() -> int:
     """Return how many cores this process may use."""
+    if _most_cores is not None:
+        return _most_cores
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -29,6 +29,7 @@ from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import PlainTable, render_table
 
 if TYPE_CHECKING:
+    from agegen.predict.bulk import ShardResult
     from agegen.predict.predict import PredictStart
     from agegen.predict.results import FacePrediction, PhotoPrediction
 
@@ -53,9 +54,10 @@ class PredictDisplay:
         """How many files were unreadable."""
         return self._counts["unreadable"]
 
-    def show(self, event: PredictStart | PhotoPrediction) -> None:
+    def show(self, event: PredictStart | PhotoPrediction | ShardResult) -> None:
         """Render one event."""
         from agegen.machine import use_one_thread_each
+        from agegen.predict.bulk import ShardResult
         from agegen.predict.predict import PredictStart
 
         if isinstance(event, PredictStart):
@@ -64,9 +66,13 @@ class PredictDisplay:
             if event.photos != 1:
                 use_one_thread_each()
             return
-        self._counts[event.status] += 1
-        self._faces += len(event.faces)
-        self._rows.extend(event.list_rows()[: max(0, _ROWS_SHOWN - len(self._rows))])
+        if isinstance(event, ShardResult):
+            self._counts.update(event.statuses)
+            self._faces += event.faces
+        else:
+            self._counts[event.status] += 1
+            self._faces += len(event.faces)
+            self._rows.extend(event.list_rows()[: max(0, _ROWS_SHOWN - len(self._rows))])
         done = self._counts.total()
         rate = done / max(time.monotonic() - self._started, 1e-6)
         total = self._start.photos if self._start else None
@@ -115,7 +121,8 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="INPUT…",
-            help="Files, folders (recursive) or globs, videos too; - reads paths or a picture from stdin.",
+            help="Files, folders (recursive) or globs, videos, Parquet with pictures or paths, addresses (s3://…) of "
+            "either; - reads paths or a picture from stdin.",
         ),
     ] = None,
     model: ShippedModel = None,
@@ -155,6 +162,14 @@ def predict(
         str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write one JSON object a line, as they come.")
     ] = None,
     csv_out: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write CSV, as it comes.")] = None,
+    parquet: Annotated[
+        str | None,
+        typer.Option(metavar="OUT", help="Write Parquet shards into a folder or to an address (s3://…)."),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="local|ADDRESS", help="Make the shards of --parquet by Ray, here or on a cluster."),
+    ] = None,
     annotate: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write copies with boxes and labels, of videos too.")
     ] = None,
@@ -181,6 +196,7 @@ def predict(
     notices = make_notice_console()
     with show_work(notices):
         from agegen.files import find_portrait
+        from agegen.predict.bulk import predict_shards
         from agegen.predict.predict import PredictConfig, predict_photos
         from agegen.render.progress import ProgressDisplay
 
@@ -202,6 +218,8 @@ def predict(
         json=json_out,
         jsonl=jsonl_out,
         csv=csv_out,
+        parquet=parquet,
+        cluster=cluster,
         annotate=annotate,
         crops=crops,
         resume=resume,
@@ -211,9 +229,13 @@ def predict(
     )
     with ProgressDisplay(notices) as progress:
         display = PredictDisplay(notices, progress)
-        for event in predict_photos(config, sys.stdin.buffer, sys.stdout.buffer):
-            display.show(event)
-    if "-" not in config.outputs.values():
+        if config.parquet is not None:
+            for made in predict_shards(config, sys.stdin.buffer):
+                display.show(made)
+        else:
+            for event in predict_photos(config, sys.stdin.buffer, sys.stdout.buffer):
+                display.show(event)
+    if config.parquet is None and "-" not in config.outputs.values():
         make_output_console().print(render_table(display.make_table()))
     display.show_summary()
     if display.unreadable:

@@ -17,7 +17,7 @@ _FOLDER = Path(__file__).parent / "topics"
 def show_topic(
     topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="A page; without it, the list of them.")] = None,
 ) -> None:
-    """Show a page on a topic: run-folder, json, onnx, crops, data-check, plugins, serve, studies or method.
+    """Show a page on a topic: run-folder, json, onnx, crops, data-check, plugins, scale, serve, studies or method.
 
     Example: agegen help run-folder
     """

@@ -27,22 +27,12 @@ _SPLIT_NAMES = {
     "test": "test",
 }
 # How tables of faces call their columns, in any capitals; the likeliest first.
+PATH_COLUMNS = (
+    *("path", "file_name", "filename", "file", "file_path", "filepath", "img_path", "image_path", "image_name"),
+    *("image_file", "image", "img", "img_name", "imgname", "picture", "photo", "photo_path", "face_path", "full_path"),
+)
 _ALIASES = {
-    "path": (
-        *("path", "file_name", "filename", "file", "file_path", "filepath", "img_path", "image_path", "image_name"),
-        *(
-            "image_file",
-            "image",
-            "img",
-            "img_name",
-            "imgname",
-            "picture",
-            "photo",
-            "photo_path",
-            "face_path",
-            "full_path",
-        ),
-    ),
+    "path": PATH_COLUMNS,
     "age": ("age", "real_age", "ages", "age_range", "age_group", "age_bracket"),
     "gender": ("gender", "sex", "genders"),
     "age_low": ("age_low", "age_min", "min_age"),

@@ -22,6 +22,7 @@ class CropModel:
         """Take a loaded model; ``digest`` is the SHA-256 of its weights, ``distribution`` whether P(age) is wanted."""
         self._distribution = distribution
         self.info = info
+        self.digest = digest
         self.name = " ".join(part for part in (info.model, info.version, digest[:12]) if part)
         self.engine = engine
         self.calibration = read_calibration(info.calibration)

@@ -103,12 +103,18 @@ class FaceCutter:
         return other
 
     def cut_file(
-        self, file: str, content: bytes | None = None, keep: Keep = NOTHING, given: Sequence[GivenFace] | None = None
+        self,
+        file: str,
+        content: bytes | Callable[[], bytes] | None = None,
+        keep: Keep = NOTHING,
+        given: Sequence[GivenFace] | None = None,
     ) -> list[Cut]:
         """Return the cuts of a picture file, or of its ``content``: one, or one for each page where it has several."""
         try:
             if content is None:
                 content = read_image_file(file)
+            elif callable(content):
+                content = content()
             pages = 1 if given is not None else count_pages(content)
             cuts = [self.cut_encoded(file, content, keep, given, page) for page in range(pages)]
             return [replace(cut, page=page) for page, cut in enumerate(cuts, start=1)] if pages > 1 else cuts

@@ -25,8 +25,9 @@ from agegen.predict.results import FacePrediction, PhotoPrediction
 from agegen.predict.stream import Waiting, stream_in_order
 
 T = TypeVar("T")
-# A path, or a name and the content of the file.
-Picture = str | os.PathLike[str] | tuple[str, bytes]
+# A path, or a name and the content of the file, or what gives it.
+Content = bytes | Callable[[], bytes]
+Picture = str | os.PathLike[str] | tuple[str, Content]
 _BATCH_PHOTOS = 128
 # Decoded photographs that wait for their estimates, where they are kept.
 _BATCH_BYTES = 200_000_000
@@ -141,7 +142,8 @@ class Estimator:
     ) -> Iterator[PhotoPrediction]:
         """Yield one result per photograph (or page), in the order given, as they come; an unreadable one stops nothing.
 
-        A picture is given as a path, or as a name and the bytes of a file. Decoding and detection run in threads beside
+        A picture is given as a path, or as a name and the bytes of a file, or what fetches them (and raises DataError
+        where it can't); threads call it. Decoding and detection run in threads beside
         the inference in batches; memory doesn't grow with their number. ``keep_images`` leaves the photograph and the
         crops in each result, ``keep_crops`` the crops alone; ``boxes`` gives the faces of each file in place of a
         search.
@@ -184,12 +186,12 @@ class Estimator:
         return [self.describer.describe(cut, [next(estimates) for _ in cut.crops]) for cut in batch]
 
 
-def _take_picture(picture: Any) -> tuple[str, bytes | None]:
-    """Return a picture's name, and its content where that was given."""
+def _take_picture(picture: Any) -> tuple[str, Content | None]:
+    """Return a picture's name, and its content, or what fetches it, where that was given."""
     match picture:
         case str() | os.PathLike():
             return os.fsdecode(picture), None
-        case (str(name), bytes(content)):
+        case (str(name), content) if isinstance(content, bytes) or callable(content):
             return name, content
     kind = f"{type(picture).__module__}.{type(picture).__qualname__}"
     raise DataError(f"predict_many takes paths, or names with bytes, not {kind}; see predict")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+from agegen.data.remote import is_remote
 from agegen.errors import AgegenError
 from agegen.faces.detectors import AUTO
 from agegen.machine import count_cores
@@ -21,11 +23,14 @@ from agegen.predict.persons import Watched, Watching, is_watched, watch_video
 from agegen.predict.results import PhotoPrediction
 from agegen.predict.resuming import take_up
 from agegen.predict.rows import name_columns, open_writer
+from agegen.predict.stores import is_store, list_shards, read_shard
 from agegen.predict.stream import Waiting, stream_in_order
 from agegen.predict.video import Sampling
 from agegen.predict.video_annotation import annotate_video
 
 _KINDS = ("json", "jsonl", "csv")
+# Of a shard: few enough that little is lost where a process dies, enough that files are no trouble.
+SHARD_PICTURES = 1000
 # Options that decide on what the rows say, beside model and detector, which have columns of their own.
 _DECIDING = (
     "min_confidence",
@@ -42,7 +47,11 @@ _DECIDING = (
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Options of ``agegen predict``; ``json``, ``jsonl`` and ``csv`` are files, or ``-`` for stdout."""
+    """Options of ``agegen predict``; ``json``, ``jsonl`` and ``csv`` are files, or ``-`` for stdout.
+
+    ``parquet`` is a folder or an address for shards, and ``cluster`` where they are made: see
+    :mod:`agegen.predict.bulk`.
+    """
 
     inputs: tuple[str, ...]
     model: str | None = None
@@ -61,6 +70,8 @@ class PredictConfig:
     json: str | None = None
     jsonl: str | None = None
     csv: str | None = None
+    parquet: str | None = None
+    cluster: str | None = None
     annotate: Path | None = None
     crops: Path | None = None
     resume: bool = False
@@ -109,26 +120,14 @@ def predict_photos(
     check_options(config)
     given = read_boxes(config.boxes) if config.boxes is not None else None
     pictures, count, passed = list_pictures(config, given, stdin)
-    estimator = Estimator.load(
-        config.model,
-        run=config.run,
-        detector=config.detector,
-        min_confidence=config.min_confidence,
-        device=config.device,
-        precision=config.precision,
-        engine=config.engine,
-        weights=config.weights,
-        min_score=config.min_score,
-        min_face=config.min_face,
-        distribution=config.distribution,
-        under=config.under,
-    )
+    estimator = load_estimator(config)
     done = find_finished(config, estimator)
-    if count is not None:
-        pictures = [picture for picture in pictures if picture not in done]
+    if isinstance(pictures, list) and count is not None:
+        pictures = [picture for picture in pictures if name_picture(picture) not in done]
         skipped, count = count - len(pictures), len(pictures)
     else:
-        pictures, skipped = (picture for picture in pictures if picture not in done), len(done)
+        pictures, skipped = (picture for picture in pictures if name_picture(picture) not in done), len(done)
+        count = None if count is None else max(0, count - skipped)
     model = estimator.model
     yield PredictStart(
         photos=None if config.frames else count,
@@ -166,6 +165,13 @@ def check_options(config: PredictConfig) -> None:
         raise AgegenError("--fps must be more than 0")
     if sum(target == "-" for target in config.outputs.values()) > 1:
         raise AgegenError("only one of --json, --jsonl and --csv can go to stdout; give the other a file")
+    if config.cluster is not None and config.parquet is None:
+        raise AgegenError("--cluster writes shards: give --parquet OUT")
+    if config.parquet is not None:
+        others = [name for name in (*_KINDS, "annotate", "crops") if getattr(config, name) is not None]
+        if others:
+            raise AgegenError(f"--parquet goes without --{others[0]}")
+        return
     if config.resume:
         resumable = [kind for kind, target in config.outputs.items() if kind != "json" and target != "-"]
         if len(resumable) != 1 or len(config.outputs) > 1:
@@ -188,8 +194,36 @@ def list_pictures(
     if not config.inputs and given is not None and config.boxes is not None:
         names = given.list_files(config.boxes)
         return names, len(names), None
-    found = find_inputs(config.inputs)
-    return found.names, len(found.names), found.describe_passed()
+    found = find_inputs(name for name in config.inputs if not is_remote(name))
+    names = [*found.names, *filter(is_remote, config.inputs)]
+    if not any(map(is_store, names)):
+        return names, len(names), found.describe_passed()
+    shards = list(list_shards(names, SHARD_PICTURES))
+    stored = (picture for shard in shards for picture in read_shard(shard))
+    return stored, sum(shard.count for shard in shards), found.describe_passed()
+
+
+def name_picture(picture: Picture) -> str:
+    """Return what a picture is called in the rows."""
+    return picture[0] if isinstance(picture, tuple) else os.fsdecode(picture)
+
+
+def load_estimator(config: PredictConfig) -> Estimator:
+    """Load the model and the detector that the options name."""
+    return Estimator.load(
+        config.model,
+        run=config.run,
+        detector=config.detector,
+        min_confidence=config.min_confidence,
+        device=config.device,
+        precision=config.precision,
+        engine=config.engine,
+        weights=config.weights,
+        min_score=config.min_score,
+        min_face=config.min_face,
+        distribution=config.distribution,
+        under=config.under,
+    )
 
 
 def find_finished(config: PredictConfig, estimator: Estimator) -> set[str]:

@@ -15,7 +15,7 @@ from agegen.errors import AgegenError
 from agegen.files import replace_atomically
 from agegen.predict.results import FacePrediction, PhotoPrediction
 
-_SIDES = ("left", "top", "right", "bottom")
+SIDES = ("left", "top", "right", "bottom")
 # Of CSV: all that a row has but what has columns of its own, or is there on request.
 CSV_COLUMNS = [
     *(
@@ -23,7 +23,7 @@ CSV_COLUMNS = [
         for field in fields(FacePrediction)
         if field.name not in ("box", "landmarks", "under", "distribution")
     ),
-    *_SIDES,
+    *SIDES,
 ]
 # A spreadsheet computes cells that begin so; an apostrophe before them says that they are text. Names of files may.
 _FORMULA = ("=", "+", "-", "@")
@@ -95,7 +95,7 @@ class CsvWriter(_Writer):
         """Write a photograph's rows."""
         lines = []
         for row in photo.list_rows():
-            cells = asdict(row) | dict(zip(_SIDES, row.box or (None,) * 4, strict=True))
+            cells = asdict(row) | dict(zip(SIDES, row.box or (None,) * 4, strict=True))
             cells |= {f"under_{age}": share for age, share in row.under}
             cells["distribution"] = " ".join(f"{share:g}" for share in row.distribution or ())
             lines.append(format_cells([cells.get(name) for name in self._columns]))
