@@ -29,9 +29,9 @@ from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import PlainTable, render_table
 
 if TYPE_CHECKING:
-    from agegen.predict.bulk import ShardResult
     from agegen.predict.predict import PredictStart
     from agegen.predict.results import FacePrediction, PhotoPrediction
+    from agegen.predict.shards import ShardResult
 
 # More rows are no table to look at; files hold them all.
 _ROWS_SHOWN = 1000
@@ -57,8 +57,8 @@ class PredictDisplay:
     def show(self, event: PredictStart | PhotoPrediction | ShardResult) -> None:
         """Render one event."""
         from agegen.machine import use_one_thread_each
-        from agegen.predict.bulk import ShardResult
         from agegen.predict.predict import PredictStart
+        from agegen.predict.shards import ShardResult
 
         if isinstance(event, PredictStart):
             self._show_start(event)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from agegen.data.remote import is_remote
 from agegen.errors import AgegenError
-from agegen.predict.boxes import read_boxes
-from agegen.predict.copies import Copies
 from agegen.predict.estimator import Estimator
 from agegen.predict.inputs import STDIN, find_inputs, read_stdin
 from agegen.predict.predict import (
@@ -22,21 +18,9 @@ from agegen.predict.predict import (
     PredictStart,
     check_options,
     load_estimator,
-    look_at_all,
 )
-from agegen.predict.results import PhotoPrediction
-from agegen.predict.shards import ShardFolder, tabulate_rows
-from agegen.predict.stores import Shard, list_shards, read_shard
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """A shard that is written: how many pictures it has of each status, and faces; ``reason``: why it is not."""
-
-    number: int
-    statuses: dict[str, int]
-    faces: int
-    reason: str | None = None
+from agegen.predict.shards import ShardFolder, ShardResult, describe_origin, write_shard
+from agegen.predict.stores import Shard, list_shards
 
 
 def predict_shards(config: PredictConfig, stdin: BinaryIO) -> Iterator[PredictStart | ShardResult]:
@@ -86,35 +70,6 @@ def list_inputs(config: PredictConfig, stdin: BinaryIO) -> Iterator[Shard]:
             raise AgegenError("--parquet takes a list of paths on stdin, not a picture")
         return list_shards(content, SHARD_PICTURES)
     return list_shards(_expand(config.inputs), SHARD_PICTURES)
-
-
-def write_shard(
-    config: PredictConfig, estimator: Estimator, folder: ShardFolder, number: int, shard: Shard
-) -> ShardResult:
-    """Estimate a shard's pictures and write its rows, whole."""
-    given = read_boxes(config.boxes) if config.boxes is not None else None
-    photos = list(look_at_all(config, estimator, read_shard(shard), given, Copies(None, None, Path())))
-    options = config.describe() or None
-    origin = describe_origin(config, estimator)
-    folder.write(number, tabulate_rows(photos, options, config.under, config.distribution, origin))
-    return count_photos(number, photos)
-
-
-def count_photos(number: int, photos: Sequence[PhotoPrediction]) -> ShardResult:
-    """Return what a shard came to."""
-    return ShardResult(number, dict(Counter(photo.status for photo in photos)), sum(len(one.faces) for one in photos))
-
-
-def describe_origin(config: PredictConfig, estimator: Estimator) -> dict[str, Any]:
-    """Return what made the rows, for the metadata of each shard."""
-    info = estimator.model.info
-    return {
-        "model": info.model,
-        "version": info.version,
-        "checkpoint": estimator.model.digest,
-        "detector": estimator.detector,
-        "options": config.describe(),
-    }
 
 
 def describe_job(config: PredictConfig, estimator: Estimator, shards: Iterable[Shard]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from agegen.errors import AgegenError
-from agegen.predict.bulk import ShardResult
 from agegen.predict.predict import PredictConfig
+from agegen.predict.shards import ShardResult
 from agegen.predict.stores import Shard
 
 LOCAL = "local"
@@ -55,7 +55,7 @@ class ShardActor:
         number = int(row["number"])
         if self._problem is None:
             try:
-                from agegen.predict.bulk import write_shard
+                from agegen.predict.shards import write_shard
                 from agegen.predict.stores import Shard
 
                 names = tuple(row["names"])

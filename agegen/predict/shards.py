@@ -1,11 +1,12 @@
-"""Parquet shards of predictions: their form, and the folder or address that they lie in."""
+"""Parquet shards of predictions: how one is made, its form, and the folder or address that they lie in."""
 
 from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -13,13 +14,27 @@ from agegen.data.remote import is_remote
 from agegen.errors import AgegenError
 from agegen.files import write_bytes
 from agegen.hub import explain_failure
+from agegen.predict.boxes import read_boxes
+from agegen.predict.copies import Copies
+from agegen.predict.estimator import Estimator
+from agegen.predict.predict import PredictConfig, look_at_all
 from agegen.predict.results import FacePrediction, PhotoPrediction
 from agegen.predict.rows import CSV_COLUMNS, SIDES, name_columns
-from agegen.predict.stores import open_filesystem
+from agegen.predict.stores import Shard, open_filesystem, read_shard
 
 # What readers of Parquet pass over: names that begin with an underscore.
 _JOB = "_job.json"
 METADATA_KEY = "agegen"
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A shard that is written: how many pictures it has of each status, and faces; ``reason``: why it is not."""
+
+    number: int
+    statuses: dict[str, int]
+    faces: int
+    reason: str | None = None
 
 
 class ShardFolder:
@@ -132,3 +147,32 @@ def _choose_type(name: str) -> Any:
     hint = get_type_hints(FacePrediction).get(name, float)
     kind = next((part for part in get_args(hint) if part is not type(None)), hint)
     return {str: pa.string(), int: pa.int32(), float: pa.float64()}[kind]
+
+
+def write_shard(
+    config: PredictConfig, estimator: Estimator, folder: ShardFolder, number: int, shard: Shard
+) -> ShardResult:
+    """Estimate a shard's pictures and write its rows, whole."""
+    given = read_boxes(config.boxes) if config.boxes is not None else None
+    photos = list(look_at_all(config, estimator, read_shard(shard), given, Copies(None, None, Path())))
+    options = config.describe() or None
+    origin = describe_origin(config, estimator)
+    folder.write(number, tabulate_rows(photos, options, config.under, config.distribution, origin))
+    return count_photos(number, photos)
+
+
+def count_photos(number: int, photos: Sequence[PhotoPrediction]) -> ShardResult:
+    """Return what a shard came to."""
+    return ShardResult(number, dict(Counter(photo.status for photo in photos)), sum(len(one.faces) for one in photos))
+
+
+def describe_origin(config: PredictConfig, estimator: Estimator) -> dict[str, Any]:
+    """Return what made the rows, for the metadata of each shard."""
+    info = estimator.model.info
+    return {
+        "model": info.model,
+        "version": info.version,
+        "checkpoint": estimator.model.digest,
+        "detector": estimator.detector,
+        "options": config.describe(),
+    }

@@ -48,7 +48,18 @@ def test_every_option_has_help_and_stands_in_readme(name):
 def test_every_topic_can_be_shown(agegen):
     listed = agegen("help").stdout
     topics = [line.split()[0] for line in listed.splitlines()[1:]]
-    assert topics == ["crops", "data-check", "json", "method", "onnx", "plugins", "run-folder", "scale", "serve", "studies"]
+    assert topics == [
+        "crops",
+        "data-check",
+        "json",
+        "method",
+        "onnx",
+        "plugins",
+        "run-folder",
+        "scale",
+        "serve",
+        "studies",
+    ]
     for topic in topics:
         shown = agegen("help", topic)
         assert shown.exit_code == 0
