@@ -13,18 +13,22 @@ from agegen.backbone import Backbone
 from agegen.batches.augmentation import build_train_augmentation
 from agegen.batches.batch import EvalSource, TrainSource, weigh_ages
 from agegen.batches.cache_folder import choose_cache_dir
+from agegen.batches.device_pictures import DeviceBatches, fits_on_device, has_kornia
 from agegen.batches.feature_cache import FeatureCache
 from agegen.batches.features import EvalFeatures, LabelledFeatures, TrainFeatures
 from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers, fits_in_memory
 from agegen.data.labels import Labels, SoftLabels
 from agegen.data.records import SOURCE_COLUMN, FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
+from agegen.errors import AgegenError
 from agegen.machine import Compute
 from agegen.model.network import AgeGenderModel
 from agegen.team import ALONE, Team
 
 # Evaluation averages the plain and the mirrored view.
 EVAL_VIEWS = 2
+# Where pictures are augmented.
+AUGMENT = ("auto", "loaders", "device")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class SourceOptions:
     cache_dir: Path | None = None
     age_balance: float = 0.0
     team: Team = ALONE
+    augment: str = AUGMENT[0]
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,14 @@ def make_train_sources(
             table.table.seconds,
         )
     pixels = {name: _pick_pixels(model, scan, rows) for name, rows in parts.items()}
+    taught_pixels = replace(pixels["train"], labels=_teach(pixels["train"].labels, parts["train"], soft))
+    evaluated = EvalBatches(pixels["val"]), EvalBatches(pixels["test"])
+    if augments_on_device(model, options, len(parts["train"])):
+        device = options.compute.device
+        batches = DeviceBatches(taught_pixels, device, options.batch_size, options.seed, weights, options.team)
+        return TrainSources(model, batches, *evaluated)
     train = TrainBatches(
-        replace(pixels["train"], labels=_teach(pixels["train"].labels, parts["train"], soft)),
+        taught_pixels,
         build_train_augmentation(model.backbone.input_spec, model.backbone.make_augmentation()),
         options.batch_size,
         options.seed,
@@ -97,7 +108,22 @@ def make_train_sources(
         weights,
         options.team,
     )
-    return TrainSources(model, train, EvalBatches(pixels["val"]), EvalBatches(pixels["test"]))
+    return TrainSources(model, train, *evaluated)
+
+
+def augments_on_device(model: AgeGenderModel, options: SourceOptions, faces: int) -> bool:
+    """Return whether pictures are augmented on the device that trains: where asked for, or on a GPU that has room.
+
+    Raises:
+        AgegenError: it is asked for, and the backbone has an augmentation of its own.
+    """
+    own = model.backbone.make_augmentation() is not None
+    if options.augment == "device":
+        if own:
+            raise AgegenError("--augment device: this backbone brings its own augmentation, which runs in loaders")
+        return True
+    fits = fits_on_device(faces, model.backbone.input_spec.size, options.compute.device)
+    return options.augment == "auto" and fits and not own and has_kornia()
 
 
 def _teach(labels: Labels, rows: NDArray[np.int64], soft: SoftLabels | None) -> Labels:

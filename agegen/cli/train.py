@@ -221,6 +221,14 @@ def train(
         float | None,
         typer.Option(metavar="SHARE", help="How much teachers count against labels, 0 to 1.", show_default="model's"),
     ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|loaders|device",
+            help="Where pictures are augmented; auto is a GPU that has room for all of them.",
+            show_default="auto",
+        ),
+    ] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile", help="Let torch compile the network; pays off in long trainings.")
     ] = None,

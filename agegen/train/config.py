@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agegen.backbone import Backbone, LossSettings, TrainingDefaults
-from agegen.batches.sources import SourceOptions
+from agegen.batches.sources import AUGMENT, SourceOptions
 from agegen.data.remote import is_remote
 from agegen.errors import AgegenError, CheckpointError
 from agegen.machine import Compute
@@ -59,6 +59,7 @@ class TrainConfig:
     soft_weight: float | None = None
     distributions: bool = False
     compile: bool = False
+    augment: str = AUGMENT[0]
     resume: Path | None = None
 
 
@@ -155,6 +156,8 @@ def choose_settings(
     balance = defaults.age_balance if config.age_balance is None else config.age_balance
     if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
         raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
+    if config.augment not in AUGMENT:
+        raise AgegenError(f"--augment is one of {', '.join(AUGMENT)}")
     if batch_size < 2 * team.count:
         raise AgegenError(f"--batch-size {batch_size} is too small for {team.count} processes: 2 faces each at least")
     if config.soft_weight is not None and not 0 <= config.soft_weight <= 1:
@@ -166,6 +169,14 @@ def choose_settings(
         epochs, lr, defaults.weight_decay, defaults.warmup, defaults.ema_decay, defaults.layer_decay, loss
     )
     options = SourceOptions(
-        compute, batch_size, config.seed, config.workers, defaults.views, config.cache_dir, balance, team
+        compute,
+        batch_size,
+        config.seed,
+        config.workers,
+        defaults.views,
+        config.cache_dir,
+        balance,
+        team,
+        config.augment,
     )
     return settings, options

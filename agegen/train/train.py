@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.batches.batch import TrainSource
+from agegen.batches.device_pictures import DeviceBatches
 from agegen.batches.pictures import Pixels, TrainBatches
 from agegen.batches.sources import TrainSources, choose_network, make_train_sources, share_backbone
 from agegen.data.scan import ProgressHook, ignore_progress
@@ -120,7 +121,9 @@ def hold_run(training: Training) -> Iterator[None]:
 
 
 def describe_workers(source: TrainSource) -> str | None:
-    """Return a notice where shared memory has no room for all the loader processes that were wanted."""
+    """Return a notice where there are fewer loader processes than were wanted, or none."""
+    if isinstance(source, DeviceBatches):
+        return "the pictures lie in the memory of the device that trains, and are augmented there"
     if not isinstance(source, TrainBatches) or source.workers == source.wanted_workers:
         return None
     return (
