@@ -197,7 +197,8 @@ def predict(
     with show_work(notices):
         from agegen.files import find_portrait
         from agegen.predict.bulk import predict_shards
-        from agegen.predict.predict import PredictConfig, predict_photos
+        from agegen.predict.config import PredictConfig
+        from agegen.predict.predict import predict_photos
         from agegen.render.progress import ProgressDisplay
 
     config = PredictConfig(

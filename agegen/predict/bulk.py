@@ -10,15 +10,10 @@ from typing import Any, BinaryIO
 
 from agegen.data.remote import is_remote
 from agegen.errors import AgegenError
+from agegen.predict.config import SHARD_PICTURES, PredictConfig, check_options, load_estimator
 from agegen.predict.estimator import Estimator
 from agegen.predict.inputs import STDIN, find_inputs, read_stdin
-from agegen.predict.predict import (
-    SHARD_PICTURES,
-    PredictConfig,
-    PredictStart,
-    check_options,
-    load_estimator,
-)
+from agegen.predict.predict import PredictStart
 from agegen.predict.shards import ShardFolder, ShardResult, describe_origin, write_shard
 from agegen.predict.stores import Shard, list_shards
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agegen.errors import AgegenError
-from agegen.predict.predict import PredictConfig
+from agegen.predict.config import PredictConfig
 from agegen.predict.shards import ShardResult
 from agegen.predict.stores import Shard
 
@@ -35,7 +35,7 @@ class ShardActor:
         self._host, self._problem = socket.gethostname(), None
         try:
             from agegen.machine import limit_cores, use_one_thread_each
-            from agegen.predict.predict import PredictConfig, load_estimator
+            from agegen.predict.config import PredictConfig, load_estimator
             from agegen.predict.shards import ShardFolder
 
             # Where the machine has it: names may be relative to the folder that the command was given in.

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agegen.data.remote import is_remote
-from agegen.errors import AgegenError
-from agegen.faces.detectors import AUTO
 from agegen.machine import count_cores
 from agegen.predict.boxes import GivenFaces, read_boxes
+from agegen.predict.config import SHARD_PICTURES, PredictConfig, check_options, load_estimator
 from agegen.predict.copies import Copies, find_base
 from agegen.predict.cutting import Keep
 from agegen.predict.estimator import Estimator, Picture
@@ -27,69 +26,6 @@ from agegen.predict.stores import is_store, list_shards, read_shard
 from agegen.predict.stream import Waiting, stream_in_order
 from agegen.predict.video import Sampling
 from agegen.predict.video_annotation import annotate_video
-
-_KINDS = ("json", "jsonl", "csv")
-# Of a shard: few enough that little is lost where a process dies, enough that files are no trouble.
-SHARD_PICTURES = 1000
-# Options that decide on what the rows say, beside model and detector, which have columns of their own.
-_DECIDING = (
-    "min_confidence",
-    "min_score",
-    "min_face",
-    "boxes",
-    "fps",
-    "every_frame",
-    "frames",
-    "under",
-    "distribution",
-)
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Options of ``agegen predict``; ``json``, ``jsonl`` and ``csv`` are files, or ``-`` for stdout.
-
-    ``parquet`` is a folder or an address for shards, and ``cluster`` where they are made: see
-    :mod:`agegen.predict.bulk`.
-    """
-
-    inputs: tuple[str, ...]
-    model: str | None = None
-    weights: str | None = None
-    run: Path | None = None
-    detector: str = AUTO
-    min_confidence: float | None = None
-    min_score: float = 0.0
-    min_face: float | None = None
-    boxes: Path | None = None
-    distribution: bool = False
-    under: tuple[int, ...] = ()
-    fps: float = 2.0
-    every_frame: bool = False
-    frames: bool = False
-    json: str | None = None
-    jsonl: str | None = None
-    csv: str | None = None
-    parquet: str | None = None
-    cluster: str | None = None
-    annotate: Path | None = None
-    crops: Path | None = None
-    resume: bool = False
-    device: str = "auto"
-    precision: str = "auto"
-    engine: str = "auto"
-
-    @property
-    def outputs(self) -> dict[str, str]:
-        """The row outputs asked for, by kind."""
-        chosen = {kind: getattr(self, kind) for kind in _KINDS}
-        return {kind: target for kind, target in chosen.items() if target is not None}
-
-    def describe(self) -> str:
-        """Return the options that decide on the rows and aren't as they are by themselves; "" where all are."""
-        chosen = {name: getattr(self, name) for name in _DECIDING}
-        usual = {name: getattr(PredictConfig(()), name) for name in _DECIDING}
-        return " ".join(f"{name}={_phrase(value)}" for name, value in chosen.items() if value != usual[name])
 
 
 @dataclass(frozen=True)
@@ -151,33 +87,6 @@ def predict_photos(
             yield photo
 
 
-def check_options(config: PredictConfig) -> None:
-    """Check that the options for inputs and outputs fit together.
-
-    Raises:
-        AgegenError: they don't.
-    """
-    if not config.inputs and config.boxes is None:
-        raise AgegenError("give files, folders or globs, - for a list of paths or a picture on stdin, or --demo")
-    if STDIN in config.inputs and len(config.inputs) > 1:
-        raise AgegenError("- reads all from stdin; give no other input beside it")
-    if not config.fps > 0:
-        raise AgegenError("--fps must be more than 0")
-    if sum(target == "-" for target in config.outputs.values()) > 1:
-        raise AgegenError("only one of --json, --jsonl and --csv can go to stdout; give the other a file")
-    if config.cluster is not None and config.parquet is None:
-        raise AgegenError("--cluster writes shards: give --parquet OUT")
-    if config.parquet is not None:
-        others = [name for name in (*_KINDS, "annotate", "crops") if getattr(config, name) is not None]
-        if others:
-            raise AgegenError(f"--parquet goes without --{others[0]}")
-        return
-    if config.resume:
-        resumable = [kind for kind, target in config.outputs.items() if kind != "json" and target != "-"]
-        if len(resumable) != 1 or len(config.outputs) > 1:
-            raise AgegenError("--resume goes on with one output: give either --csv FILE or --jsonl FILE")
-
-
 def list_pictures(
     config: PredictConfig, given: GivenFaces | None, stdin: BinaryIO
 ) -> tuple[Iterable[Picture], int | None, str | None]:
@@ -206,24 +115,6 @@ def list_pictures(
 def name_picture(picture: Picture) -> str:
     """Return what a picture is called in the rows."""
     return picture[0] if isinstance(picture, tuple) else os.fsdecode(picture)
-
-
-def load_estimator(config: PredictConfig) -> Estimator:
-    """Load the model and the detector that the options name."""
-    return Estimator.load(
-        config.model,
-        run=config.run,
-        detector=config.detector,
-        min_confidence=config.min_confidence,
-        device=config.device,
-        precision=config.precision,
-        engine=config.engine,
-        weights=config.weights,
-        min_score=config.min_score,
-        min_face=config.min_face,
-        distribution=config.distribution,
-        under=config.under,
-    )
 
 
 def find_finished(config: PredictConfig, estimator: Estimator) -> set[str]:
@@ -278,7 +169,3 @@ def look_at_all(
                 yield photo
             if config.frames and (target := copies.place_video(name)) is not None:
                 annotate_video(name, watched[0], sampling, target)
-
-
-def _phrase(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -15,9 +15,10 @@ from agegen.errors import AgegenError
 from agegen.files import write_bytes
 from agegen.hub import explain_failure
 from agegen.predict.boxes import read_boxes
+from agegen.predict.config import PredictConfig
 from agegen.predict.copies import Copies
 from agegen.predict.estimator import Estimator
-from agegen.predict.predict import PredictConfig, look_at_all
+from agegen.predict.predict import look_at_all
 from agegen.predict.results import FacePrediction, PhotoPrediction
 from agegen.predict.rows import CSV_COLUMNS, SIDES, name_columns
 from agegen.predict.stores import Shard, open_filesystem, read_shard

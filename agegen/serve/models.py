@@ -12,9 +12,9 @@ from agegen.errors import AgegenError, CheckpointError
 from agegen.model.hub_runs import is_hub_run
 from agegen.model.plugins import list_plugins, locate_file
 from agegen.model.weights import DEFAULT_MODEL, DEFAULT_WEIGHTS, list_weights, split_shipped
+from agegen.predict.config import PredictConfig
 from agegen.predict.cutting import Cut, FaceCutter
 from agegen.predict.estimator import Estimator
-from agegen.predict.predict import PredictConfig
 from agegen.predict.results import FaceEstimate, PhotoPrediction
 from agegen.serve.batching import Batcher
 

@@ -16,7 +16,7 @@ import pytest
 
 from agegen.errors import AgegenError
 from agegen.predict.cluster import ShardActor, run_on_cluster
-from agegen.predict.predict import PredictConfig
+from agegen.predict.config import PredictConfig
 from agegen.predict.shards import ShardFolder, name_shard
 from agegen.predict.stores import Shard
 
