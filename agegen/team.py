@@ -31,19 +31,23 @@ _LOST = ("connection closed by peer", "connection reset", "broken pipe", "timed 
 
 def read_rank() -> int:
     """Return this process' number in its training, from 0; 0 where it is alone."""
-    return int(os.environ.get("RANK", "0")) if read_count() > 1 else 0
+    return _read_number("RANK", 0) if read_count() > 1 else 0
 
 
 def read_count() -> int:
     """Return how many processes were started together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _read_number("WORLD_SIZE", 1)
 
 
 def read_local() -> tuple[int, int]:
     """Return this process' number on its machine, from 0, and how many there are."""
-    if read_count() == 1:
-        return 0, 1
-    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return (0, 1) if read_count() == 1 else (_read_number("LOCAL_RANK", 0), _read_number("LOCAL_WORLD_SIZE", 1))
+
+
+def _read_number(name: str, usual: int) -> int:
+    """Return what a launcher says in the environment; whatever else stands there is not a launcher's."""
+    said = os.environ.get(name, "")
+    return int(said) if said.isdigit() else usual
 
 
 @dataclass(frozen=True)
