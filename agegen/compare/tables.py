@@ -76,7 +76,9 @@ def _make_cost_table(comparison: Comparison) -> PlainTable:
         ["minutes for cached features, once", *(_format_number(cost.feature_minutes, 1) for cost in costs)],
         ["images/s, whole model, evaluation", *(_format_number(cost.images_per_second, 0) for cost in costs)],
     ]
-    return PlainTable("Table 3: cost", ["", *comparison.names], rows)
+    # Of weights alone no record tells how they were trained.
+    known = [row for row in rows if set(row[1:]) != {UNKNOWN}]
+    return PlainTable("Table 3: cost", ["", *comparison.names], known)
 
 
 def _format_settled(cost: Cost) -> str:

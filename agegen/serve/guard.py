@@ -30,10 +30,14 @@ class Guard:
     """Asks for the token, keeps other web pages out, adds headers, counts and logs; names no file, keeps nothing."""
 
     def __init__(self, app: ASGIApp, measures: Measures, routes: Collection[str], token: str | None, host: str) -> None:
-        """``host``: that the service is bound to; on loopback, names that don't mean this machine are refused."""
+        """``host``: that the service is bound to; on loopback, names that don't mean this machine are refused.
+
+        With a token other names are welcome: a proxy's, and pages that lead theirs here don't have it.
+        """
         self._app, self._measures, self._routes = app, measures, routes
         self._token = token
-        self._names = {"localhost", "127.0.0.1", "[::1]", host} if is_loopback(host) else None
+        own = is_loopback(host) and token is None
+        self._names = {"localhost", "127.0.0.1", "[::1]", host} if own else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

@@ -232,6 +232,7 @@ def test_weights_that_ship_are_compared_with_runs(two_runs, faces_folder, agegen
     done = agegen("compare", *names[:2], "--data", faces_folder, "--split", "all", "--report", page, "--json", "-")
     assert done.exit_code == 0, done.stderr
     assert [run["run"] for run in json.loads(done.stdout)["runs"]] == ["compact", "compact/open"]
+    assert "minutes of this training" not in page.read_text(encoding="utf-8")
     assert "Learning curves" not in page.read_text(encoding="utf-8")
     assert "Estimated against true age" in page.read_text(encoding="utf-8")
 

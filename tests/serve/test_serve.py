@@ -221,7 +221,8 @@ def test_a_token(agegen, portrait):
             )
             for path in ("/", "/healthz", "/openapi.json"):
                 assert client.get(path).status_code == 200
-            headers = {"Authorization": "Bearer sesame"}
+            # As a proxy asks that stands before it.
+            headers = {"Authorization": "Bearer sesame", "Host": "faces.example", "Origin": "https://faces.example"}
             assert client.post("/v1/faces", content=portrait.read_bytes(), headers=headers).status_code == 200
         _, log = service.stop()
     assert "sesame" not in log
