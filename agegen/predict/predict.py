@@ -22,7 +22,7 @@ from agegen.predict.persons import Watched, Watching, is_watched, watch_video
 from agegen.predict.results import PhotoPrediction
 from agegen.predict.resuming import take_up
 from agegen.predict.rows import name_columns, open_writer
-from agegen.predict.stores import is_store, list_shards, read_shard
+from agegen.predict.stores import find_picture, is_store, list_shards, read_shard
 from agegen.predict.stream import Waiting, stream_in_order
 from agegen.predict.video import Sampling
 from agegen.predict.video_annotation import annotate_video
@@ -99,7 +99,7 @@ def list_pictures(
         content = read_stdin(stdin)
         if isinstance(content, bytes):
             return [(STDIN, content)], 1, None
-        return content, None, None
+        return map(find_picture, content), None, None
     if not config.inputs and given is not None and config.boxes is not None:
         names = given.list_files(config.boxes)
         return names, len(names), None

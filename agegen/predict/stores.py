@@ -72,8 +72,12 @@ def read_shard(shard: Shard) -> Iterator[StoredPicture]:
     if shard.table:
         yield from _read_group(shard)
         return
-    for name in shard.names:
-        yield (name, partial(read_address, name)) if is_remote(name) else name
+    yield from map(find_picture, shard.names)
+
+
+def find_picture(name: str) -> StoredPicture:
+    """Return a picture by its path, or with what fetches it from its address."""
+    return (name, partial(read_address, name)) if is_remote(name) else name
 
 
 def expand_address(address: str) -> list[str]:
@@ -82,9 +86,13 @@ def expand_address(address: str) -> list[str]:
     Raises:
         AgegenError: nothing is there, or it can't be reached.
     """
+    several = any(mark in address for mark in "*?[")
+    if not several and is_image_name(Path(address)):
+        # Whatever is wrong with it, a row of its own says so.
+        return [address]
     filesystem, path = open_filesystem(address)
     try:
-        if any(mark in path for mark in "*?["):
+        if several:
             found = sorted(filesystem.glob(path))
         elif filesystem.isdir(path):
             every = sorted(filesystem.find(path))
@@ -158,8 +166,9 @@ def _read_group(shard: Shard) -> Iterator[StoredPicture]:
     if picture is None:
         base = shard.table.rpartition("/")[0]
         for name in rows[path].to_pylist():
-            whole = name if is_remote(name) or Path(name).is_absolute() else f"{base}/{name}" if base else name
-            yield (whole, partial(read_address, whole)) if is_remote(whole) else whole
+            yield find_picture(
+                name if is_remote(name) or Path(name).is_absolute() else f"{base}/{name}" if base else name
+            )
         return
     own = rows[path].to_pylist() if path else list_names(rows[picture])
     names = unnamed if own is None else [name or other for name, other in zip(own, unnamed, strict=True)]

@@ -167,8 +167,11 @@ def test_a_picture_on_stdin(agegen, trained_run, portrait, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["-.png"]
 
 
-def test_a_url_says_that_it_must_be_downloaded(agegen, trained_run):
-    done = agegen("predict", "https://example.org/face.jpg", "--run", trained_run, "--json", "-")
+@pytest.mark.parametrize("address", ["memory://nowhere/face.jpg", "nothing://nowhere/face.jpg"])
+def test_an_address_that_leads_nowhere_is_a_row(agegen, trained_run, address):
+    done = agegen("predict", address, "--run", trained_run, "--json", "-")
+    assert done.exit_code == 1
     (row,) = json.loads(done.stdout)
-    assert row["file"] == "https://example.org/face.jpg"
-    assert row["reason"] == "a URL; agegen reads local files only: download it first"
+    assert (row["file"], row["status"]) == (address, "unreadable")
+    assert row["reason"]
+    assert "\n" not in row["reason"]
