@@ -56,7 +56,7 @@ def serve(
             from agegen.serve.serve import ServeConfig, describe_detector
             from agegen.serve.serve import serve as run_service
         except ModuleNotFoundError as error:
-            raise AgegenError(f'this needs {error.name}: pip install "agegen[serve]"') from error
+            raise AgegenError('agegen serve needs other packages: pip install "agegen[serve]"') from error
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("agegen.serve").setLevel(logging.INFO if log else logging.ERROR)
     threads = count_cores() if threads is None else threads
