@@ -30,12 +30,11 @@ METADATA_KEY = "agegen"
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A shard that is written: how many pictures it has of each status, and faces; ``reason``: why it is not."""
+    """A shard that is written: how many pictures it has of each status, and how many faces."""
 
     number: int
     statuses: dict[str, int]
     faces: int
-    reason: str | None = None
 
 
 class ShardFolder:
