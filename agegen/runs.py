@@ -144,6 +144,11 @@ def create_run(out: Path | None, model: str) -> RunFolder:
     return RunFolder(path)
 
 
+def stands_alone(path: Path) -> bool:
+    """Return whether a path is a file of weights outside of any run folder."""
+    return path.is_file() and not (path.parent / "run.json").exists()
+
+
 def open_run(path: Path) -> RunFolder:
     """Return an existing run; ``path`` is its folder or a file in it.
 

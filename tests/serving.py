@@ -14,7 +14,7 @@ COMMIT = "c" * 40
 
 @contextmanager
 def serve_hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """Serve files by their paths; yield the address, and a list of all paths asked for so far."""
+    """Serve files by their paths, whatever stands behind a ``?``; yield the address, and all paths asked for so far."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -26,7 +26,7 @@ def serve_hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
 
         def _answer(self, body: bool) -> None:
             asked.append(self.path)
-            content = files.get(self.path)
+            content = files.get(self.path.partition("?")[0])
             self.send_response(404 if content is None else 200)
             content = b"" if content is None else content
             self.send_header("X-Repo-Commit", COMMIT)

@@ -98,6 +98,15 @@ def take_part(labels: Labels, chosen: NDArray[np.int64], team: Team) -> tuple[ND
     return chosen[team.pick(len(chosen))], Whole(len(chosen), int(aged.sum()), int(gendered.sum()))
 
 
+def deal_batches(
+    labels: Labels, weights: NDArray[np.float64], size: int, seed: int, epoch: int, start: int, team: Team
+) -> Iterator[tuple[NDArray[np.int64], Whole | None]]:
+    """Yield which faces each batch of an epoch has, from batch ``start`` on; a last one that isn't full is left out."""
+    order = draw_order(weights, seed, epoch)
+    for first in range(start * size, len(order) // size * size, size):
+        yield take_part(labels, order[first : first + size], team)
+
+
 def weigh_ages(labels: Labels, balance: float) -> NDArray[np.float64]:
     """Return how often each of N faces should come in an epoch, (N,), with mean 1.
 

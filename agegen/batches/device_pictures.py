@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from agegen.batches.batch import Batch, draw_order, limit_batch_size, make_targets, take_part
+from agegen.batches.batch import Batch, deal_batches, limit_batch_size, make_targets
 from agegen.batches.pictures import LabelledPixels
 from agegen.errors import AgegenError
 from agegen.model.views import stack_images
@@ -81,9 +81,8 @@ class DeviceBatches:
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches; a last one that isn't full is left out."""
-        order, size = draw_order(self._weights, self._seed, epoch), self._batch_size
-        for first in range(start * size, len(self) * size, size):
-            chosen, whole = take_part(self.labels, order[first : first + size], self._team)
+        size, team = self._batch_size, self._team
+        for chosen, whole in deal_batches(self.labels, self._weights, size, self._seed, epoch, start, team):
             numbers = draw_numbers(self._seed, epoch, chosen)
             images = self._images[torch.from_numpy(chosen).to(self._images.device)]
             augmented = augment_pictures(images, read_view(numbers.to(images.device)))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, make_targets, take_part
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, deal_batches, limit_batch_size, make_targets
 from agegen.data.labels import Labels
 from agegen.team import ALONE, Team
 
@@ -62,10 +62,9 @@ class TrainFeatures:
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches; a last one that isn't full is left out."""
         count = len(self._data.rows)
-        order = draw_order(self._weights, self._seed, epoch)
+        size, team = self._batch_size, self._team
         drawn = np.random.default_rng((self._seed, epoch, 1)).integers(0, self._data.table.views, count)
-        for first in range(start * self._batch_size, len(self) * self._batch_size, self._batch_size):
-            chosen, whole = take_part(self.labels, order[first : first + self._batch_size], self._team)
+        for chosen, whole in deal_batches(self.labels, self._weights, size, self._seed, epoch, start, team):
             # Sorted by view, so that each view is read at once; the order within a batch is free.
             chosen = chosen[np.argsort(drawn[chosen], kind="stable")]
             yield _take_features(self._data, chosen, [drawn[chosen]])._replace(whole=whole)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from agegen.batches.augmentation import Augmentation
-from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, draw_order, limit_batch_size, make_targets, take_part
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, deal_batches, limit_batch_size, make_targets
 from agegen.data.images import RGB, resize_image
 from agegen.data.labels import Labels
 from agegen.data.records import FaceRecords
@@ -147,9 +147,8 @@ class TrainBatches:
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches; a last one that isn't full is left out."""
-        size, drawn = self._batch_size, draw_order(self._weights, self._seed, epoch)
-        batches = [drawn[first : first + size] for first in range(start * size, len(self) * size, size)]
-        parts = [take_part(self.labels, batch, self._team) for batch in batches]
+        size, team = self._batch_size, self._team
+        parts = list(deal_batches(self.labels, self._weights, size, self._seed, epoch, start, team))
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
             batch_sampler=[[(epoch, int(index)) for index in part] for part, _ in parts],

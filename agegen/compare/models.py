@@ -11,7 +11,7 @@ from agegen.evaluate.study import is_study, list_seed_runs
 from agegen.model.hub_runs import fetch_hub_run, is_hub_run
 from agegen.model.metadata import read_info
 from agegen.model.weights import find_weights, parse_shipped
-from agegen.runs import RunFolder, list_finished_runs, open_run
+from agegen.runs import RunFolder, list_finished_runs, open_run, stands_alone
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _open(given: str) -> ComparedModel:
         return ComparedModel(given, _open_seeds(path))
     if shipped := parse_shipped(given):
         return ComparedModel(given, (Training(find_weights(*shipped)),))
-    if path.is_file() and not (path.parent / "run.json").exists():
+    if stands_alone(path):
         read_info(path)
         return ComparedModel(given, (Training(path),))
     return ComparedModel(given, (_take_run(open_run(path)),))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agegen.data.labels import AGE_BOUNDS, MAX_AGE
 from agegen.data.records import Exclusion, FaceRecords, FileStore
+from agegen.data.remote import is_remote
 from agegen.data.tables import RawTable, read_table
 from agegen.data.values import Age, choose_codes, is_missing, parse_age, parse_gender
 from agegen.errors import DataError, shorten
@@ -39,7 +39,6 @@ _ALIASES = {
     "age_high": ("age_high", "age_max", "max_age"),
     "split": ("split",),
 }
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # What file systems take; longer cells are no names.
 _LONGEST_NAME = 4096
 # Enough to see what kind of cells they are.
@@ -266,7 +265,7 @@ def _explain_path(name: str) -> str:
         return "the path is empty"
     if len(name) > _LONGEST_NAME or "\x00" in name:
         return "the path is no file name"
-    if _URL.match(name):
+    if is_remote(name):
         return "the path is a URL; agegen reads local files only"
     if Path(os.path.normpath(name)).parts[:1] == (os.pardir,):
         return "the path leads out of the manifest's folder"

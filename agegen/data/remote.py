@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from agegen.errors import DataError
 from agegen.hub import explain_failure, quiet_hub
 
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+# One letter is a drive of Windows.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?/(.+)")
 _SUFFIX = ".parquet"
 

@@ -27,7 +27,15 @@ from agegen.model.checkpoint import load_checkpoint
 from agegen.model.hub_runs import is_hub_run
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.weights import find_checkpoint
-from agegen.runs import DEFAULT_ROOT, RunFolder, find_newest_run, list_finished_runs, list_sources, open_run
+from agegen.runs import (
+    DEFAULT_ROOT,
+    RunFolder,
+    find_newest_run,
+    list_finished_runs,
+    list_sources,
+    open_run,
+    stands_alone,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,9 +162,7 @@ def find_subject(config: EvalConfig) -> _Subject:
         AgegenError: it isn't there, or shipped weights are given no data.
     """
     # A checkpoint by itself, such as `agegen calibrate` writes, is evaluated as shipped weights are.
-    alone = is_hub_run(config.run) or (
-        config.run is not None and config.run.is_file() and not (config.run.parent / "run.json").exists()
-    )
+    alone = is_hub_run(config.run) or (config.run is not None and stands_alone(config.run))
     shipped = config.model is not None or config.weights is not None
     if alone or shipped or (config.run is None and config.data and not list_finished_runs()):
         checkpoint = find_checkpoint(config.model, config.run, config.weights)

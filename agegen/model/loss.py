@@ -98,21 +98,20 @@ def compute_loss(
     logits, gender_logit = outputs.age_logits.float(), outputs.gender_logit.float()
     age = _compute_age_losses(logits, targets.low, targets.high, settings)
     gender = _compute_gender_losses(gender_logit, targets.female)
-    aged, gendered = ~torch.isnan(targets.low), ~torch.isnan(targets.female)
     if targets.soft_ages is not None and targets.soft_female is not None:
         taught = _compute_taught_losses(logits, targets.soft_ages, settings)
-        age, aged = _mix(age, aged, taught, ~torch.isnan(targets.soft_ages[:, 0]), settings.soft)
+        age = _mix(age, targets.low, taught, targets.soft_ages[:, 0], settings.soft)
         taught = _compute_gender_losses(gender_logit, targets.soft_female)
-        gender, gendered = _mix(gender, gendered, taught, ~torch.isnan(targets.soft_female), settings.soft)
-    known_ages, known_genders = (int(part.sum()) for part in (aged, gendered)) if counts is None else counts
+        gender = _mix(gender, targets.female, taught, targets.soft_female, settings.soft)
+    aged, gendered = find_known(targets)
+    known_ages, known_genders = (None, None) if counts is None else counts
     return _average(age, aged, known_ages) + settings.gender * _average(gender, gendered, known_genders)
 
 
-def _mix(own: Tensor, labelled: Tensor, taught: Tensor, estimated: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Return losses (N,) by labels and by teachers in one, and which faces (N,) have either."""
+def _mix(own: Tensor, labels: Tensor, taught: Tensor, soft: Tensor, share: float) -> Tensor:
+    """Return losses (N,) by labels and by teachers in one; where either is NaN, by the other."""
     both = (1 - share) * own + share * taught
-    mixed = torch.where(estimated, torch.where(labelled, both, taught), own)
-    return mixed, labelled | estimated
+    return torch.where(torch.isnan(soft), own, torch.where(torch.isnan(labels), taught, both))
 
 
 def _compute_gender_losses(logit: Tensor, female: Tensor) -> Tensor:
@@ -147,5 +146,7 @@ def _compute_age_losses(logits: Tensor, low: Tensor, high: Tensor, settings: Los
     return torch.where(exact, divergence, censored) + settings.expectation * distance
 
 
-def _average(losses: Tensor, known: Tensor, count: int) -> Tensor:
-    return torch.where(known, losses, torch.zeros_like(losses)).sum() / max(count, 1)
+def _average(losses: Tensor, known: Tensor, count: int | None) -> Tensor:
+    # Counted where it lies: to bring it here would wait for the device.
+    total = known.sum().clamp(min=1) if count is None else max(count, 1)
+    return torch.where(known, losses, torch.zeros_like(losses)).sum() / total

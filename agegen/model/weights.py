@@ -13,7 +13,7 @@ from agegen.files import digest_file
 from agegen.hub import download_file
 from agegen.model.hub_runs import fetch_hub_run, is_hub_run
 from agegen.model.plugins import Plugin, find_plugin, list_plugins, locate_file
-from agegen.runs import open_run
+from agegen.runs import open_run, stands_alone
 
 # What `agegen predict` uses: the most accurate on other people's photographs, and the quickest.
 DEFAULT_MODEL = "compact"
@@ -113,7 +113,7 @@ def find_checkpoint(model: str | None, run: Path | None, weights: str | None = N
         return fetch_hub_run(run)
     if run is None:
         return find_weights(model or DEFAULT_MODEL, weights or DEFAULT_WEIGHTS)
-    if run.is_file() and not (run.parent / "run.json").exists():
+    if stands_alone(run):
         return run
     return open_run(run).checkpoint
 

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
-from agegen.data.remote import is_remote
 from agegen.errors import AgegenError
-from agegen.predict.config import SHARD_PICTURES, PredictConfig, check_options, load_estimator
+from agegen.predict.config import SHARD_PICTURES, PredictConfig, check_options, load_boxes, load_estimator
 from agegen.predict.estimator import Estimator
 from agegen.predict.inputs import STDIN, find_inputs, read_stdin
 from agegen.predict.predict import PredictStart
@@ -49,8 +48,9 @@ def predict_shards(config: PredictConfig, stdin: BinaryIO) -> Iterator[PredictSt
 
         yield from run_on_cluster(config, missing)
         return
+    given = load_boxes(config)
     for number, shard in missing.items():
-        yield write_shard(config, estimator, folder, number, shard)
+        yield write_shard(config, estimator, folder, number, shard, given)
 
 
 def list_inputs(config: PredictConfig, stdin: BinaryIO) -> Iterator[Shard]:
@@ -64,7 +64,7 @@ def list_inputs(config: PredictConfig, stdin: BinaryIO) -> Iterator[Shard]:
         if isinstance(content, bytes):
             raise AgegenError("--parquet takes a list of paths on stdin, not a picture")
         return list_shards(content, SHARD_PICTURES)
-    return list_shards(_expand(config.inputs), SHARD_PICTURES)
+    return list_shards(find_inputs(config.inputs).names, SHARD_PICTURES)
 
 
 def describe_job(config: PredictConfig, estimator: Estimator, shards: Iterable[Shard]) -> dict[str, Any]:
@@ -74,8 +74,3 @@ def describe_job(config: PredictConfig, estimator: Estimator, shards: Iterable[S
         digest.update(json.dumps(asdict(shard)).encode("utf-8", errors="surrogateescape"))
         count += 1
     return {**describe_origin(config, estimator), "shards": count, "inputs": digest.hexdigest()}
-
-
-def _expand(inputs: Iterable[str]) -> Iterator[str]:
-    for name in inputs:
-        yield from [name] if is_remote(name) else find_inputs([name]).names

@@ -35,7 +35,7 @@ class ShardActor:
         self._host, self._problem = socket.gethostname(), None
         try:
             from agegen.machine import limit_cores, use_one_thread_each
-            from agegen.predict.config import PredictConfig, load_estimator
+            from agegen.predict.config import PredictConfig, load_boxes, load_estimator
             from agegen.predict.shards import ShardFolder
 
             # Where the machine has it: names may be relative to the folder that the command was given in.
@@ -43,29 +43,28 @@ class ShardActor:
                 os.chdir(options.pop("folder"))
             limit_cores(1)
             use_one_thread_each()
-            paths = {name: Path(options[name]) for name in ("run", "boxes") if options[name] is not None}
+            paths = {name: Path(options[name]) for name in _PATHS if options[name] is not None}
             self._config = PredictConfig(**{**options, **paths})
-            self._estimator = load_estimator(self._config)
+            self._estimator, self._given = load_estimator(self._config), load_boxes(self._config)
             self._folder = ShardFolder(options["parquet"])
         except Exception as error:
             self._problem = f"a worker on {self._host} can't begin: {type(error).__name__}: {error}".splitlines()[0]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Make a shard; return its :class:`ShardResult` as plain values."""
-        number = int(row["number"])
-        if self._problem is None:
+        number, problem = int(row["number"]), self._problem
+        if problem is None:
             try:
                 from agegen.predict.shards import write_shard
                 from agegen.predict.stores import Shard
 
                 names = tuple(row["names"])
                 shard = Shard(int(row["count"]), names, str(row["table"]), int(row["group"]), int(row["first"]))
-                made = write_shard(self._config, self._estimator, self._folder, number, shard)
+                made = write_shard(self._config, self._estimator, self._folder, number, shard, self._given)
                 return {"number": number, "statuses": list(made.statuses.items()), "faces": made.faces, "reason": ""}
             except Exception as error:
                 problem = f"a worker on {self._host} failed: {type(error).__name__}: {error}".splitlines()[0]
-                return {"number": number, "statuses": [], "faces": 0, "reason": problem}
-        return {"number": number, "statuses": [], "faces": 0, "reason": self._problem}
+        return {"number": number, "statuses": [], "faces": 0, "reason": problem}
 
 
 def run_on_cluster(config: PredictConfig, shards: Mapping[int, Shard]) -> Iterator[ShardResult]:

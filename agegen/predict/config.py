@@ -7,6 +7,7 @@ from pathlib import Path
 
 from agegen.errors import AgegenError
 from agegen.faces.detectors import AUTO
+from agegen.predict.boxes import GivenFaces, read_boxes
 from agegen.predict.estimator import Estimator
 from agegen.predict.inputs import STDIN
 
@@ -99,6 +100,11 @@ def check_options(config: PredictConfig) -> None:
         resumable = [kind for kind, target in config.outputs.items() if kind != "json" and target != "-"]
         if len(resumable) != 1 or len(config.outputs) > 1:
             raise AgegenError("--resume goes on with one output: give either --csv FILE or --jsonl FILE")
+
+
+def load_boxes(config: PredictConfig) -> GivenFaces | None:
+    """Return the faces that the options give, None where faces are to be found."""
+    return None if config.boxes is None else read_boxes(config.boxes)
 
 
 def load_estimator(config: PredictConfig) -> Estimator:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agegen.data.images import MAX_BYTES, is_hidden, is_image_name, looks_like_picture
+from agegen.data.remote import is_remote
 from agegen.errors import AgegenError
 from agegen.predict.video import is_video_name
 
@@ -106,7 +107,9 @@ def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _expand(name: str, found: FoundInputs) -> None:
-    if Path(name).is_dir():
+    if is_remote(name):
+        found.names.append(name)
+    elif Path(name).is_dir():
         _walk(name, found)
     elif os.path.lexists(name) or not glob.has_magic(name):
         found.names.append(name)

@@ -10,10 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from agegen.data.remote import is_remote
 from agegen.machine import count_cores
-from agegen.predict.boxes import GivenFaces, read_boxes
-from agegen.predict.config import SHARD_PICTURES, PredictConfig, check_options, load_estimator
+from agegen.predict.boxes import GivenFaces
+from agegen.predict.config import SHARD_PICTURES, PredictConfig, check_options, load_boxes, load_estimator
 from agegen.predict.copies import Copies, find_base
 from agegen.predict.cutting import Keep
 from agegen.predict.estimator import Estimator, Picture
@@ -54,7 +53,7 @@ def predict_photos(
         AgegenError: options that contradict each other, inputs without a picture, outputs that can't be written.
     """
     check_options(config)
-    given = read_boxes(config.boxes) if config.boxes is not None else None
+    given = load_boxes(config)
     pictures, count, passed = list_pictures(config, given, stdin)
     estimator = load_estimator(config)
     done = find_finished(config, estimator)
@@ -103,11 +102,10 @@ def list_pictures(
     if not config.inputs and given is not None and config.boxes is not None:
         names = given.list_files(config.boxes)
         return names, len(names), None
-    found = find_inputs(name for name in config.inputs if not is_remote(name))
-    names = [*found.names, *filter(is_remote, config.inputs)]
-    if not any(map(is_store, names)):
-        return names, len(names), found.describe_passed()
-    shards = list(list_shards(names, SHARD_PICTURES))
+    found = find_inputs(config.inputs)
+    if not any(map(is_store, found.names)):
+        return found.names, len(found.names), found.describe_passed()
+    shards = list(list_shards(found.names, SHARD_PICTURES))
     stored = (picture for shard in shards for picture in read_shard(shard))
     return stored, sum(shard.count for shard in shards), found.describe_passed()
 
@@ -130,10 +128,13 @@ def run_all(
     config: PredictConfig, estimator: Estimator, pictures: Iterable[Picture], given: GivenFaces | None
 ) -> Iterator[PhotoPrediction]:
     """Yield each photograph, page, frame or video, its copies written; a row says that all of its file is done."""
-    copies = Copies(config.annotate, config.crops, find_base(name for name in config.inputs if name != STDIN))
+    plain = config.annotate is None and config.crops is None
+    # Where there are copies, they lie to each other as their originals do.
+    base = Path() if plain else find_base(name for name in config.inputs if name != STDIN)
+    copies = Copies(config.annotate, config.crops, base)
     options = config.describe() or None
     photos = (replace(photo, options=options) for photo in look_at_all(config, estimator, pictures, given, copies))
-    if config.annotate is None and config.crops is None:
+    if plain:
         yield from photos
         return
     # Drawing and packing a photograph takes longer than estimating its faces.

@@ -14,11 +14,10 @@ from agegen.data.remote import is_remote
 from agegen.errors import AgegenError
 from agegen.files import write_bytes
 from agegen.hub import explain_failure
-from agegen.predict.boxes import read_boxes
+from agegen.predict.boxes import GivenFaces
 from agegen.predict.config import PredictConfig
-from agegen.predict.copies import Copies
 from agegen.predict.estimator import Estimator
-from agegen.predict.predict import look_at_all
+from agegen.predict.predict import run_all
 from agegen.predict.results import FacePrediction, PhotoPrediction
 from agegen.predict.rows import CSV_COLUMNS, SIDES, name_columns
 from agegen.predict.stores import Shard, open_filesystem, read_shard
@@ -98,8 +97,6 @@ class ShardFolder:
     def _list_shards(self) -> list[str]:
         try:
             found = self._filesystem.ls(self._path, detail=False, refresh=True)
-        except TypeError:
-            found = self._filesystem.ls(self._path, detail=False)
         except OSError:
             return []
         names = (str(name).rpartition("/")[2] for name in found)
@@ -113,7 +110,6 @@ def name_shard(number: int) -> str:
 
 def tabulate_rows(
     photos: Sequence[PhotoPrediction],
-    options: str | None,
     under: Sequence[int],
     distribution: bool,
     origin: Mapping[str, Any],
@@ -123,7 +119,7 @@ def tabulate_rows(
 
     names = [*CSV_COLUMNS, *name_columns(under, distribution)]
     schema = pa.schema([(name, _choose_type(name)) for name in names])
-    rows = [{**cells, "options": options} for photo in photos for cells in _list_cells(photo)]
+    rows = [cells for photo in photos for cells in _list_cells(photo)]
     columns = {name: [row.get(name) for row in rows] for name in names}
     return pa.table(columns, schema).replace_schema_metadata({METADATA_KEY: json.dumps(origin)})
 
@@ -150,14 +146,16 @@ def _choose_type(name: str) -> Any:
 
 
 def write_shard(
-    config: PredictConfig, estimator: Estimator, folder: ShardFolder, number: int, shard: Shard
+    config: PredictConfig,
+    estimator: Estimator,
+    folder: ShardFolder,
+    number: int,
+    shard: Shard,
+    given: GivenFaces | None = None,
 ) -> ShardResult:
-    """Estimate a shard's pictures and write its rows, whole."""
-    given = read_boxes(config.boxes) if config.boxes is not None else None
-    photos = list(look_at_all(config, estimator, read_shard(shard), given, Copies(None, None, Path())))
-    options = config.describe() or None
-    origin = describe_origin(config, estimator)
-    folder.write(number, tabulate_rows(photos, options, config.under, config.distribution, origin))
+    """Estimate a shard's pictures and write its rows, whole; ``given`` faces are not searched."""
+    photos = list(run_all(config, estimator, read_shard(shard), given))
+    folder.write(number, tabulate_rows(photos, config.under, config.distribution, describe_origin(config, estimator)))
     return count_photos(number, photos)
 
 

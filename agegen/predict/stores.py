@@ -13,6 +13,7 @@ from agegen.data.manifests import PATH_COLUMNS
 from agegen.data.parquet import choose_pictures, list_names, take_bytes
 from agegen.data.remote import is_remote
 from agegen.errors import AgegenError, DataError, shorten
+from agegen.hub import explain_failure
 
 # A path, or a name and what gives the file's content.
 StoredPicture = str | tuple[str, bytes | Callable[[], bytes]]
@@ -198,5 +199,4 @@ def _choose_columns(table: str, schema: Any) -> tuple[str | None, str | None]:
 
 
 def _explain(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return shorten(text.splitlines()[0])
+    return shorten(getattr(error, "strerror", None) or explain_failure(error))

@@ -5,60 +5,25 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from serving import COMMIT, serve_hub
 
 from agegen.data.loading import load_records, load_sources
 from agegen.errors import DataError
 
-COMMIT = "e" * 40
 
-
-@contextmanager
-def run_hub(files):
-    """A Hub on loopback with one data set, me/faces, at one revision."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self._answer(True)
-
-        def do_HEAD(self):
-            self._answer(False)
-
-        def _answer(self, body):
-            path = self.path.partition("?")[0]
-            if path.startswith("/api/datasets/me/faces/revision/"):
-                listed = [{"rfilename": name} for name in files]
-                about = {"id": "me/faces", "sha": COMMIT, "siblings": listed, "private": False, "tags": []}
-                content = json.dumps(about | {"disabled": False, "downloads": 0, "likes": 0}).encode()
-            elif path.startswith("/api/datasets/me/faces/tree/"):
-                content = json.dumps(
-                    [{"type": "file", "path": name, "size": len(one), "oid": "0"} for name, one in files.items()]
-                ).encode()
-            else:
-                content = files.get(path.removeprefix(f"/datasets/me/faces/resolve/{COMMIT}/"))
-            self.send_response(200 if content is not None else 404)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hash(content):x}"')
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content or b"")))
-            self.end_headers()
-            if body and content is not None:
-                self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+def list_answers(files):
+    """What a Hub answers of one data set, me/faces, at one revision: its list of files, and each of them."""
+    listed = [{"rfilename": name} for name in files]
+    about = {"id": "me/faces", "sha": COMMIT, "siblings": listed, "private": False, "tags": []}
+    content = json.dumps(about | {"disabled": False, "downloads": 0, "likes": 0}).encode()
+    tree = [{"type": "file", "path": name, "size": len(one), "oid": "0"} for name, one in files.items()]
+    return {
+        "/api/datasets/me/faces/revision/main": content,
+        f"/api/datasets/me/faces/tree/{COMMIT}": json.dumps(tree).encode(),
+        **{f"/datasets/me/faces/resolve/{COMMIT}/{name}": one for name, one in files.items()},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +52,7 @@ def run(words, home, **env):
 def test_from_the_hub(shards, tmp_path):
     files = {f"data/{path.name}": path.read_bytes() for path in shards} | {"other/three.parquet": b"no parquet"}
     words = ["eval", "--model", "compact", "--split", "all", "--json", "-", "--data"]
-    with run_hub(files) as address:
+    with serve_hub(list_answers(files)) as (address, _):
         for name, count in (("data/one.parquet", 40), ("data/*.parquet", 60)):
             done = run([*words, f"hf://datasets/me/faces/{name}"], tmp_path, HF_ENDPOINT=address)
             assert done.returncode == 0, done.stderr
