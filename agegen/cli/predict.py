@@ -103,10 +103,10 @@ class PredictDisplay:
         columns = ["file", "face", "age", "90 % interval", "gender", "probability"]
         return PlainTable("", columns, [_list_cells(row) for row in self._rows], caption=caption, alarms=broken)
 
-    def show_summary(self) -> None:
-        """Say in one line what was done, where it was more than one photograph."""
+    def show_summary(self, always: bool) -> None:
+        """Say in one line what was done, where it was more than one photograph or no table shows it (``always``)."""
         done = self._counts.total()
-        if done > 1:
+        if done > 1 or always:
             seconds = time.monotonic() - self._started
             self._notices.print(
                 f"{self._faces:,} faces in {done:,} photographs, {self._counts['no_face']:,} without a face, "
@@ -238,7 +238,7 @@ def predict(
                 display.show(event)
     if config.parquet is None and "-" not in config.outputs.values():
         make_output_console().print(render_table(display.make_table()))
-    display.show_summary()
+    display.show_summary(always=config.parquet is not None)
     if display.unreadable:
         raise typer.Exit(1)
 

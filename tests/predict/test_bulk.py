@@ -101,6 +101,13 @@ def test_further_columns_and_files(faces_folder, agegen, tmp_path):
     assert "under=18" in rows[0]["options"]
 
 
+def test_one_that_is_not_there_is_told(agegen):
+    done = agegen("predict", "nowhere.jpg", "--no-detect", "--parquet", "out")
+    assert done.exit_code == 1
+    assert "0 faces in 1 photographs, 0 without a face, 1 unreadable" in done.stderr
+    assert [row["status"] for row in read_rows("out")] == ["unreadable"]
+
+
 def test_a_list_on_stdin_and_an_address(faces_folder, tmp_path):
     names = "\n".join(str(path) for path in sorted(faces_folder.iterdir())[:5])
     words = ["predict", "-", "--no-detect", "--parquet", f"file://{tmp_path}/out"]
