@@ -23,6 +23,8 @@ from agegen.team import ALONE, Team
 _KEPT_SHARE = 0.5
 # How many random numbers decide on a face's view; see :func:`read_view`.
 NUMBERS = 25
+# Twice what a CPU evaluates at once, where a GPU waits for Python between batches; 224 px of VGG16 take 3 GB so.
+_EVAL_BATCH_SIZE = 256
 
 
 class View(NamedTuple):
@@ -72,7 +74,7 @@ class DeviceBatches:
             raise AgegenError('--augment device needs another package: pip install "agegen[gpu]"')
         self.labels = data.labels
         self._weights = np.ones(len(data.labels)) if weights is None else weights
-        self._images = stack_images([data.pixels[row] for row in range(len(data.pixels))]).to(device)
+        self._images = load_pictures(data, device)
         self._batch_size = limit_batch_size(batch_size, len(data.pixels))
         self._seed, self._team = seed, team
 
@@ -81,11 +83,11 @@ class DeviceBatches:
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches; a last one that isn't full is left out."""
-        size, team = self._batch_size, self._team
+        size, team, device = self._batch_size, self._team, self._images.device
+        numbers = draw_numbers(self._seed, epoch, len(self._images)).to(device)
         for chosen, whole in deal_batches(self.labels, self._weights, size, self._seed, epoch, start, team):
-            numbers = draw_numbers(self._seed, epoch, chosen)
-            images = self._images[torch.from_numpy(chosen).to(self._images.device)]
-            augmented = augment_pictures(images, read_view(numbers.to(images.device)))
+            rows = torch.from_numpy(chosen).to(device)
+            augmented = augment_pictures(self._images[rows], read_view(numbers[rows]))
             yield Batch([augmented], make_targets(self.labels.pick(chosen)), whole)
 
     def measure_rate(self) -> float:
@@ -94,6 +96,29 @@ class DeviceBatches:
         batch = next(iter(self.iterate(0)))
         batch.views[0].cpu()  # waits for the device
         return batch.size / (time.perf_counter() - started)
+
+
+class DeviceEvalBatches:
+    """Plain and mirrored pictures in their own order, as :class:`agegen.batches.pictures.EvalBatches` has them."""
+
+    def __init__(self, data: LabelledPixels, device: torch.device) -> None:
+        self.labels = data.labels
+        self._images = load_pictures(data, device)
+
+    def __len__(self) -> int:
+        return -(-len(self._images) // _EVAL_BATCH_SIZE)
+
+    def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:  # noqa: ARG002 - all epochs are the same
+        """Yield all faces in order, in every ``stride``-th batch."""
+        for first in range(start * _EVAL_BATCH_SIZE, len(self._images), _EVAL_BATCH_SIZE * stride):
+            part = slice(first, min(first + _EVAL_BATCH_SIZE, len(self._images)))
+            images = self._images[part]
+            yield Batch([images, images.flip(3)], make_targets(self.labels.pick(part)))
+
+
+def load_pictures(data: LabelledPixels, device: torch.device) -> Tensor:
+    """Return all pictures (N, 3, size, size), uint8, in a device's memory."""
+    return stack_images([data.pixels[row] for row in range(len(data.pixels))]).to(device)
 
 
 def has_kornia() -> bool:
@@ -109,10 +134,13 @@ def fits_on_device(count: int, size: int, device: torch.device) -> bool:
     return count * size * size * 3 < free * _KEPT_SHARE
 
 
-def draw_numbers(seed: int, epoch: int, faces: NDArray[np.int64]) -> Tensor:
-    """Return the random numbers (N, 25), 0–1, that decide on the views of some faces in an epoch."""
-    rows = [np.random.default_rng((seed, epoch, int(face))).random(NUMBERS, dtype=np.float32) for face in faces]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, NUMBERS)
+def draw_numbers(seed: int, epoch: int, faces: int) -> Tensor:
+    """Return the random numbers (N, 25), 0–1, that decide on the views of all N faces in an epoch.
+
+    From another stream than their order. Of all at once, though a process may augment a part of them: a generator for
+    each face took longer than a GPU needs for its picture.
+    """
+    return torch.from_numpy(np.random.default_rng((seed, epoch, 1)).random((faces, NUMBERS), dtype=np.float32))
 
 
 def read_view(numbers: Tensor) -> View:

@@ -13,7 +13,7 @@ from agegen.backbone import Backbone
 from agegen.batches.augmentation import build_train_augmentation
 from agegen.batches.batch import EvalSource, TrainSource, weigh_ages
 from agegen.batches.cache_folder import choose_cache_dir
-from agegen.batches.device_pictures import DeviceBatches, fits_on_device, has_kornia
+from agegen.batches.device_pictures import DeviceBatches, DeviceEvalBatches, fits_on_device, has_kornia
 from agegen.batches.feature_cache import FeatureCache
 from agegen.batches.features import EvalFeatures, LabelledFeatures, TrainFeatures
 from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers, fits_in_memory
@@ -94,11 +94,12 @@ def make_train_sources(
         )
     pixels = {name: _pick_pixels(model, scan, rows) for name, rows in parts.items()}
     taught_pixels = replace(pixels["train"], labels=_teach(pixels["train"].labels, parts["train"], soft))
-    evaluated = EvalBatches(pixels["val"]), EvalBatches(pixels["test"])
+    test = EvalBatches(pixels["test"])
     if augments_on_device(model, options, len(parts["train"])):
         device = options.compute.device
         batches = DeviceBatches(taught_pixels, device, options.batch_size, options.seed, weights, options.team)
-        return TrainSources(model, batches, *evaluated)
+        # Each epoch validates; the test part is read once, and may stay where it is.
+        return TrainSources(model, batches, DeviceEvalBatches(pixels["val"], device), test)
     train = TrainBatches(
         taught_pixels,
         build_train_augmentation(model.backbone.input_spec, model.backbone.make_augmentation()),
@@ -108,7 +109,7 @@ def make_train_sources(
         weights,
         options.team,
     )
-    return TrainSources(model, train, *evaluated)
+    return TrainSources(model, train, EvalBatches(pixels["val"]), test)
 
 
 def augments_on_device(model: AgeGenderModel, options: SourceOptions, faces: int) -> bool:

@@ -11,12 +11,13 @@ from agegen.batches.augmentation import build_train_augmentation
 from agegen.batches.device_pictures import (
     NUMBERS,
     DeviceBatches,
+    DeviceEvalBatches,
     augment_pictures,
     draw_numbers,
     fits_on_device,
     read_view,
 )
-from agegen.batches.pictures import LabelledPixels, Pixels
+from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels
 from agegen.data.demo import draw_records
 from agegen.data.images import resize_image
 from agegen.errors import TrainingInterrupted
@@ -87,7 +88,7 @@ def test_views_differ_about_as_far_as_those_of_the_loaders(data):
     images = torch.from_numpy(np.stack([data.pixels[row] for row in rows])).permute(0, 3, 1, 2)
     ours, theirs = [], []
     for epoch in range(10):
-        views = augment_pictures(images, read_view(draw_numbers(0, epoch, rows)))
+        views = augment_pictures(images, read_view(draw_numbers(0, epoch, 40)))
         ours.append((views.float() - images.float()).abs().mean())
         others = np.stack([loaders(data.pixels[row], (0, epoch, row)) for row in rows])
         theirs.append(np.abs(others.astype(float) - images.permute(0, 2, 3, 1).numpy()).mean())
@@ -136,3 +137,13 @@ def test_it_trains_and_goes_on(tmp_path, agegen, quick_training):
 
 def test_only_a_gpu_takes_it_by_itself():
     assert not fits_on_device(10, 64, CPU)
+
+
+def test_evaluation_sees_what_it_sees_elsewhere(data):
+    there, here = DeviceEvalBatches(data, CPU), EvalBatches(data, 16)
+    assert len(there) == 1
+    (whole,) = there.iterate()
+    for number, views in enumerate(zip(*(batch.views for batch in here.iterate()), strict=True)):
+        assert torch.equal(whole.views[number], torch.cat(views))
+    assert list(there.iterate(0, 1, 2)) == []
+    assert there.labels is data.labels
