@@ -134,7 +134,8 @@ def average_network(network: nn.Module, decay: float) -> AveragedModel:
         steps = int(count)
         # All tensors of a call are of one type; torch's own moves them together, which saves a GPU its waiting.
         if averages[0].is_floating_point():
-            get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averages, current, count)
+            move: Any = get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))  # type: ignore[no-untyped-call]
+            move(averages, current, count)
         else:
             for average, value in zip(averages, current, strict=True):
                 average.copy_(value)

@@ -77,7 +77,8 @@ class TimmBackbone(Backbone):
         if layer_decay is None:
             return None
         if not hasattr(self.net, "group_matcher"):
-            parts = list(self.net.children())
+            # Activations and pooling have nothing to learn: counted, they would leave VGG's first blocks as they are.
+            parts = [part for part in self.net.children() if any(True for _ in part.parameters())]
             return [
                 {**group, "lr_scale": layer_decay ** (len(parts) - place)}
                 for place, part in enumerate(parts)
