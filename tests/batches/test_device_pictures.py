@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from agegen.batches import device_pictures
 from agegen.batches.augmentation import build_train_augmentation
 from agegen.batches.device_pictures import (
     NUMBERS,
@@ -107,6 +108,16 @@ def test_the_same_seed_gives_the_same_views_in_any_team(data):
         assert all(part[number].size == 12 for part in parts)
     assert not torch.equal(whole[0].views[0], next(iter(make_batches(data, seed=4).iterate(2))).views[0])
     assert make_batches(data).measure_rate() > 0
+
+
+def test_batches_are_the_same_however_many_are_made_together(data, monkeypatch):
+    apart = list(make_batches(data).iterate(1))
+    monkeypatch.setattr(device_pictures, "_PIXELS_AT_ONCE", 2 * 12 * 64 * 64)
+    together = list(make_batches(data).iterate(1))
+    assert len(apart) == len(together) == 3
+    for one, other in zip(apart, together, strict=True):
+        assert torch.equal(one.views[0], other.views[0])
+        assert torch.equal(one.targets.low, other.targets.low)
 
 
 def read_epochs(run):

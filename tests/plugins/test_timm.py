@@ -166,3 +166,10 @@ def test_pickled_weights_run_no_code(tmp_path):
         TimmBackbone(f"local-dir:{tmp_path}")
     assert len(str(caught.value).splitlines()) == 1
     assert not Path("exploded").exists()
+
+
+def test_what_has_nothing_to_learn_is_no_layer():
+    """VGG11 has eight convolutions among its 21 parts."""
+    backbone = build("timm:vgg11", image_size=64)
+    groups = backbone.group_parameters(0.05, 0.5)
+    assert sorted({group["lr_scale"] for group in groups}) == [0.5**layer for layer in range(8, 0, -1)]
