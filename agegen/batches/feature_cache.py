@@ -106,6 +106,15 @@ class FeatureCache:
             reason = error.strerror or str(error)
             raise AgegenError(f"can't keep features in {self.folder}: {reason}; choose --cache-dir") from error
 
+    def has_views(self, views: int) -> bool:
+        """Return whether features of all faces in so many views are there, computed before."""
+        blocks = -(-self._shape[0] // BLOCK)
+        for path in (self.folder / f"view-{view}.crc" for view in range(views)):
+            sums = np.fromfile(path, _SUMS) if path.is_file() else np.zeros(0, _SUMS)
+            if len(sums) != blocks or not sums.all():
+                return False
+        return True
+
     @contextmanager
     def _hold(self, team: Team) -> Iterator[None]:
         """Hold the folder, ready for use: the first process of a team holds it for all."""

@@ -149,6 +149,10 @@ def make_eval_source(
 ) -> tuple[nn.Module, EvalSource]:
     """Return the network to run and its batches over the pictures ``chosen`` (N,) of a scan."""
     if model.backbone.frozen:
+        if not _open_cache(model, scan, options).has_views(max(options.views, EVAL_VIEWS)):
+            # Where no training has left the features of all, those of the others are not needed.
+            part = scan.select(chosen)
+            return model.heads, EvalFeatures(_extract(model, part, options, on_progress))
         table = _extract(model, scan, options, on_progress)
         return model.heads, EvalFeatures(_pick_features(table, np.flatnonzero(chosen)))
     return model, EvalBatches(_pick_pixels(model, scan, np.flatnonzero(chosen)))
@@ -169,12 +173,16 @@ def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
 
 
 def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progress: ProgressHook) -> LabelledFeatures:
-    root = choose_cache_dir(options.cache_dir)
-    cache = FeatureCache(root, model, scan.sha256, options.compute, scan.records.describe_cut())
+    cache = _open_cache(model, scan, options)
     pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels)
     table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress, options.team)
     labels = scan.records.labels
     return LabelledFeatures(table, np.arange(len(labels)), labels)
+
+
+def _open_cache(model: AgeGenderModel, scan: Scan, options: SourceOptions) -> FeatureCache:
+    root = choose_cache_dir(options.cache_dir)
+    return FeatureCache(root, model, scan.sha256, options.compute, scan.records.describe_cut())
 
 
 def _pick_features(data: LabelledFeatures, rows: NDArray[np.int64]) -> LabelledFeatures:

@@ -7,6 +7,7 @@ from agegen.batches.augmentation import build_view_augmentation
 from agegen.batches.cache_folder import clear_cache, list_cache
 from agegen.batches.feature_cache import BLOCK, FeatureCache, draw_view
 from agegen.batches.pictures import Pixels
+from agegen.batches.sources import SourceOptions, make_eval_source
 from agegen.data.demo import draw_records
 from agegen.data.scan import scan_images
 from agegen.errors import AgegenError
@@ -134,3 +135,23 @@ def test_a_folder_that_cannot_be_written_is_one_line(make, tmp_path):
     (tmp_path / "c").write_text("a file")
     with pytest.raises(AgegenError, match="choose --cache-dir"):
         make()
+
+
+def test_an_evaluation_computes_what_it_needs(make, scan, tmp_path):
+    """The features of the faces chosen alone, or, where a training left those of all, none."""
+    cache, features = make()
+    assert cache.has_views(2)
+    assert not cache.has_views(3)
+    model, chosen = AgeGenderModel(FrozenMeans()), np.zeros(COUNT, dtype=bool)
+    chosen[3::20] = True
+    views = []
+    for folder, computed in (("c", 0), ("elsewhere", 2 * chosen.sum()), ("elsewhere", 0)):
+        FrozenMeans.seen = 0
+        options = SourceOptions(choose_compute("cpu", "fp32"), 16, cache_dir=tmp_path / folder)
+        _, source = make_eval_source(model, scan, chosen, options)
+        views.append(torch.cat([batch.views[0] for batch in source.iterate()]))
+        assert FrozenMeans.seen == computed
+        assert np.array_equal(source.labels.low, scan.records.labels.pick(np.flatnonzero(chosen)).low)
+    assert torch.equal(views[0], views[1])
+    assert torch.equal(views[0], views[2])
+    assert np.array_equal(views[0].numpy(), features.take(np.flatnonzero(chosen), 0))
