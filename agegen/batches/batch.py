@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -73,6 +74,26 @@ class EvalSource(BatchSource, Protocol):
 
     def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:
         """Yield every ``stride``-th batch from ``start`` on."""
+
+
+class FacesInOrder(ABC):
+    """Labelled faces in the data's own order, batch after batch: what every :class:`EvalSource` does."""
+
+    def __init__(self, labels: Labels, batch_size: int = EVAL_BATCH_SIZE) -> None:
+        self.labels = labels
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self._batch_size)
+
+    def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:  # noqa: ARG002 - all epochs are the same
+        """Yield all faces in order, in every ``stride``-th batch."""
+        for first in range(start * self._batch_size, len(self.labels), self._batch_size * stride):
+            yield self.make_batch(first, min(first + self._batch_size, len(self.labels)))
+
+    @abstractmethod
+    def make_batch(self, first: int, stop: int) -> Batch:
+        """Return the faces from ``first`` to before ``stop``, each in its plain and its mirrored view."""
 
 
 class TrainSource(BatchSource, Protocol):

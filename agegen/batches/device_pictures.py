@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from agegen.batches.batch import Batch, deal_batches, limit_batch_size, make_targets
+from agegen.batches.batch import Batch, FacesInOrder, deal_batches, limit_batch_size, make_targets
 from agegen.batches.pictures import LabelledPixels
 from agegen.errors import AgegenError
 from agegen.model.views import stack_images
@@ -109,22 +109,17 @@ class DeviceBatches:
         return rate
 
 
-class DeviceEvalBatches:
+class DeviceEvalBatches(FacesInOrder):
     """Plain and mirrored pictures in their own order, as :class:`agegen.batches.pictures.EvalBatches` has them."""
 
     def __init__(self, data: LabelledPixels, device: torch.device) -> None:
-        self.labels = data.labels
+        super().__init__(data.labels, _EVAL_BATCH_SIZE)
         self._images = load_pictures(data, device)
 
-    def __len__(self) -> int:
-        return -(-len(self._images) // _EVAL_BATCH_SIZE)
-
-    def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:  # noqa: ARG002 - all epochs are the same
-        """Yield all faces in order, in every ``stride``-th batch."""
-        for first in range(start * _EVAL_BATCH_SIZE, len(self._images), _EVAL_BATCH_SIZE * stride):
-            part = slice(first, min(first + _EVAL_BATCH_SIZE, len(self._images)))
-            images = self._images[part]
-            yield Batch([images, images.flip(3)], make_targets(self.labels.pick(part)))
+    def make_batch(self, first: int, stop: int) -> Batch:
+        """Return some of the faces."""
+        images = self._images[first:stop]
+        return Batch([images, images.flip(3)], make_targets(self.labels.pick(slice(first, stop))))
 
 
 def load_pictures(data: LabelledPixels, device: torch.device) -> Tensor:

@@ -108,10 +108,9 @@ class FeatureCache:
 
     def has_views(self, views: int) -> bool:
         """Return whether features of all faces in so many views are there, computed before."""
-        blocks = -(-self._shape[0] // BLOCK)
-        for path in (self.folder / f"view-{view}.crc" for view in range(views)):
+        for path in (self._name_file(view, "crc") for view in range(views)):
             sums = np.fromfile(path, _SUMS) if path.is_file() else np.zeros(0, _SUMS)
-            if len(sums) != blocks or not sums.all():
+            if len(sums) != self._blocks or not sums.all():
                 return False
         return True
 
@@ -150,13 +149,12 @@ class FeatureCache:
         self, view: int, views: int, pixels: Pixels, on_progress: ProgressHook, team: Team
     ) -> np.memmap[Any, np.dtype[np.float16]]:
         total = self._shape[0]
-        paths = self.folder / f"view-{view}.f16", self.folder / f"view-{view}.crc"
+        paths = self._name_file(view, "f16"), self._name_file(view, "crc")
         # A sum of 0 stands for a block that isn't there yet.
-        blocks = -(-total // BLOCK)
-        begin = partial(_begin_arrays, ((paths[0], _FEATURES, self._shape), (paths[1], _SUMS, (blocks,))))
+        begin = partial(_begin_arrays, ((paths[0], _FEATURES, self._shape), (paths[1], _SUMS, (self._blocks,))))
         team.lead(begin)
         features = np.memmap(paths[0], _FEATURES, "r", shape=self._shape)
-        sums = np.memmap(paths[1], _SUMS, "r", shape=(blocks,))
+        sums = np.memmap(paths[1], _SUMS, "r", shape=(self._blocks,))
         missing = team.lead(partial(_list_missing, features, sums))[team.rank :: team.count]
         if missing:
             self._model.to(self._compute.device).eval()
@@ -168,7 +166,9 @@ class FeatureCache:
             _write_at(paths[0], rows.start * features.strides[0], self._extract(images))
             _write_at(paths[1], block * sums.itemsize, np.array([_sum_block(features, block)], dtype=np.uint32))
             if team.leads:
-                write_text(self._name_seconds(view), f"{self._read_seconds(view) + time.monotonic() - started:.6f}")
+                write_text(
+                    self._name_file(view, "seconds"), f"{self._read_seconds(view) + time.monotonic() - started:.6f}"
+                )
             done = total - (len(missing) - count) * BLOCK * team.count
             on_progress(f"extracting features, view {view + 1} of {views}", max(0, min(done, total)), total)
         team.wait()
@@ -176,11 +176,15 @@ class FeatureCache:
             raise AgegenError(f"{self.folder} lacks what other processes computed: give all of them one --cache-dir")
         return features
 
-    def _name_seconds(self, view: int) -> Path:
-        return self.folder / f"view-{view}.seconds"
+    @property
+    def _blocks(self) -> int:
+        return -(-self._shape[0] // BLOCK)
+
+    def _name_file(self, view: int, ending: str) -> Path:
+        return self.folder / f"view-{view}.{ending}"
 
     def _read_seconds(self, view: int) -> float:
-        path = self._name_seconds(view)
+        path = self._name_file(view, "seconds")
         return float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
 
     def _extract(self, images: list[RGB]) -> NDArray[np.float16]:

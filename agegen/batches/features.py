@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, deal_batches, limit_batch_size, make_targets
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, FacesInOrder, deal_batches, limit_batch_size, make_targets
 from agegen.data.labels import Labels
 from agegen.team import ALONE, Team
 
@@ -76,23 +76,18 @@ class TrainFeatures:
         return batch.size / (time.perf_counter() - started)
 
 
-class EvalFeatures:
+class EvalFeatures(FacesInOrder):
     """Cached features in the data's own order, the plain and the mirrored view of each face."""
 
     def __init__(self, data: LabelledFeatures, batch_size: int = EVAL_BATCH_SIZE) -> None:
-        self.labels = data.labels
+        super().__init__(data.labels, batch_size)
         self._data = data
-        self._batch_size = batch_size
 
-    def __len__(self) -> int:
-        return -(-len(self._data.rows) // self._batch_size)
-
-    def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:  # noqa: ARG002 - all epochs are the same
-        """Yield all faces in order, in every ``stride``-th batch."""
-        for first in range(start * self._batch_size, len(self._data.rows), self._batch_size * stride):
-            chosen = np.arange(first, min(first + self._batch_size, len(self._data.rows)))
-            plain, mirrored = np.zeros_like(chosen), np.ones_like(chosen)
-            yield _take_features(self._data, chosen, [plain, mirrored])
+    def make_batch(self, first: int, stop: int) -> Batch:
+        """Return some of the faces."""
+        chosen = np.arange(first, stop)
+        plain, mirrored = np.zeros_like(chosen), np.ones_like(chosen)
+        return _take_features(self._data, chosen, [plain, mirrored])
 
 
 def _take_features(data: LabelledFeatures, chosen: NDArray[np.int64], views: list[NDArray[np.int64]]) -> Batch:

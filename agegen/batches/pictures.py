@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from agegen.batches.augmentation import Augmentation
-from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, deal_batches, limit_batch_size, make_targets
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, FacesInOrder, deal_batches, limit_batch_size, make_targets
 from agegen.data.images import RGB, resize_image
 from agegen.data.labels import Labels
 from agegen.data.records import FaceRecords
@@ -173,23 +173,17 @@ class TrainBatches:
         return count * max(self._workers, 1) / (time.perf_counter() - started)
 
 
-class EvalBatches:
+class EvalBatches(FacesInOrder):
     """Plain pictures in their own order, each with its mirrored view."""
 
     def __init__(self, data: LabelledPixels, batch_size: int = EVAL_BATCH_SIZE) -> None:
-        self.labels = data.labels
-        self._data = data
-        self._batch_size = batch_size
+        super().__init__(data.labels, batch_size)
+        self._pixels = data.pixels
 
-    def __len__(self) -> int:
-        return -(-len(self._data.pixels) // self._batch_size)
-
-    def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:  # noqa: ARG002 - all epochs are the same
-        """Yield all faces in order, in every ``stride``-th batch."""
-        for first in range(start * self._batch_size, len(self._data.pixels), self._batch_size * stride):
-            stop = min(first + self._batch_size, len(self._data.pixels))
-            images = [self._data.pixels[index] for index in range(first, stop)]
-            yield Batch(make_views(images), make_targets(self.labels.pick(slice(first, stop))))
+    def make_batch(self, first: int, stop: int) -> Batch:
+        """Return some of the faces."""
+        images = [self._pixels[index] for index in range(first, stop)]
+        return Batch(make_views(images), make_targets(self.labels.pick(slice(first, stop))))
 
 
 _Sample = tuple[RGB, int]

@@ -149,12 +149,12 @@ def make_eval_source(
 ) -> tuple[nn.Module, EvalSource]:
     """Return the network to run and its batches over the pictures ``chosen`` (N,) of a scan."""
     if model.backbone.frozen:
-        if not _open_cache(model, scan, options).has_views(max(options.views, EVAL_VIEWS)):
+        if _open_cache(model, scan, options).has_views(max(options.views, EVAL_VIEWS)):
+            table = _pick_features(_extract(model, scan, options, on_progress), np.flatnonzero(chosen))
+        else:
             # Where no training has left the features of all, those of the others are not needed.
-            part = scan.select(chosen)
-            return model.heads, EvalFeatures(_extract(model, part, options, on_progress))
-        table = _extract(model, scan, options, on_progress)
-        return model.heads, EvalFeatures(_pick_features(table, np.flatnonzero(chosen)))
+            table = _extract(model, scan.select(chosen), options, on_progress)
+        return model.heads, EvalFeatures(table)
     return model, EvalBatches(_pick_pixels(model, scan, np.flatnonzero(chosen)))
 
 

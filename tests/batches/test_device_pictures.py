@@ -111,9 +111,9 @@ def test_the_same_seed_gives_the_same_views_in_any_team(data):
 
 
 def test_batches_are_the_same_however_many_are_made_together(data, monkeypatch):
-    apart = list(make_batches(data).iterate(1))
-    monkeypatch.setattr(device_pictures, "_PIXELS_AT_ONCE", 2 * 12 * 64 * 64)
     together = list(make_batches(data).iterate(1))
+    monkeypatch.setattr(device_pictures, "_PIXELS_AT_ONCE", 2 * 12 * 64 * 64)
+    apart = list(make_batches(data).iterate(1))
     assert len(apart) == len(together) == 3
     for one, other in zip(apart, together, strict=True):
         assert torch.equal(one.views[0], other.views[0])
