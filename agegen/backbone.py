@@ -148,7 +148,7 @@ class Backbone(nn.Module):
             stays as it was built, in evaluation mode.
         crop: where the crop that it wants to see has the face, where that isn't the crop of its training data: the
             eyes, the nose and the corners of the mouth (five pairs of x and y), in shares of the crop's side, as YuNet
-            finds them; see :class:`agegen.faces.alignment.CropContract`.
+            finds them; see :class:`agegen.faces.alignment.AlignmentTemplate`.
         argument_name: what ARGUMENT stands for in ``--model NAME:ARGUMENT``, e.g. ``ARCHITECTURE``; "" for none.
 
     A constructor may take further keywords, ``image_size`` (pixels) and ``freeze`` (bool): to one that does

@@ -8,13 +8,14 @@ import sys
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from agegen.distributed import read_local_rank, read_world_size
 from agegen.errors import AgegenError
-from agegen.team import read_count, read_local
 
 if TYPE_CHECKING:
     import torch
+
 
 # What a container may take and what it has taken, under the second version of Linux' control groups and the first.
 _MEMORY_FILES = (
@@ -97,7 +98,7 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
     # Processes that train together on one machine have a device each.
-    index = read_local()[0] if device == "cuda" and read_count() > 1 else None
+    index = read_local_rank()[0] if device == "cuda" and read_world_size() > 1 else None
     return Compute(torch.device(device) if index is None else torch.device(device, index), precision)
 
 
@@ -136,3 +137,22 @@ def _has_fast_bf16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+_ERRORS_ONLY = 3
+
+
+def open_session(content: bytes, threads: int) -> Any:
+    """Return a session on the CPU; ``threads``: on how many it computes.
+
+    Raises onnxruntime's errors.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _ERRORS_ONLY
+    # Threads that wait by turning in circles take the cores from those that decode and search.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # From bytes, so that a file can't name others to be read beside it.
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

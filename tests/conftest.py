@@ -62,11 +62,11 @@ def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let trainings do without what takes seconds and has tests of its own: ONNX file, curves, the crop contract."""
     import numpy as np
 
-    from agegen.faces.matching import CropSurvey
+    from agegen.faces.matching import LandmarkStats
 
     monkeypatch.setattr("agegen.train.train.export_best", lambda run, best, crops: iter(()))
-    monkeypatch.setattr("agegen.render.plots.plot_curves", lambda path, curves: None)
-    monkeypatch.setattr("agegen.train.setup.measure_crops", lambda scan: CropSurvey(0, np.empty((0, 5, 2)), None))
+    monkeypatch.setattr("agegen.render.figures.plot_curves", lambda path, curves: None)
+    monkeypatch.setattr("agegen.train.setup.measure_crops", lambda scan: LandmarkStats(0, np.empty((0, 5, 2)), None))
 
 
 @pytest.fixture

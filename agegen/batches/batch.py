@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agegen.data.labels import AGE_CLASSES, Labels
+from agegen.distributed import DistContext
 from agegen.errors import DataError
 from agegen.model.loss import Targets, find_known
-from agegen.team import Team
 
 # People write ages down to within some years; rarer ages lend each other strength.
 _SMOOTHING_YEARS = 2.0
@@ -22,7 +22,7 @@ _SMOOTHING_YEARS = 2.0
 EVAL_BATCH_SIZE = 128
 
 
-class Whole(NamedTuple):
+class GlobalBatch(NamedTuple):
     """A batch that several processes share: its faces, and of how many of them age and gender are known."""
 
     size: int
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
     views: list[Tensor]
     targets: Targets
-    whole: Whole | None = None
+    whole: GlobalBatch | None = None
 
     @property
     def size(self) -> int:
@@ -76,7 +76,7 @@ class EvalSource(BatchSource, Protocol):
         """Yield every ``stride``-th batch from ``start`` on."""
 
 
-class FacesInOrder(ABC):
+class OrderedFaces(ABC):
     """Labelled faces in the data's own order, batch after batch: what every :class:`EvalSource` does."""
 
     def __init__(self, labels: Labels, batch_size: int = EVAL_BATCH_SIZE) -> None:
@@ -111,24 +111,26 @@ def make_targets(labels: Labels) -> Targets:
     return Targets(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
 
-def take_part(labels: Labels, chosen: NDArray[np.int64], team: Team) -> tuple[NDArray[np.int64], Whole | None]:
+def take_part(
+    labels: Labels, chosen: NDArray[np.int64], dist: DistContext
+) -> tuple[NDArray[np.int64], GlobalBatch | None]:
     """Return this process' part of the faces of a batch, and what the whole of it is; all of it for one alone."""
-    if team.count == 1:
+    if dist.world_size == 1:
         return chosen, None
     aged, gendered = find_known(make_targets(labels.pick(chosen)))
-    return chosen[team.pick(len(chosen))], Whole(len(chosen), int(aged.sum()), int(gendered.sum()))
+    return chosen[dist.local_slice(len(chosen))], GlobalBatch(len(chosen), int(aged.sum()), int(gendered.sum()))
 
 
-def deal_batches(
-    labels: Labels, weights: NDArray[np.float64], size: int, seed: int, epoch: int, start: int, team: Team
-) -> Iterator[tuple[NDArray[np.int64], Whole | None]]:
+def iter_batches(
+    labels: Labels, weights: NDArray[np.float64], size: int, seed: int, epoch: int, start: int, dist: DistContext
+) -> Iterator[tuple[NDArray[np.int64], GlobalBatch | None]]:
     """Yield which faces each batch of an epoch has, from batch ``start`` on; a last one that isn't full is left out."""
     order = draw_order(weights, seed, epoch)
     for first in range(start * size, len(order) // size * size, size):
-        yield take_part(labels, order[first : first + size], team)
+        yield take_part(labels, order[first : first + size], dist)
 
 
-def weigh_ages(labels: Labels, balance: float) -> NDArray[np.float64]:
+def compute_age_weights(labels: Labels, balance: float) -> NDArray[np.float64]:
     """Return how often each of N faces should come in an epoch, (N,), with mean 1.
 
     The weight is the frequency of the face's age, smoothed over some years, to the power of ``-balance``; a bracket

@@ -10,20 +10,26 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agegen.backbone import Backbone
-from agegen.batches.augmentation import build_train_augmentation
-from agegen.batches.batch import EvalSource, TrainSource, weigh_ages
+from agegen.batches.batch import EvalSource, TrainSource, compute_age_weights
 from agegen.batches.cache_folder import choose_cache_dir
-from agegen.batches.device_pictures import DeviceBatches, DeviceEvalBatches, fits_on_device, has_kornia
-from agegen.batches.feature_cache import FeatureCache
-from agegen.batches.features import EvalFeatures, LabelledFeatures, TrainFeatures
-from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers, fits_in_memory
+from agegen.batches.device import DeviceBatches, DeviceEvalBatches, fits_on_device, has_kornia
+from agegen.batches.features import EvalFeatures, FeatureCache, LabelledFeatures, TrainFeatures
+from agegen.batches.images import (
+    EvalBatches,
+    LabelledPixels,
+    Pixels,
+    TrainBatches,
+    build_train_augmentation,
+    choose_workers,
+    fits_in_memory,
+)
 from agegen.data.labels import Labels, SoftLabels
 from agegen.data.records import SOURCE_COLUMN, FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
+from agegen.distributed import SINGLE_PROCESS, DistContext
 from agegen.errors import AgegenError
 from agegen.machine import Compute
 from agegen.model.network import AgeGenderModel
-from agegen.team import ALONE, Team
 
 # Evaluation averages the plain and the mirrored view.
 EVAL_VIEWS = 2
@@ -42,7 +48,7 @@ class SourceOptions:
     views: int = EVAL_VIEWS
     cache_dir: Path | None = None
     age_balance: float = 0.0
-    team: Team = ALONE
+    dist: DistContext = SINGLE_PROCESS
     augment: str = AUGMENT[0]
 
 
@@ -87,7 +93,7 @@ def make_train_sources(
         taught = replace(features["train"], labels=_teach(features["train"].labels, parts["train"], soft))
         return TrainSources(
             model.heads,
-            TrainFeatures(taught, options.batch_size, options.seed, weights, options.team),
+            TrainFeatures(taught, options.batch_size, options.seed, weights, options.dist),
             EvalFeatures(features["val"]),
             EvalFeatures(features["test"]),
             table.table.seconds,
@@ -97,7 +103,7 @@ def make_train_sources(
     test = EvalBatches(pixels["test"])
     if augments_on_device(model, options, len(parts["train"])):
         device = options.compute.device
-        batches = DeviceBatches(taught_pixels, device, options.batch_size, options.seed, weights, options.team)
+        batches = DeviceBatches(taught_pixels, device, options.batch_size, options.seed, weights, options.dist)
         # Each epoch validates; the test part is read once, and may stay where it is.
         return TrainSources(model, batches, DeviceEvalBatches(pixels["val"], device), test)
     train = TrainBatches(
@@ -107,7 +113,7 @@ def make_train_sources(
         options.seed,
         choose_workers(options.workers),
         weights,
-        options.team,
+        options.dist,
     )
     return TrainSources(model, train, EvalBatches(pixels["val"]), test)
 
@@ -133,7 +139,7 @@ def _teach(labels: Labels, rows: NDArray[np.int64], soft: SoftLabels | None) -> 
 
 def weigh_faces(scan: Scan, rows: NDArray[np.int64], age_balance: float) -> NDArray[np.float64]:
     """Return how often each face of some rows should come in an epoch, (N,), mean 1: by its age, and by its source."""
-    weights = weigh_ages(scan.records.labels.pick(rows), age_balance)
+    weights = compute_age_weights(scan.records.labels.pick(rows), age_balance)
     if scan.records.weights:
         names = scan.records.frame[SOURCE_COLUMN].iloc[rows]
         weights = weights * names.map(scan.records.weights).to_numpy(dtype=float)
@@ -175,7 +181,7 @@ def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
 def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progress: ProgressHook) -> LabelledFeatures:
     cache = _open_cache(model, scan, options)
     pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels)
-    table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress, options.team)
+    table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress, options.dist)
     labels = scan.records.labels
     return LabelledFeatures(table, np.arange(len(labels)), labels)
 

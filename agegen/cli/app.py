@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from agegen.distributed import read_local_rank, read_rank
 from agegen.errors import AgegenError
-from agegen.team import read_local, read_rank
 
 # What shells expect of a program that Ctrl-C ended: 128 + SIGINT.
 INTERRUPTED = 130
@@ -29,7 +29,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except AgegenError as error:
-            if not is_told(error):
+            if not is_reported_elsewhere(error):
                 make_notice_console(always=True).print(f"error: {error}", style="red", soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
@@ -153,10 +153,10 @@ def make_notice_console(always: bool = False) -> Console:
     return Console(stderr=True, quiet=read_rank() > 0 and not always, **_LITERALLY)
 
 
-def is_told(error: AgegenError) -> bool:
+def is_reported_elsewhere(error: AgegenError) -> bool:
     """Return whether another process that trains with this one says the same: one on each machine does."""
     told: bool | None = getattr(error, "told", None)
-    return read_local()[0] > 0 if told is None else told
+    return read_local_rank()[0] > 0 if told is None else told
 
 
 def _replace_unprintable(stream: Any) -> None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agegen.cli.app import CacheDir, app, make_output_console
-from agegen.render.formats import format_size
-from agegen.render.tables import PlainTable, render_table
+from agegen.render.tables import PlainTable, format_size, render_table
 
 if TYPE_CHECKING:
     from agegen.batches.cache_folder import CacheEntry

@@ -48,8 +48,8 @@ def calibrate(
     """
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.calibrate.calibrate import CalibrateConfig, calibrate_model
         from agegen.data.manifests import ReadOptions
+        from agegen.evaluate.calibrate import CalibrateConfig, calibrate_model
         from agegen.model.weights import DEFAULT_MODEL
         from agegen.render.progress import ProgressDisplay, show_notices
 

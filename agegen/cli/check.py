@@ -50,10 +50,9 @@ def check(
     """
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.check.check import CheckConfig, check_data
-        from agegen.check.cleaning import write_clean_manifest
-        from agegen.check.page import render_check, write_check_page
         from agegen.data.manifests import ReadOptions
+        from agegen.datatools.check import CheckConfig, check_data, write_clean_manifest
+        from agegen.datatools.report import render_check, write_check_page
         from agegen.files import format_json
         from agegen.render.progress import ProgressDisplay
 

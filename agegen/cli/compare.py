@@ -44,8 +44,7 @@ def compare(
     notices = make_notice_console()
     with show_work(notices):
         from agegen.compare.compare import CompareConfig, compare_runs
-        from agegen.compare.page import write_html_report
-        from agegen.compare.tables import render_comparison
+        from agegen.compare.report import render_comparison, write_html_report
         from agegen.files import format_json
         from agegen.render.progress import ProgressDisplay, show_notices
 

@@ -29,8 +29,8 @@ def convert(
         raise typer.BadParameter("give at least one data set and the file to write")
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.convert.convert import ConvertConfig, convert_data
         from agegen.data.manifests import ReadOptions
+        from agegen.datatools.convert import ConvertConfig, convert_data
         from agegen.render.progress import ProgressDisplay, show_exclusions
 
     *data, out = paths

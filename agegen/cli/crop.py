@@ -29,8 +29,8 @@ def crop(
     """
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.crop.crop import CropConfig, crop_data
         from agegen.data.manifests import ReadOptions
+        from agegen.datatools.crop import CropConfig, crop_data
         from agegen.render.progress import ProgressDisplay, show_exclusions
 
     config = CropConfig((path,), out, detector, ReadOptions(age_column, gender_codes))

@@ -25,7 +25,7 @@ def download(
     obey_offline(offline)
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.download.download import download_all
+        from agegen.export.download import download_all
     output, missing = make_output_console(), False
     for thing in download_all(everything):
         if thing.problem is None:

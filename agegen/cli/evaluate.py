@@ -86,7 +86,7 @@ def evaluate(
     if predictions:
         write_predictions(predictions, result.predictions, result.teacher)
     if report is not None:
-        from agegen.evaluate.page import write_eval_report
+        from agegen.evaluate.report import write_eval_report
 
         write_eval_report(report, result)
     title = f"{result.path} on the split '{result.split}' of {result.source}: {result.evaluation.n:,} faces"
@@ -107,7 +107,7 @@ def _show_folds(path: Path, data: list[str] | None, json_out: str | None, predic
 
 
 def _show(evaluation: Evaluation, title: str, json_out: str | None) -> None:
-    from agegen.evaluate.tables import make_groups_table, make_metrics_table
+    from agegen.evaluate.report import make_groups_table, make_metrics_table
     from agegen.files import format_json
     from agegen.render.tables import render_table
 

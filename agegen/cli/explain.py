@@ -35,7 +35,7 @@ def explain(
     """
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.explain.explain import ExplainConfig, explain_face
+        from agegen.explain import ExplainConfig, explain_face
 
     with show_work(notices, "looking"):
         found = explain_face(ExplainConfig(picture, out, model, weights, run, detector, face, method)).face

@@ -33,7 +33,7 @@ def export(
     notices = make_notice_console()
     with show_work(notices, "exporting"):
         from agegen.export.export import ExportConfig, export_run
-        from agegen.render.formats import format_size
+        from agegen.render.tables import format_size
 
         written = export_run(ExportConfig(run, weights, onnx, tuple(repeat or ())))
     output = make_output_console()

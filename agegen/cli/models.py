@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from agegen.cli.app import JsonOut, Weights, app, make_notice_console, make_output_console, show_work, write_output
-from agegen.render.formats import format_size
-from agegen.render.tables import PlainTable, render_table
+from agegen.errors import CheckpointError, PluginError
+from agegen.plugins import Plugin, build_backbone, list_plugins, load_plugin, locate_file
+from agegen.render.tables import PlainTable, format_size, render_table
 
-if TYPE_CHECKING:
-    from agegen.model.catalog import ModelDescription
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A backbone with its two heads: parameters, input size in pixels; or the problem with it.
+
+    ``weights`` is the file that ships for it, ``weights_terms`` the licence of these weights. ``argument`` is what it
+    takes behind its name; all else then depends on that. ``shipped`` lists all weights: name, source, bytes, terms.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    parameters: int | None = None
+    trainable: int | None = None
+    input_size: int | None = None
+    frozen: bool | None = None
+    weights: str | None = None
+    weights_bytes: int | None = None
+    weights_terms: str | None = None
+    problem: str | None = None
+    argument: str = ""
+    shipped: list[dict[str, Any]] = field(default_factory=list)
 
 
 @app.command()
@@ -26,24 +49,85 @@ def models(
 
     Example: agegen models --card scratch
     """
-    from dataclasses import asdict
-
     if card is not None:
         from agegen.model.weights import DEFAULT_WEIGHTS, read_card
 
         write_output("-", read_card(card, weights or DEFAULT_WEIGHTS))
         return
-    from agegen.batches.cache_folder import choose_cache_dir
     from agegen.files import format_json
-    from agegen.model.catalog import describe_models
 
     notices = make_notice_console()
     with show_work(notices):
-        described = describe_models(choose_cache_dir(None) / "models.json")
+        described = describe_models()
     if json_out:
         write_output(json_out, format_json([asdict(model) for model in described]))
     if json_out != "-":
         make_output_console().print(render_table(make_models_table(described)))
+
+
+def describe_models() -> list[ModelDescription]:
+    """Describe every registered backbone; one that cannot be used is described by its problem."""
+    return [describe_plugin(plugin) for plugin in list_plugins()]
+
+
+def describe_plugin(plugin: Plugin) -> ModelDescription:
+    """Describe one backbone, counting its parameters on the meta device: nothing is loaded or computed."""
+    identity = (plugin.name, plugin.distribution, plugin.version)
+    if plugin.taken_by:
+        return ModelDescription(*identity, problem=f"the name is taken by {plugin.taken_by}")
+    import torch
+
+    from agegen.model.network import AgeGenderModel, count_parameters
+
+    try:
+        backbone_class = load_plugin(plugin)
+        if backbone_class.argument_name:
+            return ModelDescription(*identity, argument=backbone_class.argument_name)
+        with torch.device("meta"):
+            total, trainable = count_parameters(
+                AgeGenderModel(build_backbone(plugin, backbone_class, pretrained=False))
+            )
+    except PluginError as error:
+        return ModelDescription(*identity, problem=str(error))
+    size, frozen = backbone_class.input_spec.size, backbone_class.frozen
+    return ModelDescription(*identity, total, trainable, size, frozen, **describe_weights(plugin))
+
+
+def describe_weights(plugin: Plugin) -> dict[str, Any]:
+    """Return the fields of a description that tell of the weights that ship; none where none do."""
+    from agegen.model.weights import list_weights
+
+    shipped = []
+    try:
+        listed = list_weights(plugin)
+    except CheckpointError as error:
+        return {"weights_terms": str(error)}
+    for weights in listed:
+        path = None if weights.remote else locate_file(plugin, weights.source)
+        size = None if path is None else path.stat().st_size
+        shipped.append({"name": weights.name, "source": weights.source, "bytes": size, "terms": _read_terms(path)})
+    path = locate_file(plugin, listed[0].source) if listed and not listed[0].remote else None
+    if path is None:
+        return {"shipped": shipped}
+    first = shipped[0]
+    return {
+        "weights": str(path),
+        "weights_bytes": first["bytes"],
+        "weights_terms": first["terms"],
+        "shipped": shipped,
+    }
+
+
+def _read_terms(path: Path | None) -> str:
+    """Return the licence that a file of weights names, "" where it isn't at hand or names none."""
+    from agegen.model.metadata import read_info
+
+    if path is None:
+        return ""
+    try:
+        return str(read_info(path).training.get("terms") or "")
+    except CheckpointError as error:
+        return str(error)
 
 
 def make_models_table(models: list[ModelDescription]) -> PlainTable:

@@ -24,9 +24,8 @@ from agegen.cli.app import (
     obey_offline,
     show_work,
 )
-from agegen.render.formats import format_duration
 from agegen.render.progress import ProgressDisplay, show_notices
-from agegen.render.tables import PlainTable, render_table
+from agegen.render.tables import PlainTable, format_duration, render_table
 
 if TYPE_CHECKING:
     from agegen.predict.predict import PredictStart
@@ -196,9 +195,9 @@ def predict(
     notices = make_notice_console()
     with show_work(notices):
         from agegen.files import find_portrait
-        from agegen.predict.bulk import predict_shards
         from agegen.predict.config import PredictConfig
         from agegen.predict.predict import predict_photos
+        from agegen.predict.shards import predict_shards
         from agegen.render.progress import ProgressDisplay
 
     config = PredictConfig(

@@ -24,7 +24,7 @@ def push(
     """
     notices = make_notice_console()
     with show_work(notices, "uploading"):
-        from agegen.push.push import PushConfig, push_run
+        from agegen.export.push import PushConfig, push_run
 
         pushed = push_run(PushConfig(run, repository, private))
     output = make_output_console()

@@ -40,8 +40,8 @@ def split(
     notices = make_notice_console()
     with show_work(notices):
         from agegen.data.manifests import ReadOptions
+        from agegen.datatools.split import SplitConfig, write_data_split
         from agegen.render.progress import ProgressDisplay, show_exclusions, show_notices
-        from agegen.split.split import SplitConfig, write_data_split
 
     config = SplitConfig(tuple(path), out, seed, protocol, detector, ReadOptions(age_column, gender_codes))
     with ProgressDisplay(notices) as progress:

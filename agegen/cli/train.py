@@ -22,23 +22,24 @@ from agegen.cli.app import (
     make_output_console,
     show_work,
 )
+from agegen.distributed import read_rank, shutdown_distributed
 from agegen.errors import AgegenError
-from agegen.evaluate.tables import make_metrics_table
-from agegen.render.formats import format_duration
 from agegen.render.progress import ProgressDisplay, show_notices
-from agegen.render.tables import render_table
-from agegen.team import leave_team, read_rank
+from agegen.render.tables import METRIC_TITLES, PlainTable, format_duration, format_value, render_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agegen.train.config import TrainConfig
-    from agegen.train.events import BatchResult, EpochResult, StudyEvent, StudyResult, TrainResult, TrainStart
+    from agegen.train.loop import BatchResult, EpochResult, StudyEvent, StudyResult, TrainResult, TrainStart
     from agegen.train.study import StudyConfig
 
 
 # Options that say what is done with a training's configuration, rather than belong to it.
 _NOT_IN_CONFIG = ("resume", "folds", "fold", "seeds", "log")
+
+# What a study is about; the rest stands in its JSON.
+_SHOWN = ("mae", "cs5", "in_bracket", "accuracy", "coverage", "width")
 
 
 class _Interrupts:
@@ -82,7 +83,7 @@ class TrainDisplay:
 
     def show(self, event: StudyEvent) -> None:
         """Render one event."""
-        from agegen.train.events import BatchResult, EpochResult, PartStart, StudyResult, TrainNotice, TrainStart
+        from agegen.train.loop import BatchResult, EpochResult, PartStart, StudyResult, TrainNotice, TrainStart
 
         if isinstance(event, BatchResult):
             self._show_batch(event)
@@ -125,18 +126,31 @@ class TrainDisplay:
         )
 
     def _show_result(self, result: TrainResult) -> None:
+        from agegen.evaluate.report import make_metrics_table
+
         title = f"{result.model}, epoch {result.best.epoch}, on the {result.evaluation.n:,} faces of the test split"
         self._console.print(render_table(make_metrics_table(result.evaluation, title)))
         self._console.print(f"took {format_duration(result.seconds)}; run folder:")
         self._console.print(str(result.run), soft_wrap=True)
 
     def _show_study(self, result: StudyResult) -> None:
-        from agegen.train.tables import make_study_table
-
         title = f"{result.summary['model']}, {result.summary['count']} {result.summary['kind']}"
         self._console.print(render_table(make_study_table(result.summary, title)))
         self._console.print(f"took {format_duration(result.seconds)}; folder of the study:")
         self._console.print(str(result.path), soft_wrap=True)
+
+
+def make_study_table(summary: dict[str, Any], title: str) -> PlainTable:
+    """Return a row for each training, and below them the mean and the standard deviation between trainings."""
+    names = [name for name in _SHOWN if name in summary["mean"]]
+    rows = [
+        [part["run"], f"{part['n']:,}", *(format_value(name, part["metrics"][name]) for name in names)]
+        for part in summary["parts"]
+    ]
+    for label in ("mean", "spread"):
+        rows.append([label, "", *(format_value(name, summary[label][name]) for name in names)])
+    columns = ["", "faces", *(METRIC_TITLES[name] for name in names)]
+    return PlainTable(title, columns, rows, sections=frozenset([len(rows) - 3]))
 
 
 def _format_validation(epoch: EpochResult) -> str:
@@ -252,13 +266,13 @@ def train(
     given["soft_labels"] = tuple(soft_labels) if soft_labels else None
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.batches.pictures import explain_loaders
+        from agegen.batches.images import explain_loader_errors
         from agegen.data.loading import resolve_data
         from agegen.evaluate.study import is_study
         from agegen.machine import keep_freed_memory
         from agegen.render.progress import ProgressDisplay
         from agegen.train.config import TrainConfig, read_config
-        from agegen.train.events import BatchResult, EpochResult
+        from agegen.train.loop import BatchResult, EpochResult
         from agegen.train.study import StudyConfig, read_study, train_study
         from agegen.train.train import train_run
 
@@ -286,7 +300,7 @@ def train(
     keep_freed_memory()
     output = make_output_console()
     interrupts = _Interrupts(notices)
-    with explain_loaders(), ProgressDisplay(output if output.is_terminal else notices) as progress:
+    with explain_loader_errors(), ProgressDisplay(output if output.is_terminal else notices) as progress:
         display = TrainDisplay(output, notices, progress)
         run = train_study if isinstance(config, StudyConfig) else train_run
         events: Iterator[StudyEvent] = run(config, progress, interrupts.pending)  # type: ignore[arg-type]
@@ -301,4 +315,4 @@ def train(
             elif isinstance(event, EpochResult) and event.epoch == display.epochs:
                 interrupts.release()
             display.show(event)
-    leave_team()
+    shutdown_distributed()

@@ -10,22 +10,117 @@ import numpy as np
 
 from agegen.compare.costs import Cost, measure_cost
 from agegen.compare.differences import LEAST_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
-from agegen.compare.models import ComparedModel, Training, choose_models, name_models
-from agegen.compare.sources import SourceCell, SourceRow, measure_sources
-from agegen.compare.verdict import write_verdict
-from agegen.data.labels import AGE_BOUNDS
-from agegen.data.manifests import PLAIN, ReadOptions
+from agegen.compare.models import ComparedModel, ComparedRun, choose_models, name_models
+from agegen.data.labels import AGE_BOUNDS, read_labels
+from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
+from agegen.data.records import SOURCE_COLUMN
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.data.splits import HASH_COLUMN, find_seen, read_split, unpack_hashes
 from agegen.errors import AgegenError
-from agegen.evaluate.bootstrap import Metric
 from agegen.evaluate.estimates import read_predictions
 from agegen.evaluate.evaluate import EvalConfig, evaluate_run
 from agegen.evaluate.evaluation import round_number
+from agegen.evaluate.metrics import Metric, measure_age, measure_brackets, measure_gender, widen_brackets
 from agegen.runs import list_sources
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class SourceCell:
+    """A run on a data set: a metric with its interval; NaN where the set has no such labels."""
+
+    name: str
+    mae: Metric
+    in_bracket: Metric
+    accuracy: Metric
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A data set: its name, its faces, and each run on it."""
+
+    source: str
+    n: int
+    cells: list[SourceCell]
+
+
+def measure_sources(names: tuple[str, ...], tables: dict[str, pd.DataFrame]) -> list[SourceRow]:
+    """Return a row per data set; none where the faces are of one set only."""
+    first = tables[names[0]]
+    if SOURCE_COLUMN not in first.columns:
+        return []
+    rows = []
+    for source in first[SOURCE_COLUMN].unique():
+        inside = (first[SOURCE_COLUMN] == source).to_numpy()
+        rows.append(SourceRow(str(source), int(inside.sum()), [_measure(name, tables[name][inside]) for name in names]))
+    return rows
+
+
+def _measure(name: str, table: pd.DataFrame) -> SourceCell:
+    labels = read_labels(table)
+    age, p_female = (table[column].to_numpy(dtype=float) for column in ("estimated_age", "p_female"))
+    low, high = labels.low.astype(float), labels.high.astype(float)
+    exact, wide, known = labels.exact, labels.bracketed, labels.gendered
+    return SourceCell(
+        name,
+        measure_age(age[exact], low[exact]).mae,
+        measure_brackets(age[wide], widen_brackets(low[wide], high[wide])).in_bracket,
+        measure_gender(p_female[known], np.asarray(labels.female[known] > 0.5)).accuracy,
+    )
+
+
+def write_verdict(
+    names: tuple[str, ...],
+    n: int,
+    age: list[MetricRow],
+    gender: list[MetricRow],
+    costs: list[Cost],
+    trainings: tuple[int, ...] = (1, 1),
+    trained: bool = False,
+) -> str:
+    """Return one plain sentence on the first two runs, made from the numbers alone.
+
+    Args:
+        trainings: how many of each model there are.
+        trained: whether the faces are those of the training split.
+    """
+    more = f" (of {len(names)} runs, this speaks of the first two)" if len(names) > 2 else ""
+    if min(trainings[:2]) > 1:
+        judged = f"This compares the models, by {trainings[0]} trainings of {names[0]} and {trainings[1]} of {names[1]}"
+        once = ""
+    else:
+        judged, once = "This compares one training of each, not the models as such", "this training of "
+    parts = []
+    if row := next((row for row in age if row.name in ("mae", "in_bracket")), None):
+        values = tuple(_phrase_value(row.name, metric.value) for metric in row.values[:2])
+        parts.append(_phrase("age", "an MAE" if row.name == "mae" else "in the bracket", names, values, row, once))
+    if gender:
+        values = tuple(_phrase_value("accuracy", metric.value) for metric in gender[0].values[:2])
+        parts.append(_phrase("gender", "an accuracy", names, values, gender[0], once))
+    spent = [_phrase_cost(name, cost) for name, cost in zip(names[:2], costs[:2], strict=True)]
+    faces = "faces that both were trained on" if trained else "faces that neither was trained on"
+    return f"On {n:,} {faces}, {', and '.join(parts)}; {spent[0]}, {spent[1]}. {judged}{more}."
+
+
+def _phrase_value(metric: str, value: float) -> str:
+    return f"{value:.2f} years" if metric == "mae" else f"{value * 100:.1f} %"
+
+
+def _phrase(task: str, measure: str, names: tuple[str, ...], values: tuple[str, ...], row: MetricRow, once: str) -> str:
+    better = row.better[0]
+    if better is None:
+        both = " and ".join(f"{value} for {name}" for name, value in zip(names, values, strict=False))
+        return f"{task} shows no clear difference ({measure} of {both})"
+    best, other = (0, 1) if better == names[0] else (1, 0)
+    return f"{once}{better} is better at {task} ({measure} of {values[best]} against {values[other]})"
+
+
+def _phrase_cost(name: str, cost: Cost) -> str:
+    once = f" after {cost.feature_minutes:.0f} for its features" if cost.feature_minutes else ""
+    spent = "" if cost.minutes is None else f" in {cost.minutes:.0f} minutes"
+    return f"{name} trained {cost.trainable / 1e6:.2f}M parameters{spent}{once}"
 
 
 @dataclass(frozen=True)
@@ -136,13 +231,13 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
         predictions=tables,
         curves={name: run.read_epochs() for name, run in runs.items()},
         data=config.data or list_sources(record),
-        reading=PLAIN if config.data else PLAIN.fill_from(record),
+        reading=DEFAULT_READ_OPTIONS if config.data else DEFAULT_READ_OPTIONS.fill_from(record),
         sources=measure_sources(names, tables),
     )
 
 
 def collect_predictions(
-    trainings: list[Training], config: CompareConfig, on_progress: ProgressHook
+    trainings: list[ComparedRun], config: CompareConfig, on_progress: ProgressHook
 ) -> tuple[list[pd.DataFrame], list[str]]:
     """Return each training's predictions (those that its run kept of its test split, else made anew), with ``seen``:
     which faces any of the trainings saw, or a near-duplicate of.

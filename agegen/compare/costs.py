@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agegen.compare.models import Training
+from agegen.compare.models import ComparedRun
 from agegen.data.scan import ProgressHook
 from agegen.errors import AgegenError
-from agegen.evaluate.bootstrap import Floats
+from agegen.evaluate.metrics import Floats
 from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
-from agegen.model.network import AgeGenderModel, count_parameters
-from agegen.model.views import run_views
+from agegen.model.network import AgeGenderModel, count_parameters, run_views
 from agegen.runs import RunFolder, count_seconds
 
 # Validation losses of neighbouring epochs differ by about as much once nothing is learnt any more.
@@ -61,7 +60,7 @@ def find_settled_epoch(val_loss: Floats) -> int:
     return min(int(outside[-1]) + 2 if len(outside) else 1, len(val_loss))
 
 
-def measure_cost(training: Training, name: str, device: str, on_progress: ProgressHook) -> Cost:
+def measure_cost(training: ComparedRun, name: str, device: str, on_progress: ProgressHook) -> Cost:
     """Return what a training cost, and measure its speed."""
     if training.run is not None:
         return _measure_run(training.run, name, device, on_progress)

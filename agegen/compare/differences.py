@@ -10,21 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.labels import AGE_BOUNDS, choose_groups, label_groups, read_labels
-from agegen.evaluate.bootstrap import BOOTSTRAP_SAMPLES, Floats, Metric, Weights, resample, summarize_samples
 from agegen.evaluate.estimates import ESTIMATE_COLUMNS
 from agegen.evaluate.evaluation import list_metrics
 from agegen.evaluate.metrics import (
+    BOOTSTRAP_SAMPLES,
     AgeMetrics,
     AnyMetrics,
     BracketMetrics,
     Brackets,
+    Floats,
     GenderMetrics,
+    Metric,
+    Weights,
     compute_age_values,
     compute_bracket_values,
     compute_gender_values,
     measure_age,
     measure_brackets,
     measure_gender,
+    resample,
+    summarize_samples,
     widen_brackets,
 )
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from agegen.errors import AgegenError
 from agegen.evaluate.study import is_study, list_seed_runs
-from agegen.model.hub_runs import fetch_hub_run, is_hub_run
 from agegen.model.metadata import read_info
-from agegen.model.weights import find_weights, parse_shipped
+from agegen.model.weights import fetch_hub_run, find_weights, is_hub_run, parse_shipped
 from agegen.runs import RunFolder, list_finished_runs, open_run, stands_alone
 
 
 @dataclass(frozen=True)
-class Training:
+class ComparedRun:
     """One training: its run, or its weights alone (``run`` None), such as ship or lie on the Hub."""
 
     checkpoint: Path
@@ -32,7 +31,7 @@ class ComparedModel:
     """What is compared: one training, or all trainings of a study of seeds; ``given`` is what was named."""
 
     given: str
-    trainings: tuple[Training, ...]
+    trainings: tuple[ComparedRun, ...]
 
     @property
     def short_name(self) -> str:
@@ -80,25 +79,25 @@ def name_models(models: Sequence[ComparedModel]) -> tuple[str, ...]:
 
 def _open(given: str) -> ComparedModel:
     if is_hub_run(given):
-        return ComparedModel(given, (Training(fetch_hub_run(given)),))
+        return ComparedModel(given, (ComparedRun(fetch_hub_run(given)),))
     path = Path(given)
     if is_study(path):
         return ComparedModel(given, _open_seeds(path))
     if shipped := parse_shipped(given):
-        return ComparedModel(given, (Training(find_weights(*shipped)),))
+        return ComparedModel(given, (ComparedRun(find_weights(*shipped)),))
     if stands_alone(path):
         read_info(path)
-        return ComparedModel(given, (Training(path),))
+        return ComparedModel(given, (ComparedRun(path),))
     return ComparedModel(given, (_take_run(open_run(path)),))
 
 
-def _take_run(run: RunFolder) -> Training:
+def _take_run(run: RunFolder) -> ComparedRun:
     if not run.read().get("finished"):
         raise AgegenError(f"{run.path} is not finished; there is nothing to compare yet")
-    return Training(run.checkpoint, run)
+    return ComparedRun(run.checkpoint, run)
 
 
-def _open_seeds(path: Path) -> tuple[Training, ...]:
+def _open_seeds(path: Path) -> tuple[ComparedRun, ...]:
     """Return the trainings of a study of seeds.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agegen.data.labels import AGE_BOUNDS
 from agegen.data.layouts import read_layout
-from agegen.data.manifests import PLAIN, ReadOptions, load_manifest
+from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions, load_manifest
 from agegen.data.records import SOURCE_COLUMN, FaceRecords, JoinedStore
 from agegen.data.remote import fetch_parquet, is_remote
 from agegen.data.tables import TABLE_SUFFIXES
@@ -38,7 +38,7 @@ def resolve_data(data: Sequence[str] | None) -> tuple[str, ...]:
     )
 
 
-def load_records(data: str, options: ReadOptions = PLAIN) -> FaceRecords:
+def load_records(data: str, options: ReadOptions = DEFAULT_READ_OPTIONS) -> FaceRecords:
     """Load one data set: a folder in a layout that is known, a table, Parquet at an address, or ``demo``.
 
     Raises:
@@ -65,7 +65,7 @@ def load_records(data: str, options: ReadOptions = PLAIN) -> FaceRecords:
     return records
 
 
-def load_sources(data: Sequence[str], options: ReadOptions = PLAIN) -> FaceRecords:
+def load_sources(data: Sequence[str], options: ReadOptions = DEFAULT_READ_OPTIONS) -> FaceRecords:
     """Load one data set or several together; ``PATH::0.5`` weighs how often a face of a set is drawn.
 
     Each face of several keeps the name of its set in the column ``source``, and in front of its path.

@@ -67,10 +67,10 @@ class ReadOptions:
         )
 
 
-PLAIN = ReadOptions()
+DEFAULT_READ_OPTIONS = ReadOptions()
 
 
-def load_manifest(path: Path, options: ReadOptions = PLAIN) -> FaceRecords:
+def load_manifest(path: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> FaceRecords:
     """Load a table of labelled pictures; rows that can't be used are listed as exclusions, with the reason.
 
     Raises:
@@ -82,7 +82,12 @@ def load_manifest(path: Path, options: ReadOptions = PLAIN) -> FaceRecords:
 
 
 def build_records(
-    table: RawTable, base: Path, source: str, options: ReadOptions = PLAIN, layout: str = "", terms: str = ""
+    table: RawTable,
+    base: Path,
+    source: str,
+    options: ReadOptions = DEFAULT_READ_OPTIONS,
+    layout: str = "",
+    terms: str = "",
 ) -> FaceRecords:
     """Return the records of a raw table with a column of paths (relative to ``base``) and ages, genders, or both.
 

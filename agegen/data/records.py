@@ -74,7 +74,7 @@ class Exclusion:
 
 
 @dataclass(frozen=True)
-class Trim:
+class CropBox:
     """The square part of each picture of a data set that is taken, in shares of its sides; it may reach beyond.
 
     Data sets cut faces with more or less around them: this brings them to one crop.
@@ -122,7 +122,7 @@ class FaceRecords:
     terms: str = ""
     layout: str = ""
     notices: tuple[str, ...] = ()
-    trims: dict[str, Trim] = field(default_factory=dict)
+    trims: dict[str, CropBox] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     cropper: Callable[[RGB], RGB] | None = None
 

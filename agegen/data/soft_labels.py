@@ -19,7 +19,7 @@ TEACHER_KEY = b"agegen-teacher"
 
 
 @dataclass(frozen=True)
-class Teaching:
+class DistillationTargets:
     """What files of soft labels hold for a data set of N faces.
 
     Attributes:
@@ -33,7 +33,7 @@ class Teaching:
     teachers: tuple[str, ...]
 
 
-def read_soft_labels(paths: Sequence[str], sha256: Sequence[str]) -> Teaching:
+def read_soft_labels(paths: Sequence[str], sha256: Sequence[str]) -> DistillationTargets:
     """Read the estimates of the faces with these checksums; of several files the mean counts.
 
     Raises:
@@ -56,7 +56,7 @@ def read_soft_labels(paths: Sequence[str], sha256: Sequence[str]) -> Teaching:
     known = counts > 0
     with np.errstate(invalid="ignore", divide="ignore"):
         soft = SoftLabels((ages / counts[:, None]).astype(np.float32), (female / counts).astype(np.float32))
-    return Teaching(soft, known, tuple(teachers))
+    return DistillationTargets(soft, known, tuple(teachers))
 
 
 def _read_file(path: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64], str]:

@@ -24,7 +24,7 @@ def load_engine(
     Raises:
         AgegenError: the file can't be used, or ``engine``, ``device`` and ``precision`` don't fit it.
     """
-    from agegen.engines.onnx_engine import load_onnx
+    from agegen.engines.engine import load_onnx
 
     if engine not in ENGINES:
         raise AgegenError(f"--engine is one of {', '.join(ENGINES)}")

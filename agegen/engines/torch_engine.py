@@ -13,8 +13,7 @@ from agegen.engines.engine import CropOutputs
 from agegen.machine import Compute, choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import CheckpointInfo
-from agegen.model.network import AgeGenderModel, expect_age
-from agegen.model.views import average_outputs, make_views, measure_spread, run_views
+from agegen.model.network import AgeGenderModel, average_outputs, expect_age, make_views, measure_spread, run_views
 
 
 def _go_single() -> None:

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from agegen.backbone import LossSettings
 from agegen.batches.batch import Batch, EvalSource
 from agegen.data.soft_labels import TEACHER_KEY
+from agegen.distributed import SINGLE_PROCESS, DistContext
 from agegen.errors import CheckpointError
 from agegen.files import replace_atomically
 from agegen.machine import Compute
 from agegen.model.calibration import Calibration, bound_ages
-from agegen.model.loss import PLAIN, compute_loss
-from agegen.model.network import expect_age
-from agegen.model.views import average_outputs, measure_spread, run_views
-from agegen.team import ALONE, Team
+from agegen.model.loss import DEFAULT_LOSS, compute_loss
+from agegen.model.network import average_outputs, expect_age, measure_spread, run_views
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,9 +108,9 @@ def estimate_batches(
     network: nn.Module,
     source: EvalSource,
     compute: Compute,
-    loss_settings: LossSettings = PLAIN,
+    loss_settings: LossSettings = DEFAULT_LOSS,
     keep: bool = False,
-    team: Team = ALONE,
+    dist: DistContext = SINGLE_PROCESS,
 ) -> Estimates:
     """Run a network (whole model on pictures, or heads on features) over labelled batches.
 
@@ -122,11 +121,11 @@ def estimate_batches(
     with torch.inference_mode():
         own = [
             _estimate_batch(network, batch, compute, loss_settings, keep)
-            for batch in source.iterate(0, team.rank, team.count)
+            for batch in source.iterate(0, dist.rank, dist.world_size)
         ]
-    shared = team.gather(own)
+    shared = dist.all_gather(own)
     # Batches were dealt out in turns, the first to the first process.
-    batches = [shared[number % team.count][number // team.count] for number in range(sum(map(len, shared)))]
+    batches = [shared[number % dist.world_size][number // dist.world_size] for number in range(sum(map(len, shared)))]
     age, spread, p_female = (torch.cat(column).double().numpy() for column in list(zip(*batches, strict=True))[:3])
     kept = torch.cat([batch.distributions for batch in batches if batch.distributions is not None]) if keep else None
     loss = sum(batch.loss * len(batch.age) for batch in batches) / max(len(age), 1)

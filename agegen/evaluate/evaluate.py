@@ -12,21 +12,20 @@ from numpy.typing import NDArray
 from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
 from agegen.data.labels import SPLITS, Baseline, find_baseline
 from agegen.data.loading import load_sources, resolve_data
-from agegen.data.manifests import PLAIN, ReadOptions
+from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress
 from agegen.data.splits import apply_split, find_seen, fingerprint_split, read_split, split_scan
 from agegen.errors import AgegenError, DataError
 from agegen.evaluate.evaluation import Evaluation, evaluate_source
-from agegen.faces.alignment import CropContract
-from agegen.faces.cropping import FaceCropper
-from agegen.faces.matching import CropSurvey, describe_crops, match_crops, read_trims
+from agegen.faces.alignment import AlignmentTemplate
+from agegen.faces.detection import LargestFaceCropper
+from agegen.faces.matching import LandmarkStats, describe_crops, match_crops, read_trims
 from agegen.machine import choose_compute
 from agegen.model.calibration import read_calibration
 from agegen.model.checkpoint import load_checkpoint
-from agegen.model.hub_runs import is_hub_run
 from agegen.model.metadata import CheckpointInfo
-from agegen.model.weights import find_checkpoint
+from agegen.model.weights import find_checkpoint, is_hub_run
 from agegen.runs import (
     DEFAULT_ROOT,
     RunFolder,
@@ -60,7 +59,7 @@ class EvalConfig:
     device: str = "auto"
     precision: str = "auto"
     cache_dir: Path | None = None
-    reading: ReadOptions = PLAIN
+    reading: ReadOptions = DEFAULT_READ_OPTIONS
     detector: str | None = None
     weights: str | None = None
     distributions: bool = False
@@ -178,18 +177,18 @@ def match_records(
 
     Cut by a detector where one is given; else as the model's run remembers, or as measured now.
     """
-    contract = CropContract.from_json(info.crop) if info.crop is not None else None
+    contract = AlignmentTemplate.from_json(info.crop) if info.crop is not None else None
     remembered = subject.run.read() if subject.run is not None and subject.own else {}
     if chosen := detector or remembered.get("options", {}).get("detector"):
-        return replace(records, cropper=FaceCropper(chosen, contract)), []
+        return replace(records, cropper=LargestFaceCropper(chosen, contract)), []
     if remembered:
         return replace(records, trims=read_trims(remembered["data"].get("trims", {}))), []
     if records.drawn:
         return records, []
     if (known := read_trims(info.training.get("trims") or {})) and set(known) <= set(records.sources):
         return replace(records, trims=known), []
-    surveys: list[CropSurvey] = []
-    trims = match_crops(records, contract or CropContract(), surveys)
+    surveys: list[LandmarkStats] = []
+    trims = match_crops(records, contract or AlignmentTemplate(), surveys)
     notices = list(dict.fromkeys(notice for survey in surveys for notice in describe_crops(survey)))
     return replace(records, trims=trims if contract is not None else {}), notices
 

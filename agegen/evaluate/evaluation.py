@@ -12,7 +12,6 @@ from torch import nn
 from agegen.batches.batch import EvalSource
 from agegen.data.labels import SMALL_GROUP, Baseline, Labels, band_ages, label_groups, read_labels
 from agegen.data.scan import Scan
-from agegen.evaluate.bootstrap import Metric
 from agegen.evaluate.estimates import Estimates, estimate_batches, make_predictions
 from agegen.evaluate.metrics import (
     AgeMetrics,
@@ -22,6 +21,7 @@ from agegen.evaluate.metrics import (
     ConfidentMetrics,
     GenderMetrics,
     IntervalMetrics,
+    Metric,
     measure_age,
     measure_brackets,
     measure_confident,

@@ -11,7 +11,7 @@ from agegen.data.labels import MAX_AGE
 from agegen.errors import CheckpointError
 from agegen.files import write_text
 from agegen.model.metadata import CheckpointInfo, read_info
-from agegen.render.formats import METRIC_TITLES, format_bounds, format_value
+from agegen.render.tables import METRIC_TITLES, format_bounds, format_value
 from agegen.runs import RunFolder, count_seconds, list_sources
 
 UNKNOWN_TERMS = "those of the training data"

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from agegen.engines.loading import ONNX_SUFFIX
+from agegen.engines.onnx_export import export_onnx
 from agegen.errors import AgegenError
 from agegen.export.card import write_card
-from agegen.export.onnx import export_onnx
 from agegen.model.checkpoint import load_checkpoint, save_checkpoint
 from agegen.model.weights import CARD_FILE
 from agegen.runs import RunFolder, open_run

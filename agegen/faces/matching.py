@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.images import RGB
-from agegen.data.records import SOURCE_COLUMN, FaceRecords, Trim
+from agegen.data.loading import load_sources
+from agegen.data.manifests import ReadOptions
+from agegen.data.records import SOURCE_COLUMN, CropBox, FaceRecords
 from agegen.errors import CheckpointError, DataError
-from agegen.faces.alignment import CropContract, fit_contract
-from agegen.faces.detectors import SHIPPED_DETECTOR, create_detector
-from agegen.faces.face import Detector
-from agegen.faces.geometry import fit_similarity
+from agegen.faces.alignment import AlignmentTemplate, fit_contract
+from agegen.faces.detection import SHIPPED_DETECTOR, LargestFaceCropper, create_detector
+from agegen.faces.geometry import Detector, fit_similarity
 
 # How many of a data set's pictures are searched for landmarks: their median is then known to 0.2 % of the side.
 CROPS_MEASURED = 200
@@ -32,13 +33,13 @@ _LEAST_CROPS, _LEAST_SHARE = 20, 0.5
 
 
 @dataclass(frozen=True)
-class CropSurvey:
+class LandmarkStats:
     """What a detector found in a sample of pictures.
 
     Attributes:
         looked: pictures searched.
         landmarks: (F, 5, 2) of the largest face of each picture with one, in shares of its width and height.
-        reference: the detector's own (5, 2); see :class:`agegen.faces.two_looks.TwoLooks`.
+        reference: the detector's own (5, 2); see :class:`agegen.faces.refinement.CoarseToFineDetector`.
     """
 
     looked: int
@@ -62,12 +63,12 @@ class CropSurvey:
         return place > _SCATTERED_PLACE or size > _SCATTERED_SIZE
 
     @property
-    def contract(self) -> CropContract | None:
+    def contract(self) -> AlignmentTemplate | None:
         """The crop that the pictures have; None where too few show a face to detect: drawings, say."""
         return fit_contract(np.median(self.landmarks, axis=0), self.reference) if self.conclusive else None
 
 
-def describe_crops(survey: CropSurvey) -> list[str]:
+def describe_crops(survey: LandmarkStats) -> list[str]:
     """Return a notice where pictures are no crops of faces: models are trained on crops, and guess elsewhere."""
     if not survey.scattered:
         return []
@@ -78,7 +79,7 @@ def describe_crops(survey: CropSurvey) -> list[str]:
     ]
 
 
-def survey_crops(records: FaceRecords, source: str | None = None) -> CropSurvey:
+def survey_crops(records: FaceRecords, source: str | None = None) -> LandmarkStats:
     """Search a sample of the pictures, of one source or all, for landmarks."""
     rows = np.arange(len(records))
     if source is not None and SOURCE_COLUMN in records.frame.columns:
@@ -87,7 +88,7 @@ def survey_crops(records: FaceRecords, source: str | None = None) -> CropSurvey:
     return survey_pictures(_decode_all(records, sample), create_detector(SHIPPED_DETECTOR))
 
 
-def survey_pictures(pictures: Iterable[RGB], detector: Detector) -> CropSurvey:
+def survey_pictures(pictures: Iterable[RGB], detector: Detector) -> LandmarkStats:
     """Search pictures for the landmarks of their largest faces."""
     found: list[Any] = []
     looked = 0
@@ -96,7 +97,7 @@ def survey_pictures(pictures: Iterable[RGB], detector: Detector) -> CropSurvey:
         if faces := detector.detect(picture):
             largest = max(faces, key=lambda face: face.box[2] - face.box[0])
             found.append(largest.landmarks / (picture.shape[1], picture.shape[0]))
-    return CropSurvey(looked, np.array(found).reshape(-1, 5, 2), detector.reference)
+    return LandmarkStats(looked, np.array(found).reshape(-1, 5, 2), detector.reference)
 
 
 def _decode_all(records: FaceRecords, rows: NDArray[np.int64]) -> Iterator[RGB]:
@@ -108,8 +109,8 @@ def _decode_all(records: FaceRecords, rows: NDArray[np.int64]) -> Iterator[RGB]:
 
 
 def match_crops(
-    records: FaceRecords, contract: CropContract | None = None, surveys: list[CropSurvey] | None = None
-) -> dict[str, Trim]:
+    records: FaceRecords, contract: AlignmentTemplate | None = None, surveys: list[LandmarkStats] | None = None
+) -> dict[str, CropBox]:
     """Return by source which part of its pictures to take, so that all faces are cut alike.
 
     Args:
@@ -134,19 +135,19 @@ def match_crops(
     return trims
 
 
-def read_trims(content: Any) -> dict[str, Trim]:
+def read_trims(content: Any) -> dict[str, CropBox]:
     """Read the trims of a run's record.
 
     Raises:
         CheckpointError: they have another form.
     """
     try:
-        return {str(name): Trim(**trim) for name, trim in content.items()}
+        return {str(name): CropBox(**trim) for name, trim in content.items()}
     except (TypeError, AttributeError) as error:
         raise CheckpointError(f"the crops of the run's data can't be read: {error}") from error
 
 
-def _fit_trim(measured: CropContract, wanted: CropContract) -> Trim | None:
+def _fit_trim(measured: AlignmentTemplate, wanted: AlignmentTemplate) -> CropBox | None:
     source, target = np.array(measured.landmarks), np.array(wanted.landmarks)
     matrix = fit_similarity(source, target)
     side = 1 / float(np.hypot(matrix[0, 0], matrix[1, 0]))
@@ -155,4 +156,29 @@ def _fit_trim(measured: CropContract, wanted: CropContract) -> Trim | None:
         return None
     if not _LEAST_SIDE < side < _GREATEST_SIDE:
         return None
-    return Trim(round(float(left), 4), round(float(top), 4), round(side, 4))
+    return CropBox(round(float(left), 4), round(float(top), 4), round(side, 4))
+
+
+def load_cropped(
+    data: Sequence[str],
+    reading: ReadOptions,
+    detector: str | None,
+    trims: dict[str, CropBox] | None = None,
+    contract: AlignmentTemplate | None = None,
+) -> FaceRecords:
+    """Load data sets whose pictures are cropped alike.
+
+    Args:
+        data: as for :func:`agegen.data.loading.load_sources`.
+        reading: how labels are read.
+        detector: finds the faces, where the pictures are photographs; None for crops.
+        trims: which part of the pictures to take, by source; None measures it.
+        contract: of the crops that are wanted; None takes those of the first source.
+
+    Raises:
+        AgegenError: the data or the detector can't be used.
+    """
+    records = load_sources(data, reading)
+    if detector is not None:
+        return replace(records, cropper=LargestFaceCropper(detector, contract))
+    return replace(records, trims=match_crops(records, contract) if trims is None else trims)

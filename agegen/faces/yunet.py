@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from agegen.data.images import RGB
 from agegen.errors import AgegenError
-from agegen.faces.face import DetectedFace
-from agegen.faces.two_looks import TwoLooks
+from agegen.faces.alignment import REFERENCE_LANDMARKS
+from agegen.faces.geometry import DetectedFace
+from agegen.faces.refinement import CoarseToFineDetector
 from agegen.files import digest_file
 from agegen.hub import download_file
-from agegen.sessions import open_session
+from agegen.machine import open_session
 
 YUNET_REPO = "opencv/face_detection_yunet"
 YUNET_FILE = "face_detection_yunet_2026may.onnx"
@@ -29,14 +30,14 @@ _LEAST_SCORE, _LEAST_OVERLAP, _MOST_FACES = 0.5, 0.3, 500
 _Maps = dict[str, NDArray[np.float32]]
 
 
-class YuNet(TwoLooks):
+class YuNet(CoarseToFineDetector):
     """The network of OpenCV's ``FaceDetectorYN``.
 
     Source: Wu et al., "YuNet: A Tiny Millisecond-level Face Detector", Machine Intelligence Research 2023.
     """
 
     name = "yunet"
-    reference = np.array([[0.2968, 0.2853], [0.6843, 0.2824], [0.4885, 0.5019], [0.3300, 0.6742], [0.6599, 0.6702]])
+    reference = REFERENCE_LANDMARKS
     search_side = 960
     # It was trained on faces of up to some 300 pixels: in larger ones it sees eyes and cheeks.
     second_side = 320

@@ -15,7 +15,7 @@ from agegen.errors import CheckpointError, PluginError
 from agegen.files import write_bytes
 from agegen.model.metadata import CheckpointInfo, format_info, open_safetensors, parse_info
 from agegen.model.network import AgeGenderModel
-from agegen.model.plugins import Plugin, build_backbone, load_backbone
+from agegen.plugins import Plugin, build_backbone, load_backbone
 
 
 def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, Any]) -> CheckpointInfo:

@@ -15,7 +15,7 @@ from agegen.backbone import LossSettings
 from agegen.data.labels import AGE_CLASSES, MAX_AGE
 from agegen.model.network import Outputs, expect_age
 
-PLAIN = LossSettings()
+DEFAULT_LOSS = LossSettings()
 # Years by which σ grows with each year from the ends of the range: a child of one is told from one of three.
 _EDGE_SLOPE = 0.5
 # Whole years: a label of 29 stands for all until the next birthday, an estimate of 29.4 for 29.
@@ -82,7 +82,7 @@ def find_known(targets: Targets) -> tuple[Tensor, Tensor]:
 
 
 def compute_loss(
-    outputs: Outputs, targets: Targets, settings: LossSettings = PLAIN, counts: tuple[int, int] | None = None
+    outputs: Outputs, targets: Targets, settings: LossSettings = DEFAULT_LOSS, counts: tuple[int, int] | None = None
 ) -> Tensor:
     """Return the mean loss of N faces, a scalar; labels that are missing take no part.
 

@@ -27,7 +27,7 @@ class CheckpointInfo:
         input_spec: of the backbone when it was trained.
         base: ``identity`` and ``fingerprint`` of a frozen backbone, whose tensors are not stored.
         training: epoch, validation metrics and the like; for people.
-        crop: the form of the training crops; see :class:`agegen.faces.alignment.CropContract`.
+        crop: the form of the training crops; see :class:`agegen.faces.alignment.AlignmentTemplate`.
         calibration: see :class:`agegen.model.calibration.Calibration`; None for a model that was never calibrated.
         build: keywords that the backbone was built with, besides ``pretrained``.
     """

@@ -1,9 +1,10 @@
-"""The weights that ship for a model: files in its plugin's package, or on the Hub, pinned and checked."""
+"""Find weights: those bundled with a plugin, those of a run, and those on the Hugging Face Hub, pinned and checked."""
 
 from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,52 @@ from typing import Any
 from agegen.errors import AgegenError, CheckpointError
 from agegen.files import digest_file
 from agegen.hub import download_file
-from agegen.model.hub_runs import fetch_hub_run, is_hub_run
-from agegen.model.plugins import Plugin, find_plugin, list_plugins, locate_file
+from agegen.plugins import Plugin, find_plugin, list_plugins, locate_file
 from agegen.runs import open_run, stands_alone
+
+HUB_CHECKPOINT = "model.safetensors"
+_HUB_ONNX = "model.onnx"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# As a path, an address has lost one of its slashes.
+_ADDRESS = re.compile(r"hf:/{1,2}([^@]+?)(?:@([\w./-]+))?/?")
+
+
+def is_hub_run(run: str | Path | None) -> bool:
+    """Return whether a run is one on the Hub."""
+    return run is not None and str(run).startswith("hf:/")
+
+
+def parse_repository(text: str) -> str:
+    """Return a repository's name.
+
+    Raises:
+        AgegenError: it isn't OWNER/NAME.
+    """
+    if not _REPOSITORY.fullmatch(text):
+        raise AgegenError(f"'{text}' is no name on the Hub: give OWNER/NAME")
+    return text
+
+
+def fetch_hub_run(run: str | Path) -> Path:
+    """Return the checkpoint of a run on the Hub, from the cache or downloaded; its ONNX file comes beside it.
+
+    Both are of one revision: the one named, else the newest that the cache knows, else the Hub's newest. Weights are
+    safetensors, nothing is unpickled, and an ONNX file of other weights is noticed by its checksum.
+
+    Raises:
+        AgegenError: the address is wrong, or the file is neither in the cache nor to be downloaded.
+    """
+    match = _ADDRESS.fullmatch(str(run))
+    if match is None:
+        raise AgegenError(f"'{run}' is no run on the Hub: give hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+    repository, revision = parse_repository(match[1]), match[2]
+    checkpoint = download_file(repository, HUB_CHECKPOINT, revision)
+    # The folder of a snapshot is named by its commit: the other file comes from the same one.
+    if not checkpoint.with_name(_HUB_ONNX).is_file():
+        with suppress(AgegenError):
+            download_file(repository, _HUB_ONNX, checkpoint.parent.name)
+    return checkpoint
+
 
 # What `agegen predict` uses: the most accurate on other people's photographs, and the quickest.
 DEFAULT_MODEL = "compact"
@@ -23,7 +67,7 @@ CARD_FILE = "MODEL_CARD.md"
 # There too, where a plugin has more than one file of weights, or none in the package: see `list_weights`.
 WEIGHTS_LIST = "weights.json"
 DEFAULT_WEIGHTS = "default"
-_HUB = re.compile(r"hf://([^/@]+/[^/@]+)@([^/@]+)(?:/(.+))?")
+_PINNED = re.compile(r"hf://([^/@]+/[^/@]+)@([^/@]+)(?:/(.+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -79,7 +123,7 @@ def _read_entry(name: str, entry: dict[str, Any]) -> ShippedWeights:
         name, str(entry["source"]), str(entry.get("sha256", "")), str(entry.get("card", CARD_FILE))
     )
     if weights.remote:
-        if not (_HUB.fullmatch(weights.source) and _SHA256.fullmatch(weights.sha256)):
+        if not (_PINNED.fullmatch(weights.source) and _SHA256.fullmatch(weights.sha256)):
             raise ValueError(f"'{name}' on the Hub wants hf://OWNER/NAME@REVISION/FILE and a sha256 of 64 digits")
     elif Path(weights.source).name != weights.source:
         raise ValueError(f"'{name}' must be a file beside it")
@@ -156,7 +200,7 @@ def _have_any(plugin: Plugin) -> bool:
 
 
 def _fetch(weights: ShippedWeights) -> Path:
-    match = _HUB.fullmatch(weights.source)
+    match = _PINNED.fullmatch(weights.source)
     assert match is not None
     repository, revision, file = match.groups()
     return download_file(repository, file or WEIGHTS_FILE, revision)

@@ -15,8 +15,8 @@ import numpy as np
 
 from agegen.data.images import Photo
 from agegen.errors import DataError
-from agegen.faces.face import DetectedFace, Detector
-from agegen.faces.two_looks import TwoLooks
+from agegen.faces.geometry import DetectedFace, Detector
+from agegen.faces.refinement import CoarseToFineDetector
 from agegen.faces.yunet import YuNet
 
 SIDES = ("left", "top", "right", "bottom")
@@ -138,7 +138,7 @@ def place_face(face: GivenFace, photo: Photo, detector: Detector) -> DetectedFac
     middle = np.array([(left + right) / 2, (top + bottom) / 2])
     corner = middle - side * np.array([(usual[0] + usual[2]) / 2, (usual[1] + usual[3]) / 2])
     guess = DetectedFace((left, top, right, bottom), detector.reference * side + corner, float("nan"))
-    return detector.look_closer(photo.image, guess) if isinstance(detector, TwoLooks) else guess
+    return detector.refine_landmarks(photo.image, guess) if isinstance(detector, CoarseToFineDetector) else guess
 
 
 class NoDetector:

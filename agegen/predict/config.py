@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agegen.errors import AgegenError
-from agegen.faces.detectors import AUTO
+from agegen.faces.detection import AUTO
 from agegen.predict.boxes import GivenFaces, read_boxes
 from agegen.predict.estimator import Estimator
 from agegen.predict.inputs import STDIN
 
 _KINDS = ("json", "jsonl", "csv")
 # Of a shard: few enough that little is lost where a process dies, enough that files are no trouble.
-SHARD_PICTURES = 1000
+SHARD_IMAGES = 1000
 # Options that decide on what the rows say, beside model and detector, which have columns of their own.
 _DECIDING = (
     "min_confidence",
@@ -33,7 +33,7 @@ class PredictConfig:
     """Options of ``agegen predict``; ``json``, ``jsonl`` and ``csv`` are files, or ``-`` for stdout.
 
     ``parquet`` is a folder or an address for shards, and ``cluster`` where they are made: see
-    :mod:`agegen.predict.bulk`.
+    :mod:`agegen.predict.shards`.
     """
 
     inputs: tuple[str, ...]

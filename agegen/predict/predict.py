@@ -11,20 +11,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agegen.machine import count_cores
+from agegen.predict.annotation import ImageWriter, annotate_video, find_base
 from agegen.predict.boxes import GivenFaces
-from agegen.predict.config import SHARD_PICTURES, PredictConfig, check_options, load_boxes, load_estimator
-from agegen.predict.copies import Copies, find_base
-from agegen.predict.cutting import Keep
-from agegen.predict.estimator import Estimator, Picture
-from agegen.predict.inputs import STDIN, find_inputs, read_stdin
-from agegen.predict.persons import Watched, Watching, is_watched, watch_video
+from agegen.predict.config import SHARD_IMAGES, PredictConfig, check_options, load_boxes, load_estimator
+from agegen.predict.estimator import Estimator, Picture, Waiting, stream_in_order
+from agegen.predict.extraction import Keep
+from agegen.predict.inputs import STDIN, find_inputs, find_picture, is_store, list_shards, read_shard, read_stdin
 from agegen.predict.results import PhotoPrediction
-from agegen.predict.resuming import take_up
-from agegen.predict.rows import name_columns, open_writer
-from agegen.predict.stores import find_picture, is_store, list_shards, read_shard
-from agegen.predict.stream import Waiting, stream_in_order
+from agegen.predict.rows import load_resume_state, name_columns, open_writer
+from agegen.predict.tracking import VideoOptions, VideoResult, is_watched, watch_video
 from agegen.predict.video import Sampling
-from agegen.predict.video_annotation import annotate_video
 
 
 @dataclass(frozen=True)
@@ -54,14 +50,14 @@ def predict_photos(
     """
     check_options(config)
     given = load_boxes(config)
-    pictures, count, passed = list_pictures(config, given, stdin)
+    pictures, count, passed = list_images(config, given, stdin)
     estimator = load_estimator(config)
     done = find_finished(config, estimator)
     if isinstance(pictures, list) and count is not None:
-        pictures = [picture for picture in pictures if name_picture(picture) not in done]
+        pictures = [picture for picture in pictures if name_input(picture) not in done]
         skipped, count = count - len(pictures), len(pictures)
     else:
-        pictures, skipped = (picture for picture in pictures if name_picture(picture) not in done), len(done)
+        pictures, skipped = (picture for picture in pictures if name_input(picture) not in done), len(done)
         count = None if count is None else max(0, count - skipped)
     model = estimator.model
     yield PredictStart(
@@ -86,7 +82,7 @@ def predict_photos(
             yield photo
 
 
-def list_pictures(
+def list_images(
     config: PredictConfig, given: GivenFaces | None, stdin: BinaryIO
 ) -> tuple[Iterable[Picture], int | None, str | None]:
     """Return the inputs, their number (None where it isn't known), and what folders have besides.
@@ -105,12 +101,12 @@ def list_pictures(
     found = find_inputs(config.inputs)
     if not any(map(is_store, found.names)):
         return found.names, len(found.names), found.describe_passed()
-    shards = list(list_shards(found.names, SHARD_PICTURES))
+    shards = list(list_shards(found.names, SHARD_IMAGES))
     stored = (picture for shard in shards for picture in read_shard(shard))
     return stored, sum(shard.count for shard in shards), found.describe_passed()
 
 
-def name_picture(picture: Picture) -> str:
+def name_input(picture: Picture) -> str:
     """Return what a picture is called in the rows."""
     return picture[0] if isinstance(picture, tuple) else os.fsdecode(picture)
 
@@ -121,7 +117,7 @@ def find_finished(config: PredictConfig, estimator: Estimator) -> set[str]:
         return set()
     ((kind, target),) = config.outputs.items()
     made_by = {"model": estimator.model.name, "detector": estimator.detector, "options": config.describe()}
-    return take_up(kind, Path(target), made_by, name_columns(config.under, config.distribution))
+    return load_resume_state(kind, Path(target), made_by, name_columns(config.under, config.distribution))
 
 
 def run_all(
@@ -131,7 +127,7 @@ def run_all(
     plain = config.annotate is None and config.crops is None
     # Where there are copies, they lie to each other as their originals do.
     base = Path() if plain else find_base(name for name in config.inputs if name != STDIN)
-    copies = Copies(config.annotate, config.crops, base)
+    copies = ImageWriter(config.annotate, config.crops, base)
     options = config.describe() or None
     photos = (replace(photo, options=options) for photo in look_at_all(config, estimator, pictures, given, copies))
     if plain:
@@ -145,11 +141,15 @@ def run_all(
 
 
 def look_at_all(
-    config: PredictConfig, estimator: Estimator, pictures: Iterable[Picture], given: GivenFaces | None, copies: Copies
+    config: PredictConfig,
+    estimator: Estimator,
+    pictures: Iterable[Picture],
+    given: GivenFaces | None,
+    copies: ImageWriter,
 ) -> Iterator[PhotoPrediction]:
     """Yield what is found in each picture or video, in their order."""
     sampling = Sampling(config.fps, config.every_frame)
-    watching = Watching(sampling, config.frames, keep_paths=config.annotate is not None)
+    watching = VideoOptions(sampling, config.frames, keep_paths=config.annotate is not None)
     # Of a picture on stdin there is no file to decode for its annotated copy.
     keep = Keep(images=STDIN in config.inputs and config.annotate is not None, crops=config.crops is not None)
 
@@ -163,7 +163,7 @@ def look_at_all(
             continue
         for name in group:
             assert isinstance(name, str)
-            watched: list[Watched] = []
+            watched: list[VideoResult] = []
             for photo in watch_video(estimator, name, watching, keep, watched):
                 if watched and (target := copies.place_video(name)) is not None:
                     annotate_video(name, watched[0], sampling, target)

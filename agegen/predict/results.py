@@ -1,4 +1,4 @@
-"""Predictions: what is said of a face and of a photograph, and the model that says it of aligned crops."""
+"""Predictions: what is said of a face and of a photo, from raw estimates to rounded rows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from agegen.model.calibration import find_share_under
 
 OK, NO_FACE, UNREADABLE = "ok", "no_face", "unreadable"
 UNCERTAIN = "uncertain"
+# Found by somebody else's detector, and given with --boxes.
+GIVEN = "given"
 # In JSON these stand only where they are known.
 RARE = ("page", "person", "time", "first", "last", "frames", "options", "distribution", "reason")
 

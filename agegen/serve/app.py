@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import re
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -15,15 +19,39 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from agegen.predict.results import UNREADABLE, PhotoPrediction
-from agegen.serve.answers import answer_refusal, answer_rows
-from agegen.serve.bodies import drop_rest, read_pictures
-from agegen.serve.desk import Desk
-from agegen.serve.guard import LOG, Guard
-from agegen.serve.limits import Refusal
-from agegen.serve.measures import CONTENT_TYPE, Measures
+from agegen.serve.limits import Refusal, answer_refusal, answer_rows
+from agegen.serve.metrics import CONTENT_TYPE, Measures
 from agegen.serve.models import Asked, ServedModel
 from agegen.serve.openapi import describe_api
-from agegen.serve.page import load_page
+from agegen.serve.requests import Desk, drop_rest, read_images
+from agegen.serve.security import LOG, Guard
+
+_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
+
+
+def load_page() -> tuple[str, str]:
+    """Return the page and its Content-Security-Policy, which names script and style by their SHA-256."""
+    page = files("agegen.serve").joinpath("page.html").read_text(encoding="utf-8")
+    scripts = " ".join(_name_source(text) for text in _SCRIPT.findall(page))
+    styles = " ".join(_name_source(text) for text in _STYLE.findall(page))
+    policy = {
+        "default-src": "'none'",
+        "script-src": scripts,
+        "style-src": styles,
+        # Pictures that were chosen are shown from the browser's own memory.
+        "img-src": "blob: data:",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return page, "; ".join(f"{name} {value}" for name, value in policy.items())
+
+
+def _name_source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
 
 PARAMETERS = ("model", "min_score", "distribution")
 _TRUTHS = {"1": True, "true": True, "0": False, "false": False}
@@ -40,7 +68,7 @@ class Service:
 
 def make_app(service: Service, token: str | None, host: str) -> Guard:
     """Return the application, behind its guard."""
-    service.measures.watch(service.desk)
+    service.measures.watch(lambda: service.desk.requests, lambda: service.desk.held)
     page, policy = load_page()
     api = describe_api(list(service.models), service.desk.limits, token is not None)
 
@@ -89,7 +117,7 @@ async def answer_faces(service: Service, request: Request) -> Response:
         await drop_rest(request)
         return answer_refusal(refusal, close=True)
     try:
-        pictures = await read_pictures(request, ticket, service.desk.limits)
+        pictures = await read_images(request, ticket, service.desk.limits)
         found = await _while_connected(request, lambda: service.desk.look(asked, pictures, ticket))
     except Refusal as refusal:
         await drop_rest(request)
@@ -100,7 +128,7 @@ async def answer_faces(service: Service, request: Request) -> Response:
         return _answer_fault(error)
     finally:
         ticket.release()
-    service.measures.count_pictures(found)
+    service.measures.count_images(found)
     if all(photo.status == UNREADABLE for photo in found):
         return answer_refusal(Refusal(422, "; ".join(dict.fromkeys(str(photo.reason) for photo in found))))
     return answer_rows(found)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from starlette.responses import JSONResponse, Response
 
 from agegen.errors import AgegenError
 from agegen.machine import count_cores
+from agegen.predict.results import PhotoPrediction
+from agegen.predict.rows import format_row
 
 # The reasons that clients can act on, by their status.
 BUSY, STOPPING = 429, 503
@@ -50,3 +55,19 @@ class Limits:
     def __post_init__(self) -> None:
         if not (self.body >= 1 and self.requests >= 1 and self.threads >= 1 and self.seconds > 0):
             raise AgegenError("--max-body, --queue, --threads and --timeout must be above 0")
+
+
+def answer_rows(found: Sequence[PhotoPrediction]) -> Response:
+    """Return the rows of pictures, as ``agegen predict --json`` writes them."""
+    rows = [format_row(row) for photo in found for row in photo.list_rows()]
+    return Response("[" + ",\n ".join(rows) + "]\n", media_type="application/json")
+
+
+def answer_refusal(refusal: Refusal, close: bool = False) -> Response:
+    """Return a refusal as ``{"status": …, "reason": …}``; ``close``: the connection can't be used any more."""
+    headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if close:
+        headers["Connection"] = "close"
+    return JSONResponse({"status": refusal.status, "reason": refusal.reason}, refusal.status, headers)

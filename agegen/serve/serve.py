@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import signal
 import socket
@@ -10,18 +12,65 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from agegen.errors import AgegenError
 from agegen.machine import use_one_thread_each
-from agegen.predict.cutting import NO_DETECTOR
+from agegen.predict.extraction import NO_DETECTOR
 from agegen.serve.app import Service, make_app
-from agegen.serve.desk import Desk
-from agegen.serve.guard import is_loopback
 from agegen.serve.limits import Limits
-from agegen.serve.measures import Measures
+from agegen.serve.metrics import Measures
 from agegen.serve.models import load_models
-from agegen.serve.protocol import BoundedProtocol
+from agegen.serve.requests import Desk
+from agegen.serve.security import is_loopback
+
+_REASON = {"status": 503, "reason": "too many connections are open; try again"}
+
+
+class BoundedProtocol(H11Protocol):
+    """Closes connections that are silent, or send a head by the drop (slowloris), and refuses more than are allowed.
+
+    Bodies that come by the drop are bounded by who reads them.
+    """
+
+    limits = Limits()
+    _head_due: float | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the head of the first request."""
+        super().connection_made(transport)
+        # asyncio sets it on sockets alone that name their protocol, and an accepted one doesn't: without it the second
+        # part of an answer waits 40 ms for the first to be acknowledged.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if len(self.connections) > self.limits.connections:
+            transport.write(_format_refusal())
+            transport.close()
+            return
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what comes; a head that has begun must end in time."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            self._head_due = None
+            return
+        self._wait_for_head()
+
+    def _wait_for_head(self) -> None:
+        if self._head_due is None:
+            self._head_due = self.loop.time() + self.limits.head_seconds
+        # The timer that uvicorn has for silence between requests, and cancels when anything comes.
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_at(self._head_due, self.timeout_keep_alive_handler)
+
+
+def _format_refusal() -> bytes:
+    body = json.dumps(_REASON).encode()
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Retry-After: 2\r\nConnection: close\r\n\r\n".encode() + body
+
 
 # Connections that may wait to be accepted; more than clients ever come with at once.
 _BACKLOG = 512

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from agegen.backbone import Backbone, LossSettings, TrainingDefaults
-from agegen.batches.sources import AUGMENT, SourceOptions
+from agegen.backbone import LossSettings, TrainingDefaults
 from agegen.data.remote import is_remote
 from agegen.errors import AgegenError, CheckpointError
-from agegen.machine import Compute
 from agegen.runs import list_sources, open_run
-from agegen.team import ALONE, Team
 
-# Weights that know faces already want to be moved less, and settle sooner, than random ones: a third of both.
-RATE_SHARE, EPOCHS_SHARE = 1 / 3, 1 / 3
 # These change nothing of the result, or only where it comes about.
 _FREE = ("workers", "cache_dir", "save_every", "resume", "out", "compile")
 _PATHS = ("split_file",)
@@ -59,7 +54,7 @@ class TrainConfig:
     soft_weight: float | None = None
     distributions: bool = False
     compile: bool = False
-    augment: str = AUGMENT[0]
+    augment: str = "auto"
     resume: Path | None = None
 
 
@@ -108,18 +103,6 @@ def read_config(run: Path, given: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**(kept | {"resume": folder.path}))
 
 
-def _choose_epochs(config: TrainConfig, usual: int) -> int:
-    if config.epochs is not None:
-        return config.epochs
-    return usual if config.init is None else max(1, round(usual * EPOCHS_SHARE))
-
-
-def _choose_rate(config: TrainConfig, usual: float) -> float:
-    if config.lr is not None:
-        return config.lr
-    return usual if config.init is None else usual * RATE_SHARE
-
-
 def resolve_sources(data: Sequence[str]) -> tuple[str, ...]:
     """Return data sets by absolute paths, weights kept; ``demo`` and addresses are no paths."""
     named = (one.partition("::") for one in data)
@@ -139,44 +122,3 @@ def _clashes(name: str, given: Any, kept: Any) -> bool:
     if name == "data":
         return resolve_sources(given) != tuple(kept)
     return str(given) != str(kept)
-
-
-def choose_settings(
-    config: TrainConfig, backbone: Backbone, compute: Compute, team: Team = ALONE
-) -> tuple[FitSettings, SourceOptions]:
-    """Return the settings, the backbone's defaults filled in where the user gave nothing.
-
-    Raises:
-        AgegenError: a number that makes no sense.
-    """
-    defaults = backbone.defaults
-    epochs = _choose_epochs(config, defaults.epochs)
-    batch_size = defaults.batch_size if config.batch_size is None else config.batch_size
-    lr = _choose_rate(config, defaults.lr)
-    balance = defaults.age_balance if config.age_balance is None else config.age_balance
-    if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
-        raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
-    if config.augment not in AUGMENT:
-        raise AgegenError(f"--augment is one of {', '.join(AUGMENT)}")
-    if batch_size < 2 * team.count:
-        raise AgegenError(f"--batch-size {batch_size} is too small for {team.count} processes: 2 faces each at least")
-    if config.soft_weight is not None and not 0 <= config.soft_weight <= 1:
-        raise AgegenError("--soft-weight must be between 0 (the labels alone) and 1 (the teachers alone)")
-    if not 0 <= balance <= 1:
-        raise AgegenError("--age-balance must be between 0 (the data as it is) and 1")
-    loss = defaults.loss if config.soft_weight is None else replace(defaults.loss, soft=config.soft_weight)
-    settings = FitSettings(
-        epochs, lr, defaults.weight_decay, defaults.warmup, defaults.ema_decay, defaults.layer_decay, loss
-    )
-    options = SourceOptions(
-        compute,
-        batch_size,
-        config.seed,
-        config.workers,
-        defaults.views,
-        config.cache_dir,
-        balance,
-        team,
-        config.augment,
-    )
-    return settings, options

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,16 +18,145 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from agegen.batches.batch import Batch, BatchSource, EvalSource, smooth_ages, spread_ages
 from agegen.data.labels import Labels
+from agegen.distributed import SINGLE_PROCESS, DistContext
 from agegen.errors import AgegenError
 from agegen.evaluate.estimates import Estimates, estimate_batches
+from agegen.evaluate.evaluation import Evaluation
 from agegen.evaluate.metrics import measure_distance
 from agegen.machine import Compute
 from agegen.model.loss import compute_loss
-from agegen.model.network import TwoHeads
-from agegen.team import ALONE, Team
+from agegen.model.network import AgeGenderModel, TwoHeads
 from agegen.train.config import FitSettings
-from agegen.train.events import BatchResult, EpochResult
-from agegen.train.optimizer import make_optimizer
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """One step: ``batch`` of ``batches`` (from 1) of ``epoch`` (from 1).
+
+    ``waiting`` is the share, 0–1, of this epoch's time that went by in waiting for data.
+    """
+
+    epoch: int
+    batch: int
+    batches: int
+    loss: float
+    images_per_second: float
+    waiting: float
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch, counted from 1, validated with the averaged weights.
+
+    Attributes:
+        val_mae: years, of exact ages; NaN without any.
+        val_accuracy: of gender, 0–1.
+        val_in_bracket: the share, 0–1, of estimates in the brackets that label them; NaN without any.
+        seconds: since the first step of the training, validation included.
+        images_per_second: in training.
+        best: whether this is the best epoch so far (lowest :func:`score_epoch`).
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_mae: float
+    val_accuracy: float
+    lr: float
+    seconds: float
+    images_per_second: float
+    best: bool
+    val_in_bracket: float = math.nan
+
+
+@dataclass(frozen=True)
+class TrainStart:
+    """What a training is about to do.
+
+    Attributes:
+        counts: faces in each split.
+        parameters: all, and those that are trained.
+        setting: device, precision and the like in words.
+        notices: what the user should know of the data.
+    """
+
+    run: Path
+    model: str
+    counts: dict[str, int]
+    parameters: tuple[int, int]
+    epochs: int
+    setting: str
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainNotice:
+    """What the user should know in the course of a training."""
+
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training: its run folder, best epoch, test metrics, and wall time in seconds."""
+
+    run: Path
+    model: str
+    best: EpochResult
+    evaluation: Evaluation
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PartStart:
+    """The start of one training of a study: ``number`` (from 1) of ``count`` ``folds`` or ``seeds``."""
+
+    run: Path
+    number: int
+    count: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study that is whole: its folder, its summary as it was written, and wall time in seconds."""
+
+    path: Path
+    summary: dict[str, Any]
+    seconds: float
+
+
+TrainEvent = TrainStart | TrainNotice | BatchResult | EpochResult | TrainResult
+StudyEvent = TrainEvent | PartStart | StudyResult
+
+
+def make_optimizer(network: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
+    """Return AdamW over the trainable parameters; biases and norms don't decay."""
+    from timm.optim import create_optimizer_v2
+
+    # In one piece where there is a GPU, which else waits for Python; on CPUs the usual steps stay to the last digit.
+    fused = {"fused": True} if next(network.parameters()).is_cuda else {}
+    groups = group_parameters(network, settings)
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, "adamw", settings.lr, **fused)
+    return optimizer
+
+
+def group_parameters(network: nn.Module, settings: FitSettings) -> list[dict[str, Any]]:
+    """Return the groups of trainable parameters: the backbone's own, by layers, or those that decay and those not."""
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    own = None
+    if isinstance(network, AgeGenderModel):
+        own = network.backbone.group_parameters(settings.weight_decay, settings.layer_decay)
+        if own is None and settings.layer_decay is not None:
+            own = param_groups_layer_decay(
+                network.backbone, settings.weight_decay, layer_decay=settings.layer_decay, weight_decay_exclude_1d=True
+            )
+        if own is not None:
+            return [*own, *param_groups_weight_decay(network.heads, settings.weight_decay)]
+    # In this order the states of interrupted trainings number their parameters.
+    return list(reversed(param_groups_weight_decay(network, settings.weight_decay)))
+
 
 # Ages that nobody has in the training split stay possible.
 _LEAST_FACES = 1e-3
@@ -78,12 +208,16 @@ class Trainer:
     settings: FitSettings
     compute: Compute
     step: nn.Module
-    team: Team = ALONE
+    dist: DistContext = SINGLE_PROCESS
     progress: Progress = field(default_factory=Progress)
 
 
 def make_trainer(
-    network: nn.Module, settings: FitSettings, compute: Compute, team: Team = ALONE, compiled: bool = False
+    network: nn.Module,
+    settings: FitSettings,
+    compute: Compute,
+    dist: DistContext = SINGLE_PROCESS,
+    compiled: bool = False,
 ) -> Trainer:
     """Return a trainer at the start: AdamW, and the EMA of the weights; ``compiled``: whether torch compiles it.
 
@@ -92,17 +226,17 @@ def make_trainer(
     """
     if compiled and compute.device.type == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, _COMPILERS))):
         raise AgegenError("--compile wants a C++ compiler (g++ or clang++), and none is here; leave it out")
-    if syncs_norms(team, compute):
+    if syncs_norms(dist, compute):
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     averaged = average_network(network, settings.ema_decay)
     optimizer = make_optimizer(network, settings)
     step: Any = torch.compile(network) if compiled else network
-    return Trainer(network, averaged, optimizer, settings, compute, team.wrap(step), team)
+    return Trainer(network, averaged, optimizer, settings, compute, dist.wrap(step), dist)
 
 
-def syncs_norms(team: Team, compute: Compute) -> bool:
+def syncs_norms(dist: DistContext, compute: Compute) -> bool:
     """Return whether batch norms of several processes go by all faces of a batch: torch can do so on GPUs alone."""
-    return team.count > 1 and compute.device.type == "cuda"
+    return dist.world_size > 1 and compute.device.type == "cuda"
 
 
 def fit_biases(heads: TwoHeads, labels: Labels) -> None:
@@ -187,9 +321,9 @@ def take_step(trainer: Trainer, batch: Batch, batches: int) -> float:
         outputs = trainer.step(inputs)
     # This process' part of the batch's loss. Gradients are averaged over the team where losses add up.
     loss = compute_loss(outputs, batch.targets.to(compute.device), settings.loss, batch.counts)
-    value = float(trainer.team.add(loss.detach().clone()).item())
+    value = float(trainer.dist.reduce_sum(loss.detach().clone()).item())
     trainer.optimizer.zero_grad(set_to_none=True)
-    (loss * trainer.team.count).backward()  # type: ignore[no-untyped-call]
+    (loss * trainer.dist.world_size).backward()  # type: ignore[no-untyped-call]
     # Before the step, so that what is no number never gets into the weights, nor into a state that is saved.
     if not (math.isfinite(value) and _are_finite(trainer.network)):
         raise AgegenError(_explain_divergence(progress.epoch, progress.batch + 1))
@@ -208,8 +342,8 @@ def end_epoch(trainer: Trainer, val: EvalSource, batches: int, rate: float) -> E
     """Validate the averaged weights and move on to the next epoch."""
     progress, settings = trainer.progress, trainer.settings
     started = time.monotonic()
-    trainer.team.level(trainer.averaged)
-    estimates = estimate_batches(trainer.averaged, val, trainer.compute, settings.loss, team=trainer.team)
+    trainer.dist.broadcast_buffers(trainer.averaged)
+    estimates = estimate_batches(trainer.averaged, val, trainer.compute, settings.loss, dist=trainer.dist)
     quick = measure_quickly(estimates, val.labels)
     score = score_epoch(quick)
     progress.seconds += time.monotonic() - started

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from agegen.batches.cache_folder import choose_cache_dir
-from agegen.batches.pictures import choose_workers
+from agegen.batches.images import choose_workers
 from agegen.data.labels import SPLITS, format_gender
 from agegen.data.scan import Scan
 from agegen.data.splits import count_leaking_groups, fingerprint_split
@@ -22,9 +22,8 @@ from agegen.faces.matching import describe_crops
 from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
 from agegen.train.config import TrainConfig, resolve_sources
-from agegen.train.events import BatchResult, EpochResult, TrainStart
-from agegen.train.loop import syncs_norms
-from agegen.train.setup import Training
+from agegen.train.loop import BatchResult, EpochResult, TrainStart, syncs_norms
+from agegen.train.setup import TrainingContext
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +36,7 @@ BATCHES = 50
 _LIMIT = 0.1
 
 
-class LimitFinder:
+class BottleneckDetector:
     """Looks at the batches of a training and says once what limits it, after 50 of them or the first epoch.
 
     ``input_rate`` is what the input could give in images/s, had it the cores to itself.
@@ -55,7 +54,7 @@ class LimitFinder:
             yield describe_limit(batch, self._input_rate)
 
 
-def begin_record(config: TrainConfig, training: Training, started: float) -> dict[str, Any]:
+def begin_record(config: TrainConfig, training: TrainingContext, started: float) -> dict[str, Any]:
     """Return ``run.json`` at the start: a new one, or that of the resumed run with a note of when it went on."""
     if config.resume is None:
         return describe_training(config, training, started)
@@ -64,7 +63,7 @@ def begin_record(config: TrainConfig, training: Training, started: float) -> dic
     return record
 
 
-def describe_origin(training: Training) -> dict[str, Any]:
+def describe_origin(training: TrainingContext) -> dict[str, Any]:
     """Return what a checkpoint says of its data: all that an evaluation without the run folder needs."""
     return {
         "baseline": asdict(training.baseline),
@@ -87,7 +86,7 @@ def describe_result(epoch: EpochResult) -> dict[str, Any]:
     return {name: value for name, value in describe_epoch(epoch).items() if name not in times}
 
 
-def announce_training(training: Training) -> TrainStart:
+def announce_training(training: TrainingContext) -> TrainStart:
     """Return what to tell the user before the first epoch."""
     options = training.options
     setting = f"{options.compute}, {torch.get_num_threads()} threads, batches of {options.batch_size}"
@@ -134,23 +133,23 @@ def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
     return notices
 
 
-def list_notices(training: Training) -> list[str]:
+def list_notices(training: TrainingContext) -> list[str]:
     """Return what the user should know before the first epoch: of the weights, the data and its crops."""
     data = describe_data(training.scan, training.split)
     taught = [] if training.teaching is None else [f"taught by {who}" for who in training.teaching.teachers]
     return [*describe_team(training), *describe_start(training), *taught, *data, *describe_crops(training.survey)]
 
 
-def describe_team(training: Training) -> list[str]:
+def describe_team(training: TrainingContext) -> list[str]:
     """Return what the user should know of several processes: what each has of a batch, and how norms go."""
-    team, options = training.options.team, training.options
-    if team.count == 1:
+    dist, options = training.options.dist, training.options
+    if dist.world_size == 1:
         return []
-    norms = "synchronised" if syncs_norms(team, options.compute) else "each process by its own faces (gloo can't sync)"
-    return [f"{team.count} processes share each batch of {options.batch_size}; batch norms: {norms}"]
+    norms = "synchronised" if syncs_norms(dist, options.compute) else "each process by its own faces (gloo can't sync)"
+    return [f"{dist.world_size} processes share each batch of {options.batch_size}; batch norms: {norms}"]
 
 
-def describe_start(training: Training) -> list[str]:
+def describe_start(training: TrainingContext) -> list[str]:
     """Return what the user should know of the weights that a training begins with."""
     if training.start is None:
         return []
@@ -164,7 +163,7 @@ def describe_start(training: Training) -> list[str]:
     return lines
 
 
-def describe_training(config: TrainConfig, training: Training, started: float) -> dict[str, Any]:
+def describe_training(config: TrainConfig, training: TrainingContext, started: float) -> dict[str, Any]:
     """Return the content of ``run.json`` at the start of a training."""
     options, settings = training.options, training.settings
     total, trainable = count_parameters(training.model)

@@ -2,38 +2,91 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agegen import runs
 from agegen.backbone import Backbone
-from agegen.batches.sources import SourceOptions, scan_for
+from agegen.batches.sources import AUGMENT, SourceOptions, scan_for
 from agegen.data.labels import Baseline, find_baseline
 from agegen.data.manifests import ReadOptions
-from agegen.data.protocols import find_protocol, keep_ages
 from agegen.data.scan import ProgressHook, Scan
-from agegen.data.soft_labels import Teaching, read_soft_labels
-from agegen.data.splits import apply_split, fingerprint_split, read_split, split_scan, write_split
+from agegen.data.soft_labels import DistillationTargets, read_soft_labels
+from agegen.data.splits import (
+    apply_split,
+    find_protocol,
+    find_seen,
+    fingerprint_split,
+    keep_ages,
+    read_split,
+    split_scan,
+    write_split,
+)
+from agegen.distributed import SINGLE_PROCESS, DistContext, init_distributed
 from agegen.errors import AgegenError, DataError, PluginError
-from agegen.faces.alignment import CropContract
-from agegen.faces.loading import load_cropped
-from agegen.faces.matching import CropSurvey, read_trims, survey_crops
-from agegen.machine import choose_compute
+from agegen.faces.alignment import AlignmentTemplate
+from agegen.faces.matching import LandmarkStats, load_cropped, read_trims, survey_crops
+from agegen.machine import Compute, choose_compute
+from agegen.model.checkpoint import load_checkpoint
+from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
-from agegen.model.plugins import Plugin, build_backbone, load_backbone
-from agegen.team import join_team
-from agegen.train.config import FitSettings, TrainConfig, choose_settings
-from agegen.train.init import count_seen, find_init, start_from
+from agegen.model.weights import find_checkpoint, find_weights, parse_shipped
+from agegen.plugins import Plugin, build_backbone, load_backbone
+from agegen.runs import RunFolder
+from agegen.train.config import FitSettings, TrainConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+def find_init(init: str, model: str) -> Path:
+    """Return the checkpoint that ``--init`` names: a run, a file, or ``NAME[/WEIGHTS]`` that ship.
+
+    Raises:
+        AgegenError: there is none, or it is that of another backbone.
+    """
+    shipped = parse_shipped(init)
+    checkpoint = find_weights(*shipped) if shipped else find_checkpoint(None, Path(init))
+    made_by = read_info(checkpoint).model
+    if made_by != model:
+        raise AgegenError(f"--init {init} holds weights of '{made_by}', which don't fit --model {model}")
+    return checkpoint
+
+
+def start_from(model: AgeGenderModel, checkpoint: Path) -> None:
+    """Fill a model with a checkpoint's tensors; a frozen backbone has its own already.
+
+    Raises:
+        CheckpointError: they don't fit.
+    """
+    _, loaded = load_checkpoint(checkpoint)
+    model.load_state_dict(loaded.state_dict())
+
+
+def count_seen(checkpoint: Path, split: pd.DataFrame, hashes: NDArray[np.bool_]) -> dict[str, int]:
+    """Return how many faces of validation and test the earlier training saw; nothing where its run isn't at hand."""
+    run = RunFolder(checkpoint.parent)
+    if not run.split.is_file():
+        return {}
+    earlier = read_split(run.split)
+    counts = {}
+    for name in ("val", "test"):
+        rows = np.flatnonzero(split["split"] == name)
+        counts[name] = int(find_seen(earlier, list(split["sha256"].iloc[rows]), hashes[rows]).sum())
+    return counts
+
+
+# Weights that know faces already want to be moved less, and settle sooner, than random ones: a third of both.
+RATE_SHARE, EPOCHS_SHARE = 1 / 3, 1 / 3
+
+
 @dataclass(frozen=True)
-class Training:
+class TrainingContext:
     """What the steps of one training share.
 
     ``start`` is the checkpoint that it begins with, None for fresh weights; ``seen`` counts the faces of validation
@@ -48,22 +101,22 @@ class Training:
     split: pd.DataFrame
     run: runs.RunFolder
     baseline: Baseline
-    survey: CropSurvey
+    survey: LandmarkStats
     start: Path | None = None
     seen: dict[str, int] = field(default_factory=dict)
-    teaching: Teaching | None = None
+    teaching: DistillationTargets | None = None
 
 
-def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training:
+def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> TrainingContext:
     """Load the plugin and the data, build the model, split, and make the run folder or open that to resume."""
     if config.protocol is not None and config.split_file is not None:
         raise AgegenError("--protocol splits the data itself; leave --split-file out")
     compute = choose_compute(config.device, config.precision)
-    team = join_team(compute.device)
+    dist = init_distributed(compute.device)
     plugin, backbone_class = load_backbone(config.model)
     torch.manual_seed(config.seed)
     backbone = build_wanted(config, plugin, backbone_class)
-    settings, options = choose_settings(config, backbone, compute, team)
+    settings, options = choose_settings(config, backbone, compute, dist)
     model = AgeGenderModel(backbone)
     start = None if config.init is None else find_init(config.init, plugin.name)
     if start is not None:
@@ -72,7 +125,7 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     resumed = None if config.resume is None else runs.open_run(config.resume)
     trims = None if resumed is None else read_trims(resumed.read()["data"].get("trims", {}))
     reading = ReadOptions(config.age_column, config.gender_codes)
-    contract = None if backbone.crop is None else CropContract(backbone.crop)
+    contract = None if backbone.crop is None else AlignmentTemplate(backbone.crop)
     records = load_cropped(config.data, reading, config.detector, trims, contract)
     scan = scan_for(backbone, records, on_progress)
     if resumed is not None:
@@ -81,13 +134,68 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         check_same(run, split, plugin, settings, options)
     else:
         scan, split = split_data(scan, config)
-        run = team.lead(lambda: begin_run(config.out, plugin.name, split))
+        run = dist.run_on_main(lambda: begin_run(config.out, plugin.name, split))
     train = scan.records.frame[(split["split"] == "train").to_numpy()]
     survey = measure_crops(scan)
     seen = {} if start is None else count_seen(start, split, scan.hashes)
     teaching = read_teaching(config, scan, split) if config.soft_labels else None
     baseline = find_baseline(train)
-    return Training(plugin, settings, options, model, scan, split, run, baseline, survey, start, seen, teaching)
+    return TrainingContext(plugin, settings, options, model, scan, split, run, baseline, survey, start, seen, teaching)
+
+
+def choose_settings(
+    config: TrainConfig, backbone: Backbone, compute: Compute, dist: DistContext = SINGLE_PROCESS
+) -> tuple[FitSettings, SourceOptions]:
+    """Return the settings, the backbone's defaults filled in where the user gave nothing.
+
+    Raises:
+        AgegenError: a number that makes no sense.
+    """
+    defaults = backbone.defaults
+    epochs = _choose_epochs(config, defaults.epochs)
+    batch_size = defaults.batch_size if config.batch_size is None else config.batch_size
+    lr = _choose_rate(config, defaults.lr)
+    balance = defaults.age_balance if config.age_balance is None else config.age_balance
+    if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
+        raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
+    if config.augment not in AUGMENT:
+        raise AgegenError(f"--augment is one of {', '.join(AUGMENT)}")
+    if batch_size < 2 * dist.world_size:
+        raise AgegenError(
+            f"--batch-size {batch_size} is too small for {dist.world_size} processes: 2 faces each at least"
+        )
+    if config.soft_weight is not None and not 0 <= config.soft_weight <= 1:
+        raise AgegenError("--soft-weight must be between 0 (the labels alone) and 1 (the teachers alone)")
+    if not 0 <= balance <= 1:
+        raise AgegenError("--age-balance must be between 0 (the data as it is) and 1")
+    loss = defaults.loss if config.soft_weight is None else replace(defaults.loss, soft=config.soft_weight)
+    settings = FitSettings(
+        epochs, lr, defaults.weight_decay, defaults.warmup, defaults.ema_decay, defaults.layer_decay, loss
+    )
+    options = SourceOptions(
+        compute,
+        batch_size,
+        config.seed,
+        config.workers,
+        defaults.views,
+        config.cache_dir,
+        balance,
+        dist,
+        config.augment,
+    )
+    return settings, options
+
+
+def _choose_epochs(config: TrainConfig, usual: int) -> int:
+    if config.epochs is not None:
+        return config.epochs
+    return usual if config.init is None else max(1, round(usual * EPOCHS_SHARE))
+
+
+def _choose_rate(config: TrainConfig, usual: float) -> float:
+    if config.lr is not None:
+        return config.lr
+    return usual if config.init is None else usual * RATE_SHARE
 
 
 def begin_run(out: Path | None, model: str, split: pd.DataFrame) -> runs.RunFolder:
@@ -111,7 +219,7 @@ def build_wanted(config: TrainConfig, plugin: Plugin, backbone_class: type[Backb
     return build_backbone(plugin, backbone_class, pretrained=config.pretrained, options=options)
 
 
-def read_teaching(config: TrainConfig, scan: Scan, split: pd.DataFrame) -> Teaching:
+def read_teaching(config: TrainConfig, scan: Scan, split: pd.DataFrame) -> DistillationTargets:
     """Return what the teachers estimate of the faces.
 
     Raises:
@@ -193,6 +301,6 @@ def _explain_empty(name: str, count: int, total: int, scan: Scan, config: TrainC
     return f"the split '{name}' has {count} of {total} faces; agegen needs more data"
 
 
-def measure_crops(scan: Scan) -> CropSurvey:
+def measure_crops(scan: Scan) -> LandmarkStats:
     """Return where the landmarks lie in a sample of the pictures."""
     return survey_crops(scan.records)

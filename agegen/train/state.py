@@ -51,13 +51,13 @@ class StateFiles:
         Raises:
             CheckpointError: the state is that of another model.
         """
-        turn, state, notices = trainer.team.lead(self._read_newest)
+        turn, state, notices = trainer.dist.run_on_main(self._read_newest)
         if state is not None:
             _fill_trainer(self._paths[turn], trainer, *state)
             self._turn = 1 - turn
-        if trainer.team.rank:
+        if trainer.dist.rank:
             # Dropout of equal faces would else fall on equal places.
-            torch.manual_seed(trainer.progress.epoch * trainer.team.count + trainer.team.rank)
+            torch.manual_seed(trainer.progress.epoch * trainer.dist.world_size + trainer.dist.rank)
         return notices
 
     def _read_newest(self) -> tuple[int, tuple[dict[str, Tensor], dict[str, Any]] | None, tuple[str, ...]]:

@@ -14,33 +14,91 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from agegen.data.manifests import ReadOptions
-from agegen.data.protocols import find_protocol, keep_ages
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import (
     apply_split,
     draw_folds,
+    find_protocol,
     group_faces,
     hold_out,
+    keep_ages,
     read_split,
     split_scan,
     tabulate_split,
     write_split,
 )
+from agegen.distributed import init_distributed
 from agegen.errors import AgegenError, CheckpointError, TrainingInterrupted
-from agegen.faces.loading import load_cropped
+from agegen.evaluate.estimates import read_predictions, write_predictions
+from agegen.evaluate.evaluation import round_number
+from agegen.evaluate.study import OUT_OF_FOLD
+from agegen.faces.matching import load_cropped
 from agegen.files import write_json
 from agegen.machine import choose_compute
-from agegen.runs import STUDY_FILE, RunFolder, create_run
-from agegen.team import join_team
+from agegen.runs import STUDY_FILE, RunFolder, create_run, list_sources
 from agegen.train.config import TrainConfig, read_config, resolve_sources
-from agegen.train.events import PartStart, StudyEvent, StudyResult
+from agegen.train.loop import PartStart, StudyEvent, StudyResult
 from agegen.train.record import format_time
-from agegen.train.summary import summarize_study
 from agegen.train.train import train_run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+# Of eval.json: what each part of a report is summarised by.
+_PARTS = ("age", "bracket", "gender", "interval")
+
+
+def summarize_study(path: Path, kind: str, model: str, parts: list[RunFolder]) -> dict[str, Any]:
+    """Write and return ``folds.json`` or ``seeds.json``; of folds also ``out_of_fold.parquet``.
+
+    ``spread`` is the standard deviation between trainings (n - 1), not that of the mean.
+    """
+    reports = [json.loads(run.evaluation.read_text(encoding="utf-8")) for run in parts]
+    rows = [
+        {"run": run.path.name, "n": report["n"], "metrics": pick_metrics(report)}
+        for run, report in zip(parts, reports, strict=True)
+    ]
+    names = [name for name in rows[0]["metrics"] if all(row["metrics"].get(name) is not None for row in rows)]
+    values = {name: np.array([row["metrics"][name] for row in rows]) for name in names}
+    first = parts[0].read()
+    summary = {
+        "model": model,
+        "kind": kind,
+        "data": list(list_sources(first)),
+        "count": len(parts),
+        "parts": rows,
+        "mean": {name: round_number(float(value.mean())) for name, value in values.items()},
+        "spread": {name: round_number(float(value.std(ddof=1))) for name, value in values.items()},
+    }
+    if kind == "folds":
+        plugin = first["plugin"]
+        teacher = f"{model} ({plugin['distribution']} {plugin['version']}), {len(parts)} folds"
+        write_out_of_fold(path / OUT_OF_FOLD, parts, teacher)
+    write_json(path / f"{kind}.json", summary)
+    return summary
+
+
+def pick_metrics(report: dict[str, Any]) -> dict[str, float | None]:
+    """Return the metrics of a report by their names, without intervals."""
+    flat: dict[str, float | None] = {}
+    for part in _PARTS:
+        flat |= {name: value for name, value in report.get(part, {}).items() if not name.endswith("_ci95")}
+    return flat
+
+
+def write_out_of_fold(path: Path, parts: list[RunFolder], teacher: str) -> None:
+    """Write the estimates of each face by the training that didn't see it, with the column ``fold``."""
+    import pandas as pd
+
+    tables: list[pd.DataFrame] = [
+        read_predictions(run.predictions).assign(fold=number) for number, run in enumerate(parts, start=1)
+    ]
+    write_predictions(path, pd.concat(tables, ignore_index=True), teacher)
+
 
 # What may differ between two calls that work on one study.
 _FREE = ("out", "resume", "workers", "cache_dir", "save_every", "device")
@@ -94,11 +152,13 @@ def train_study(
         AgegenError: whatever the user can put right.
     """
     started = time.time()
-    team = join_team(choose_compute(config.train.device, config.train.precision).device)
-    study = team.lead(lambda: open_study(config.train.resume) if config.train.resume else begin_study(config, started))
+    dist = init_distributed(choose_compute(config.train.device, config.train.precision).device)
+    study = dist.run_on_main(
+        lambda: open_study(config.train.resume) if config.train.resume else begin_study(config, started)
+    )
     free = {name: getattr(config.train, name) for name in _FREE if name not in ("out", "resume")}
     study = replace(study, config=replace(study.config, **free))
-    team.lead(lambda: write_splits(study, on_progress))
+    dist.run_on_main(lambda: write_splits(study, on_progress))
     parts = study.list_parts()
     if config.fold is not None and not 1 <= config.fold <= study.count:
         raise AgegenError(f"--fold is a number from 1 to {study.count}")
@@ -107,13 +167,13 @@ def train_study(
             continue
         yield PartStart(run.path, number + 1, study.count, study.kind)
         try:
-            yield from train_run(team.lead(partial(configure_part, study, number)), on_progress, should_stop)
+            yield from train_run(dist.run_on_main(partial(configure_part, study, number)), on_progress, should_stop)
         except TrainingInterrupted as error:
             where = f"{run.path.name} of {study.count} {study.kind}"
             raise TrainingInterrupted(
                 f"interrupted in {where}; go on with `agegen train --resume {study.path}`"
             ) from error
-    if team.leads and all(is_finished(run) for run in parts):
+    if dist.is_main and all(is_finished(run) for run in parts):
         summary = summarize_study(study.path, study.kind, study.config.model, parts)
         yield StudyResult(study.path, summary, time.time() - started)
 

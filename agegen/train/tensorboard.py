@@ -10,7 +10,7 @@ import numpy as np
 
 from agegen.data.images import RGB, resize_image
 from agegen.data.loading import load_sources
-from agegen.data.manifests import PLAIN
+from agegen.data.manifests import DEFAULT_READ_OPTIONS
 from agegen.errors import AgegenError
 from agegen.evaluate.estimates import read_predictions
 from agegen.evaluate.evaluate import EvalConfig, find_subject, match_records
@@ -18,7 +18,7 @@ from agegen.model.metadata import read_info
 from agegen.predict.annotation import draw_annotation
 from agegen.predict.results import FacePrediction, PhotoPrediction, choose_gender
 from agegen.runs import RunFolder
-from agegen.train.events import BatchResult, EpochResult, StudyEvent, TrainResult, TrainStart
+from agegen.train.loop import BatchResult, EpochResult, StudyEvent, TrainResult, TrainStart
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -94,7 +94,10 @@ def draw_samples(run: Path) -> list[RGB]:
     subject = find_subject(EvalConfig(run))
     folder = RunFolder(run)
     records, _ = match_records(
-        load_sources(subject.data, PLAIN.fill_from(folder.read())), subject, read_info(subject.checkpoint), None
+        load_sources(subject.data, DEFAULT_READ_OPTIONS.fill_from(folder.read())),
+        subject,
+        read_info(subject.checkpoint),
+        None,
     )
     positions = {path: row for row, path in enumerate(records.frame["path"])}
     table = read_predictions(folder.predictions)

@@ -12,28 +12,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.batches.batch import TrainSource
-from agegen.batches.device_pictures import DeviceBatches
-from agegen.batches.pictures import Pixels, TrainBatches
+from agegen.batches.device import DeviceBatches
+from agegen.batches.images import Pixels, TrainBatches
 from agegen.batches.sources import TrainSources, choose_network, make_train_sources, share_backbone
 from agegen.data.scan import ProgressHook, ignore_progress
+from agegen.distributed import report_lost_worker
+from agegen.engines.onnx_export import export_model
 from agegen.errors import AgegenError, TrainingInterrupted
 from agegen.evaluate.estimates import estimate_batches, write_predictions
 from agegen.evaluate.evaluation import Evaluation, evaluate_source
 from agegen.export.card import write_card
-from agegen.export.onnx import export_model
 from agegen.files import write_json
 from agegen.model.calibration import Calibration, calibrate
 from agegen.model.checkpoint import describe_model, load_checkpoint, save_checkpoint
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel, TwoHeads
-from agegen.render.plots import plot_curves
+from agegen.render.figures import plot_curves
 from agegen.runs import RunFolder
-from agegen.team import explain_loss
 from agegen.train.config import TrainConfig
-from agegen.train.events import BatchResult, EpochResult, TrainEvent, TrainNotice, TrainResult
-from agegen.train.loop import Trainer, fit, fit_biases, make_trainer
+from agegen.train.loop import (
+    BatchResult,
+    EpochResult,
+    Trainer,
+    TrainEvent,
+    TrainNotice,
+    TrainResult,
+    fit,
+    fit_biases,
+    make_trainer,
+)
 from agegen.train.record import (
-    LimitFinder,
+    BottleneckDetector,
     announce_training,
     begin_record,
     describe_epoch,
@@ -41,7 +50,7 @@ from agegen.train.record import (
     describe_result,
     format_time,
 )
-from agegen.train.setup import Training, prepare_training
+from agegen.train.setup import TrainingContext, prepare_training
 from agegen.train.state import StateFiles
 
 if TYPE_CHECKING:
@@ -66,10 +75,10 @@ def train_run(
     """
     started = time.time()
     training = prepare_training(config, on_progress)
-    team = training.options.team
-    with hold_run(training), explain_loss(team, training.run.path):
+    dist = training.options.dist
+    with lock_run(training), report_lost_worker(dist, training.run.path):
         record = begin_record(config, training, started)
-        if team.leads:
+        if dist.is_main:
             training.run.write(record)
         yield announce_training(training)
         sources_started = time.time()
@@ -84,10 +93,10 @@ def train_run(
         if (limited := describe_workers(sources.train)) is not None:
             yield TrainNotice((limited,))
         fit_started = time.time()
-        yield from fit_and_keep(training, sources, config, should_stop)
-        if not team.leads:
+        yield from fit_and_save(training, sources, config, should_stop)
+        if not dist.is_main:
             # What comes now the first process does alone.
-            team.wait()
+            dist.barrier()
             return
         fitting = time.time() - fit_started
         rows = training.run.read_epochs()
@@ -109,14 +118,14 @@ def train_run(
         # Last of all: a run that says it is finished has everything, and one that was killed before goes on.
         training.run.write(record)
         StateFiles(training.run.path).clear()
-        team.wait()
+        dist.barrier()
     yield TrainResult(training.run.path, config.model, best, result, time.time() - started)
 
 
 @contextmanager
-def hold_run(training: Training) -> Iterator[None]:
+def lock_run(training: TrainingContext) -> Iterator[None]:
     """Hold the run folder: the first process of a team does, for all."""
-    with training.run.lock() if training.options.team.leads else nullcontext():
+    with training.run.lock() if training.options.dist.is_main else nullcontext():
         yield
 
 
@@ -132,8 +141,8 @@ def describe_workers(source: TrainSource) -> str | None:
     )
 
 
-def fit_and_keep(
-    training: Training, sources: TrainSources, config: TrainConfig, should_stop: Callable[[], bool]
+def fit_and_save(
+    training: TrainingContext, sources: TrainSources, config: TrainConfig, should_stop: Callable[[], bool]
 ) -> Iterator[TrainNotice | BatchResult | EpochResult]:
     """Run the training loop from where the run folder's state stands; keep each best epoch, and the state.
 
@@ -145,25 +154,25 @@ def fit_and_keep(
     """
     if training.start is None and isinstance(training.model.heads, TwoHeads):
         fit_biases(training.model.heads, sources.train.labels)
-    team = training.options.team
-    trainer = make_trainer(sources.network, training.settings, training.options.compute, team, config.compile)
+    dist = training.options.dist
+    trainer = make_trainer(sources.network, training.settings, training.options.compute, dist, config.compile)
     states = StateFiles(training.run.path)
     if damaged := states.restore(trainer):
         yield TrainNotice(damaged)
     rows: list[dict[Any, Any]] = []
-    if trainer.progress.epoch and team.leads:
+    if trainer.progress.epoch and dist.is_main:
         rows = list(training.run.read_epochs().to_dict("records")[: trainer.progress.epoch])
     saved = time.monotonic()
-    limits = LimitFinder(sources.train.measure_rate())
+    limits = BottleneckDetector(sources.train.measure_rate())
     for event in fit(trainer, sources.train, sources.val):
         if isinstance(event, EpochResult):
             rows.append(asdict(event))
-            if team.leads:
+            if dist.is_main:
                 keep_epoch(training, trainer, event, rows)
-        stop = team.agree(should_stop())
+        stop = dist.any_rank(should_stop())
         # What comes after the last epoch can be killed too, and is then all that is left to do.
         over = isinstance(event, EpochResult) and event.epoch == training.settings.epochs
-        if team.leads and (stop or over or time.monotonic() - saved >= config.save_every):
+        if dist.is_main and (stop or over or time.monotonic() - saved >= config.save_every):
             states.save(trainer)
             saved = time.monotonic()
         yield event
@@ -175,7 +184,7 @@ def fit_and_keep(
             )
 
 
-def keep_epoch(training: Training, trainer: Trainer, event: EpochResult, rows: list[dict[Any, Any]]) -> None:
+def keep_epoch(training: TrainingContext, trainer: Trainer, event: EpochResult, rows: list[dict[Any, Any]]) -> None:
     """Write an epoch's row, and its averaged weights where it is the best so far."""
     if event.best:
         best = share_backbone(training.model, trainer.averaged.module)
@@ -205,7 +214,7 @@ class BestModel:
     calibration: Calibration
 
 
-def calibrate_best(training: Training, sources: TrainSources) -> BestModel:
+def calibrate_best(training: TrainingContext, sources: TrainSources) -> BestModel:
     """Calibrate the best checkpoint on the validation split, and save it with that and its crop contract.
 
     The training is over: its backbone takes the checkpoint's tensors, for a frozen one is costly to build anew.
@@ -224,7 +233,7 @@ def calibrate_best(training: Training, sources: TrainSources) -> BestModel:
     return BestModel(info, model, calibration)
 
 
-def evaluate_best(training: Training, sources: TrainSources, best: BestModel, distributions: bool) -> Evaluation:
+def evaluate_best(training: TrainingContext, sources: TrainSources, best: BestModel, distributions: bool) -> Evaluation:
     """Evaluate the best model on the test split; write what comes of it, with P(age) where ``distributions`` says."""
     inside = (training.split["split"] == "test").to_numpy()
     result, predictions = evaluate_source(
@@ -242,7 +251,7 @@ def evaluate_best(training: Training, sources: TrainSources, best: BestModel, di
     return result
 
 
-def pick_crops(training: Training) -> NDArray[np.uint8]:
+def pick_crops(training: TrainingContext) -> NDArray[np.uint8]:
     """Return a few of the pictures (8, size, size, 3), for the ONNX file to be tried on."""
     pixels = Pixels(training.scan.records, training.model.backbone.input_spec.size, training.scan.pixels)
     return np.stack([pixels[row] for row in range(min(_CROPS_TRIED, len(pixels)))])

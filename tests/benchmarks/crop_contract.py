@@ -21,7 +21,7 @@ from composing import compose
 from agegen.data.images import decode_image
 from agegen.data.loading import load_records
 from agegen.errors import AgegenError
-from agegen.faces.detectors import create_detector, list_detectors
+from agegen.faces.detection import create_detector, list_detectors
 from agegen.faces.geometry import apply_matrix, invert_matrix
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from agegen.check.check import CheckConfig, check_data
 from agegen.data.loading import load_records
+from agegen.datatools.check import CheckConfig, check_data
 
 TURNS = (None, cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
 

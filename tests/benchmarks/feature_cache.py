@@ -20,9 +20,15 @@ import numpy as np
 import torch
 
 from agegen.backbone import Backbone
-from agegen.batches.augmentation import build_view_augmentation
-from agegen.batches.feature_cache import FeatureCache
-from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers
+from agegen.batches.features import FeatureCache
+from agegen.batches.images import (
+    EvalBatches,
+    LabelledPixels,
+    Pixels,
+    TrainBatches,
+    build_view_augmentation,
+    choose_workers,
+)
 from agegen.batches.sources import SourceOptions, make_train_sources
 from agegen.data.labels import read_labels
 from agegen.data.loading import load_records
@@ -30,7 +36,7 @@ from agegen.data.scan import Scan, scan_images
 from agegen.data.splits import split_scan
 from agegen.machine import choose_compute, keep_freed_memory
 from agegen.model.network import AgeGenderModel
-from agegen.model.plugins import load_backbone
+from agegen.plugins import load_backbone
 from agegen.train.config import FitSettings
 from agegen.train.loop import fit, make_trainer
 

@@ -156,10 +156,10 @@ def measure_shares(data: Path, rounds: int) -> None:
     from agegen.data.images import decode_photo, read_image_file, resize_image
     from agegen.engines.loading import load_engine
     from agegen.model.weights import find_weights
-    from agegen.predict.crop_model import CropModel
+    from agegen.predict.estimator import FaceModel
 
     paths = sorted(data.glob("*.jpg"))[:512]
-    model = CropModel(*load_engine(find_weights(MODEL), "onnx"))
+    model = FaceModel(*load_engine(find_weights(MODEL), "onnx"))
     size = model.engine.input_size
     images = [decode_photo(read_image_file(path), 4096).image for path in paths]
     crops = np.stack([resize_image(image, size) for image in images])

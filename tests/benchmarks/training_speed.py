@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from agegen.train.config import TrainConfig
-from agegen.train.events import BatchResult, EpochResult, TrainNotice
+from agegen.train.loop import BatchResult, EpochResult, TrainNotice
 from agegen.train.train import train_run
 
 CLAIM_MAE, CLAIM_ACCURACY = 7.3, 0.858

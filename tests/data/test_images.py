@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agegen.data.images import decode_image, list_pictures, read_image_file, resize_image
+from agegen.data.images import decode_image, list_images, read_image_file, resize_image
 from agegen.errors import DataError
 
 
@@ -100,7 +100,7 @@ def test_formats_that_phones_and_archives_have(corner, suffix, tmp_path):
         suffix
     ]
     corner.convert("RGB").save(path, kind)
-    assert list_pictures(tmp_path) == [path]
+    assert list_images(tmp_path) == [path]
     image = decode_image(path.read_bytes())
     expected = np.asarray(corner.convert("RGB"))
     assert image.shape == expected.shape

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from agegen.data.layouts.utkface import parse_name
+from agegen.data.layouts.file_names import parse_utkface_name
 from agegen.data.loading import load_records, resolve_data
 from agegen.data.scan import scan_images
 from agegen.errors import DataError
@@ -18,7 +18,7 @@ from agegen.errors import DataError
     ],
 )
 def test_utkface_names(name, parsed):
-    assert parse_name(name) == parsed
+    assert parse_utkface_name(name) == parsed
 
 
 def test_folder_is_searched_recursively_and_bad_names_are_listed(faces_folder, tmp_path):

@@ -29,7 +29,7 @@ def list_answers(files):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory, faces_folder):
     """Drawn faces as two Parquet files with the pictures inside."""
-    from agegen.convert.convert import ConvertConfig, convert_data
+    from agegen.datatools.convert import ConvertConfig, convert_data
 
     folder = tmp_path_factory.mktemp("shards")
     halves = [folder / "one", folder / "two"]

@@ -5,7 +5,7 @@ import pytest
 
 from agegen.batches.sources import weigh_faces
 from agegen.data.loading import load_sources
-from agegen.data.records import Trim
+from agegen.data.records import CropBox
 from agegen.data.scan import scan_images
 from agegen.data.splits import split_scan
 from agegen.errors import DataError
@@ -73,8 +73,8 @@ def test_a_picture_in_two_sources_is_on_one_side(faces_folder, tmp_path):
 
 def test_trims_cut_the_part_that_is_wanted():
     image = np.arange(100 * 100 * 3, dtype=np.uint32).reshape(100, 100, 3).astype(np.uint8)
-    assert (Trim(0.1, 0.2, 0.5).cut(image) == image[20:70, 10:60]).all()
-    wider = Trim(-0.1, -0.1, 1.2).cut(image)
+    assert (CropBox(0.1, 0.2, 0.5).cut(image) == image[20:70, 10:60]).all()
+    wider = CropBox(-0.1, -0.1, 1.2).cut(image)
     assert wider.shape == (120, 120, 3)
     assert (wider[10:110, 10:110] == image).all()
     assert (wider[0, 0] == image[0, 0]).all()
@@ -84,7 +84,7 @@ def test_trims_reach_the_pixels(faces_folder, fairface):
     from dataclasses import replace
 
     records = load_sources((str(faces_folder), str(fairface)))
-    trimmed = replace(records, trims={"fairface": Trim(0.25, 0.25, 0.5)})
+    trimmed = replace(records, trims={"fairface": CropBox(0.25, 0.25, 0.5)})
     plain, cut = scan_images(records, 32).pixels, scan_images(trimmed, 32).pixels
     assert (plain[:60] == cut[:60]).all()
     assert all((plain[row] != cut[row]).any() for row in range(60, 100))

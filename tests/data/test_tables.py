@@ -10,7 +10,7 @@ import pytest
 
 from agegen.data.loading import load_records
 from agegen.data.manifests import ReadOptions
-from agegen.data.parquet import GroupStore
+from agegen.data.tables import GroupStore
 from agegen.errors import DataError
 
 ROWS = [("a.jpg", "20-29", "f"), ("b.jpg", "35", "m")]
@@ -185,7 +185,7 @@ def test_pictures_that_memory_has_no_room_for_are_read_by_row_groups(pictures, t
         table = pa.table({"image": images[form], "age": [1, 2, 3], "gender": list("fmf")})
         pq.write_table(table, tmp_path / "shards" / f"{shard}.parquet", row_group_size=2)
     whole = load_records(str(tmp_path / "shards"))
-    monkeypatch.setattr("agegen.data.parquet.measure_free_memory", lambda: 100)
+    monkeypatch.setattr("agegen.data.tables.measure_free_memory", lambda: 100)
     records = load_records(str(tmp_path / "shards"))
     assert isinstance(records.images, GroupStore)
     order = [8, 0, 1, 2, 3, 4, 5, 6, 7, 1]

@@ -6,8 +6,8 @@ import pytest
 from foreign import make_foreign_model
 
 from agegen.engines.loading import load_engine
+from agegen.engines.onnx_export import export_onnx
 from agegen.errors import AgegenError, CheckpointError
-from agegen.export.onnx import export_onnx
 from agegen.model.checkpoint import save_checkpoint
 
 

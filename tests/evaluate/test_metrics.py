@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 
-from agegen.evaluate.bootstrap import draw_bootstrap_weights, resample
 from agegen.evaluate.metrics import (
     compute_gender_values,
+    draw_bootstrap_weights,
     measure_age,
     measure_brackets,
     measure_gender,
     measure_intervals,
+    resample,
     widen_brackets,
 )
 

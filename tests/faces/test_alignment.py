@@ -6,8 +6,8 @@ from PIL import Image
 from agegen.data.demo import draw_records
 from agegen.data.images import decode_image, resize_image
 from agegen.errors import CheckpointError
-from agegen.faces.alignment import CROP_SIZE, CropContract, align_face, express_in_crop
-from agegen.faces.detectors import create_detector
+from agegen.faces.alignment import CROP_SIZE, AlignmentTemplate, align_face, express_in_crop
+from agegen.faces.detection import create_detector
 from agegen.faces.geometry import apply_matrix, fit_similarity, list_corners
 from agegen.faces.matching import survey_pictures
 
@@ -44,7 +44,7 @@ def test_landmarks_come_to_where_the_contract_wants_them(photo, mtcnn, side, tur
     picture = draw_background(640, 480, np.random.default_rng(0))
     paste_face(picture, photo[60:400, 100:440], (320, 240), side, turn)
     (face,) = mtcnn.detect(picture)
-    crop = align_face(picture, face, mtcnn, CropContract())
+    crop = align_face(picture, face, mtcnn, AlignmentTemplate())
     assert crop.shape == (CROP_SIZE, CROP_SIZE, 3)
     assert measure_offset(crop, mtcnn) < 0.07
 
@@ -56,7 +56,10 @@ def test_detectors_agree_on_the_crop(crops, mtcnn):
     for crop in crops:
         first, second = mtcnn.detect(crop), yunet.detect(crop)
         if len(first) == len(second) == 1:
-            corners = [find_corners(first[0], mtcnn, CropContract()), find_corners(second[0], yunet, CropContract())]
+            corners = [
+                find_corners(first[0], mtcnn, AlignmentTemplate()),
+                find_corners(second[0], yunet, AlignmentTemplate()),
+            ]
             moved.append(corners[0] - corners[1])
     assert len(moved) > len(crops) * 0.8
     # In pixels of a crop of 200: no bias, and little noise.
@@ -68,7 +71,7 @@ def test_aligning_an_aligned_crop_changes_little(crops, mtcnn):
     """The default contract is that of UTKFace: on its crops, alignment is all but the identity."""
     square = np.array([[0, 0], [200, 0], [200, 200], [0, 200]])
     faces = [(crop, mtcnn.detect(crop)) for crop in crops]
-    moved = [find_corners(found[0], mtcnn, CropContract()) - square for _, found in faces if found]
+    moved = [find_corners(found[0], mtcnn, AlignmentTemplate()) - square for _, found in faces if found]
     assert np.abs(np.median(np.array(moved), axis=0)).max() < 4
 
 
@@ -80,9 +83,9 @@ def test_the_contract_of_other_crops_is_measured(crops, mtcnn):
 
 
 def test_a_model_of_narrow_crops_gets_narrow_crops(photo, mtcnn):
-    narrow = CropContract(tuple(((x - 0.1) / 0.8, (y - 0.1) / 0.8) for x, y in CropContract().landmarks))
+    narrow = AlignmentTemplate(tuple(((x - 0.1) / 0.8, (y - 0.1) / 0.8) for x, y in AlignmentTemplate().landmarks))
     (face,) = mtcnn.detect(photo)
-    outer, inner = (find_corners(face, mtcnn, contract) for contract in (CropContract(), narrow))
+    outer, inner = (find_corners(face, mtcnn, contract) for contract in (AlignmentTemplate(), narrow))
     sides = [np.hypot(*(corners[1] - corners[0])) for corners in (outer, inner)]
     assert sides[1] / sides[0] == pytest.approx(0.8, abs=0.005)
     assert outer.mean(axis=0) == pytest.approx(inner.mean(axis=0), abs=1)
@@ -96,9 +99,9 @@ def test_drawn_faces_have_no_contract(mtcnn):
 
 
 def test_contracts_survive_json_and_damage_is_named():
-    contract = CropContract()
-    read = CropContract.from_json(contract.to_json())
+    contract = AlignmentTemplate()
+    read = AlignmentTemplate.from_json(contract.to_json())
     assert np.array(read.landmarks) == pytest.approx(np.array(contract.landmarks), abs=1e-4)
     for bad in ({}, {"landmarks": [[0, 0]]}, {"landmarks": "x"}, {"landmarks": [[float("nan"), 0]] * 5}, 3):
         with pytest.raises(CheckpointError, match="crop contract"):
-            CropContract.from_json(bad)
+            AlignmentTemplate.from_json(bad)

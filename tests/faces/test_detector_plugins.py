@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from agegen.errors import AgegenError, PluginError
-from agegen.faces.detectors import create_detector, list_detectors
+from agegen.faces.detection import create_detector, list_detectors
 from agegen.faces.mtcnn import MTCNN
 from agegen.faces.yunet import YuNet
 from agegen.predict.estimator import Estimator
@@ -51,7 +51,7 @@ class Everywhere(MTCNN):
         return super().detect(image) or [replace(self._example(), landmarks=landmarks)]
 
     def _example(self):
-        from agegen.faces.face import DetectedFace
+        from agegen.faces.geometry import DetectedFace
 
         return DetectedFace((0, 0, 2, 2), np.ones((5, 2)), 0.9)
 

@@ -6,7 +6,7 @@ import pytest
 
 from agegen.data.loading import load_sources
 from agegen.errors import CheckpointError
-from agegen.faces.alignment import CropContract
+from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.matching import match_crops, read_trims, survey_crops
 
 
@@ -36,9 +36,9 @@ def test_the_wider_set_is_trimmed_to_the_first(wider):
 def test_one_set_is_left_as_it_is_unless_a_contract_is_given(wider):
     records = load_sources((str(wider / "wider"),))
     assert match_crops(records) == {}
-    trim = match_crops(records, CropContract())[records.source]
+    trim = match_crops(records, AlignmentTemplate())[records.source]
     assert trim.side == pytest.approx(200 / 240, abs=0.03)
-    assert match_crops(load_sources((str(wider / "plain"),)), CropContract()) == {}
+    assert match_crops(load_sources((str(wider / "plain"),)), AlignmentTemplate()) == {}
 
 
 def test_photographs_are_told_from_crops(wider, utkface, tmp_path):
@@ -52,11 +52,11 @@ def test_photographs_are_told_from_crops(wider, utkface, tmp_path):
         cv2.imwrite(str(tmp_path / path.name), canvas)
     records = load_sources((str(tmp_path),))
     assert survey_crops(records).scattered
-    assert match_crops(records, CropContract()) == {}
+    assert match_crops(records, AlignmentTemplate()) == {}
 
 
 def test_drawings_have_no_crop_to_match(faces_folder):
-    assert match_crops(load_sources((str(faces_folder),)), CropContract()) == {}
+    assert match_crops(load_sources((str(faces_folder),)), AlignmentTemplate()) == {}
 
 
 def test_damaged_trims_are_one_line():

@@ -6,11 +6,11 @@ import pytest
 
 from agegen.data.labels import Labels
 from agegen.errors import CheckpointError
-from agegen.model.bands import MIDDLES, find_bands, find_quantile, raise_threshold
 from agegen.model.calibration import (
     BRACKETS,
     EXACT,
     LEAST_NAMED,
+    MIDDLES,
     UNCALIBRATED,
     WANTED_ACCURACY,
     Calibration,
@@ -18,6 +18,9 @@ from agegen.model.calibration import (
     calibrate,
     choose_min_confidence,
     choose_thresholds,
+    find_bands,
+    find_quantile,
+    raise_threshold,
 )
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agegen.data.labels import AGE_CLASSES, MAX_AGE
-from agegen.model.loss import PLAIN, Targets, compute_loss, make_age_distribution
+from agegen.model.loss import DEFAULT_LOSS, Targets, compute_loss, make_age_distribution
 from agegen.model.network import Outputs, expect_age
 
 NAN = math.nan
@@ -44,7 +44,7 @@ def test_loss_is_lowest_at_the_labels():
     assert compute_loss(right, targets) == pytest.approx(0.0, abs=1e-4)
     # KL between Gaussians 5 years apart, sigma 2: 25 / 8; plus 0.2 per year.
     assert compute_loss(off_by_five, targets) == pytest.approx(25 / 8 + 1.0, abs=0.01)
-    assert compute_loss(wrong_gender, targets) == pytest.approx(20 * PLAIN.gender, abs=0.1)
+    assert compute_loss(wrong_gender, targets) == pytest.approx(20 * DEFAULT_LOSS.gender, abs=0.1)
 
 
 def test_a_one_year_old_is_not_drawn_towards_two():

@@ -5,7 +5,7 @@ from torch import nn
 
 from agegen.backbone import Backbone, HeadConfig, InputSpec, TrainingDefaults
 from agegen.model.network import AgeGenderModel, Outputs
-from agegen.model.plugins import list_plugins, load_plugin
+from agegen.plugins import list_plugins, load_plugin
 from agegen.testing import BackboneContract, check_backbone
 
 PLUGINS = [plugin for plugin in list_plugins() if not plugin.taken_by]

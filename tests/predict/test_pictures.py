@@ -8,12 +8,11 @@ from PIL import Image
 
 from agegen.data.images import decode_image, stretch_grey
 from agegen.errors import DataError
-from agegen.predict.estimator import Estimator
-from agegen.predict.pictures import open_picture
+from agegen.predict.estimator import Estimator, open_image
 
 
 def read_picture(picture, limit):
-    return open_picture(picture, limit)(None)
+    return open_image(picture, limit)(None)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from holding import listen
 from PIL import Image
 
-from agegen.predict.copies import find_base, place_copy
+from agegen.predict.annotation import find_base, place_copy
 
 
 @pytest.fixture

@@ -4,15 +4,15 @@ import torch
 
 from agegen.engines.torch_engine import load_torch
 from agegen.model.calibration import UNCALIBRATED
-from agegen.model.loss import PLAIN, make_age_distribution
-from agegen.model.views import measure_spread
-from agegen.predict.crop_model import CropModel
+from agegen.model.loss import DEFAULT_LOSS, make_age_distribution
+from agegen.model.network import measure_spread
+from agegen.predict.estimator import FaceModel
 from agegen.predict.results import FacePrediction, PhotoPrediction, choose_gender
 
 
 @pytest.fixture(scope="module")
 def model(trained_run):
-    return CropModel(*load_torch(trained_run / "best.safetensors", "cpu", "fp32"))
+    return FaceModel(*load_torch(trained_run / "best.safetensors", "cpu", "fp32"))
 
 
 def test_mirrored_faces_get_the_same_estimate(model):
@@ -32,7 +32,7 @@ def test_a_trained_model_is_calibrated_and_drawn_faces_have_the_default_crop(mod
 
 def test_spread_of_a_known_distribution():
     spread = measure_spread(make_age_distribution(torch.tensor([40.0, 60.0])))
-    assert spread.tolist() == pytest.approx([PLAIN.sigma, PLAIN.sigma], abs=0.05)
+    assert spread.tolist() == pytest.approx([DEFAULT_LOSS.sigma, DEFAULT_LOSS.sigma], abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import pytest
 
 from agegen.errors import AgegenError
 from agegen.predict.results import FacePrediction, PhotoPrediction
-from agegen.predict.resuming import take_up
-from agegen.predict.rows import CSV_COLUMNS, open_writer
+from agegen.predict.rows import CSV_COLUMNS, load_resume_state, open_writer
 
 
 def make_face(file, number):
@@ -97,7 +96,7 @@ def test_an_interrupted_output_goes_on(tmp_path, kind, torn):
     write(kind, path, PHOTOS)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) - torn])
-    done = take_up(kind, path)
+    done = load_resume_state(kind, path)
     # The last file whose rows are there is done again, for it may have had more faces.
     assert "d\udcff.jpg" not in done
     write(kind, path, [photo for photo in PHOTOS if photo.file not in done], resume=True)
@@ -110,7 +109,7 @@ def test_names_with_other_line_ends_are_taken_up(tmp_path, kind):
     path = tmp_path / "rows"
     write(kind, path, photos)
     whole = path.read_bytes()
-    assert take_up(kind, path) == {photo.file for photo in photos[:-1]}
+    assert load_resume_state(kind, path) == {photo.file for photo in photos[:-1]}
     write(kind, path, photos[-1:], resume=True)
     assert path.read_bytes() == whole
 
@@ -118,11 +117,11 @@ def test_names_with_other_line_ends_are_taken_up(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_resuming_nothing_starts_anew(tmp_path, kind):
     path = tmp_path / "rows"
-    assert take_up(kind, path) == set()
+    assert load_resume_state(kind, path) == set()
     write(kind, path, PHOTOS, resume=True)
     whole = path.read_bytes()
     path.write_bytes(b"file,sta")
-    assert take_up(kind, path) == set()
+    assert load_resume_state(kind, path) == set()
     write(kind, path, PHOTOS, resume=True)
     assert path.read_bytes() == whole
 
@@ -132,7 +131,7 @@ def test_resuming_something_else_is_refused(tmp_path, kind):
     path = tmp_path / "rows"
     path.write_text("name;age\nx;3\n")
     with pytest.raises(AgegenError, match=f"no output of `agegen predict --{kind}`"):
-        take_up(kind, path)
+        load_resume_state(kind, path)
     assert path.read_text() == "name;age\nx;3\n"
 
 
@@ -174,6 +173,6 @@ def test_rows_of_another_model_or_detector_are_not_gone_on_with(tmp_path, kind):
         ({"options": "min_score=0.5"}, "came from the options 'none', and now it is 'min_score=0.5'"),
     ):
         with pytest.raises(AgegenError, match=message):
-            take_up(kind, path, made_by)
+            load_resume_state(kind, path, made_by)
         assert path.read_bytes() == before
-    assert take_up(kind, path, {"model": "compact 1 abc", "detector": "mtcnn"}) == {"a.jpg", "b.jpg"}
+    assert load_resume_state(kind, path, {"model": "compact 1 abc", "detector": "mtcnn"}) == {"a.jpg", "b.jpg"}

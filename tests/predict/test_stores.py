@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from agegen.errors import AgegenError, DataError
-from agegen.predict.stores import Shard, is_store, list_shards, read_address, read_shard
+from agegen.predict.inputs import Shard, is_store, list_shards, read_address, read_shard
 
 
 @pytest.fixture

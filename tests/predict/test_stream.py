@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from agegen.predict.stream import WAITING, Waiting, stream_in_order
+from agegen.predict.estimator import WAITING, Waiting, stream_in_order
 
 
 def collect(stream):

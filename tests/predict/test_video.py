@@ -14,8 +14,8 @@ from PIL import Image
 from agegen import Estimator
 from agegen.data.images import decode_image
 from agegen.errors import DataError
-from agegen.predict.cutting import NOTHING
-from agegen.predict.persons import Watching, interpolate_box, watch_video
+from agegen.predict.extraction import NOTHING
+from agegen.predict.tracking import VideoOptions, interpolate_box, watch_video
 from agegen.predict.video import Sampling, Video
 
 
@@ -39,7 +39,7 @@ def estimator(trained_run):
 
 def watch(estimator, path, **options):
     watched = []
-    return list(watch_video(estimator, str(path), Watching(**options), NOTHING, watched)), watched[0]
+    return list(watch_video(estimator, str(path), VideoOptions(**options), NOTHING, watched)), watched[0]
 
 
 def test_each_person_is_one_row(estimator, clip):

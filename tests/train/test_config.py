@@ -4,7 +4,7 @@ import pytest
 
 from agegen.errors import AgegenError, CheckpointError
 from agegen.train.config import TrainConfig, read_config
-from agegen.train.events import BatchResult
+from agegen.train.loop import BatchResult
 from agegen.train.train import train_run
 
 pytestmark = pytest.mark.usefixtures("quick_training")

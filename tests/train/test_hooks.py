@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from agegen.backbone import Backbone, InputSpec, LossSettings, TrainingDefaults
-from agegen.batches.augmentation import build_train_augmentation
+from agegen.batches.images import build_train_augmentation
 from agegen.errors import PluginError, TrainingInterrupted
-from agegen.faces.alignment import CropContract
+from agegen.faces.alignment import AlignmentTemplate
 from agegen.model.loss import Targets, compute_loss, make_age_distribution
 from agegen.model.network import AgeGenderModel, Outputs
-from agegen.model.plugins import Plugin
+from agegen.plugins import Plugin
 from agegen.train.config import FitSettings, TrainConfig, read_config
-from agegen.train.optimizer import make_optimizer
+from agegen.train.loop import make_optimizer
 from agegen.train.train import train_run
 
 
@@ -98,7 +98,7 @@ def test_sigma_and_weights_count():
 class Wide(Hooked):
     """It wants to see more around the face than UTKFace's crops have."""
 
-    crop = tuple((0.5 + (x - 0.5) * 0.8, 0.5 + (y - 0.5) * 0.8) for x, y in CropContract().landmarks)
+    crop = tuple((0.5 + (x - 0.5) * 0.8, 0.5 + (y - 0.5) * 0.8) for x, y in AlignmentTemplate().landmarks)
 
 
 @pytest.mark.real

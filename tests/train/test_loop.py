@@ -5,9 +5,15 @@ import torch
 from torch import nn
 
 from agegen.backbone import InputSpec
-from agegen.batches.augmentation import build_train_augmentation
 from agegen.batches.batch import limit_batch_size
-from agegen.batches.pictures import EvalBatches, LabelledPixels, Pixels, TrainBatches, choose_workers
+from agegen.batches.images import (
+    EvalBatches,
+    LabelledPixels,
+    Pixels,
+    TrainBatches,
+    build_train_augmentation,
+    choose_workers,
+)
 from agegen.data.demo import draw_records
 from agegen.data.labels import AGE_CLASSES, read_labels
 from agegen.data.scan import scan_images
@@ -15,9 +21,7 @@ from agegen.errors import AgegenError
 from agegen.machine import choose_compute
 from agegen.model.network import Outputs
 from agegen.train.config import FitSettings, TrainConfig
-from agegen.train.events import BatchResult, EpochResult
-from agegen.train.loop import average_network, fit, make_trainer, scale_lr
-from agegen.train.optimizer import make_optimizer
+from agegen.train.loop import BatchResult, EpochResult, average_network, fit, make_optimizer, make_trainer, scale_lr
 from agegen.train.train import train_run
 
 SETTINGS = FitSettings(epochs=2, lr=1e-3, weight_decay=0.05)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from agegen.train.events import BatchResult
-from agegen.train.record import BATCHES, LimitFinder, describe_limit
+from agegen.train.loop import BatchResult
+from agegen.train.record import BATCHES, BottleneckDetector, describe_limit
 
 
 def make_batch(number, batches, waiting=0.0, epoch=1):
@@ -12,7 +12,7 @@ def make_batch(number, batches, waiting=0.0, epoch=1):
 
 @pytest.mark.parametrize(("batches", "said_after"), [(200, BATCHES), (BATCHES, BATCHES), (7, 7)])
 def test_the_finding_comes_once(batches, said_after):
-    finder = LimitFinder(500.0)
+    finder = BottleneckDetector(500.0)
     said = [
         (epoch, number)
         for epoch in (1, 2)
@@ -23,7 +23,7 @@ def test_the_finding_comes_once(batches, said_after):
 
 
 def test_a_resumed_training_says_it_after_as_many_batches():
-    finder = LimitFinder(500.0)
+    finder = BottleneckDetector(500.0)
     said = [number for number in range(150, 201) for _ in finder.look(make_batch(number, 300, epoch=4))]
     assert said == [199]
 

@@ -20,7 +20,7 @@ from agegen.evaluate.study import evaluate_study
 from agegen.model.loss import Targets, compute_loss, make_age_distribution
 from agegen.model.network import Outputs
 from agegen.train.config import TrainConfig
-from agegen.train.events import BatchResult, PartStart, StudyResult
+from agegen.train.loop import BatchResult, PartStart, StudyResult
 from agegen.train.study import StudyConfig, read_study, train_study
 from agegen.train.train import train_run
 

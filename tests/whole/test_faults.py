@@ -19,11 +19,10 @@ from agegen.batches.cache_folder import list_cache
 from agegen.data.images import decode_image, read_image_file
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically, write_text
-from agegen.predict.copies import find_base, place_copy
+from agegen.predict.annotation import find_base, place_copy
 from agegen.predict.inputs import find_inputs
 from agegen.predict.results import PhotoPrediction
-from agegen.predict.resuming import take_up
-from agegen.predict.rows import open_writer
+from agegen.predict.rows import load_resume_state, open_writer
 from agegen.runs import RunFolder
 
 
@@ -91,7 +90,7 @@ def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path):
     lines = target.read_text().splitlines()[1:]
     assert [line[0] for line in lines] == ["'", "'", "'", "'", "p"]
     # And --resume knows them by their own names; the last file is done again.
-    assert take_up("csv", target) == set(names[:4])
+    assert load_resume_state("csv", target) == set(names[:4])
     assert target.read_text().splitlines()[1:] == lines[:4]
 
 
@@ -198,14 +197,14 @@ def test_bars_and_line_breaks_in_groups_leave_the_card_a_table():
 def test_a_row_of_every_photograph_is_bounded_in_memory(portrait):
     """With --annotate photographs wait for their batch: by bytes, not by their number alone."""
     from agegen.data.images import Photo
-    from agegen.predict.cutting import Cut
     from agegen.predict.estimator import _BATCH_BYTES, _is_full
+    from agegen.predict.extraction import ExtractedFaces
 
     picture = np.zeros((4000, 3000, 3), np.uint8)
-    many = [Cut("x", photo=Photo(picture, 1.0))] * (_BATCH_BYTES // picture.nbytes)
+    many = [ExtractedFaces("x", photo=Photo(picture, 1.0))] * (_BATCH_BYTES // picture.nbytes)
     assert not _is_full(many)
     assert _is_full([*many, many[0]])
-    assert not _is_full([Cut("x")] * 100)
+    assert not _is_full([ExtractedFaces("x")] * 100)
 
 
 def test_a_crowd_is_estimated_in_batches(trained_run):
@@ -261,8 +260,8 @@ def test_one_gender_alone_is_told_and_stays_uncertain(faces_folder, tmp_path, ag
 
 
 def test_a_face_found_twice_is_one():
-    from agegen.faces.face import DetectedFace
-    from agegen.faces.two_looks import drop_repeated
+    from agegen.faces.geometry import DetectedFace
+    from agegen.faces.refinement import drop_repeated
 
     points = np.array([[30.0, 30], [70, 30], [50, 50], [35, 70], [65, 70]])
     faces = [
@@ -307,8 +306,7 @@ def test_no_model_is_built_of_weights_that_half_precision_can_not_hold(trained_r
 
 
 def test_a_good_picture_is_no_copy_of_one_that_goes_itself(faces_folder, tmp_path):
-    from agegen.check.check import CheckConfig, check_data
-    from agegen.check.cleaning import list_removals
+    from agegen.datatools.check import CheckConfig, check_data, list_removals
 
     first, second, *_ = sorted(faces_folder.iterdir())
     # The first of two near-duplicates is tiny, and goes: the second, full-sized one stays.
@@ -343,7 +341,7 @@ def test_a_plugin_whose_package_raises_disturbs_nothing(tmp_path, monkeypatch):
     from dataclasses import replace
     from importlib.metadata import EntryPoint
 
-    from agegen.model.plugins import find_plugin, locate_file
+    from agegen.plugins import find_plugin, locate_file
 
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger" / "__init__.py").write_text("raise RuntimeError('boom')")
@@ -351,23 +349,6 @@ def test_a_plugin_whose_package_raises_disturbs_nothing(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     plugin = replace(find_plugin("scratch"), entry_point=EntryPoint("x", "stranger.mod:Net", "agegen.backbones"))
     assert locate_file(plugin, "weights.safetensors") is None
-
-
-def test_a_plugin_of_several_files_is_looked_at_anew_when_one_changes(tmp_path, monkeypatch):
-    from dataclasses import replace
-    from importlib.metadata import EntryPoint
-
-    from agegen.model.catalog import _identify
-    from agegen.model.plugins import find_plugin
-
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "__init__.py").write_text("")
-    (tmp_path / "parts" / "net.py").write_text("x = 1")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    plugin = replace(find_plugin("scratch"), entry_point=EntryPoint("x", "parts:Net", "agegen.backbones"))
-    before = _identify(plugin)
-    os.utime(tmp_path / "parts" / "net.py", (1, 1))
-    assert _identify(plugin) != before
 
 
 @pytest.mark.skipif(not shutil.which("unshare") or os.name != "posix" or os.geteuid() != 0, reason="remounts /")

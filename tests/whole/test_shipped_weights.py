@@ -6,8 +6,8 @@ import pytest
 from agegen import Estimator
 from agegen.data.loading import load_records
 from agegen.model.metadata import read_info
-from agegen.model.plugins import find_plugin, list_plugins
 from agegen.model.weights import DEFAULT_MODEL, find_weights, list_weights, read_card
+from agegen.plugins import find_plugin, list_plugins
 
 SHIPPED = [(plugin.name, weights.name) for plugin in list_plugins() for weights in list_weights(plugin)]
 

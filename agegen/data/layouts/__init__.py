@@ -1,53 +1,49 @@
-"""The layouts that data sets come in, one file each, and how a folder is recognised by them."""
+"""The layouts that datasets come in, and how a folder is recognized by them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from agegen.data.layouts import file_names, label_tables
 from agegen.data.manifests import ReadOptions
 from agegen.data.records import FaceRecords
-from agegen.entry_points import list_entries, load_entry
 from agegen.errors import DataError
+from agegen.plugins import list_entries, load_entry
 
 GROUP = "agegen.layouts"
-# The order in which they are asked: those that need certain files first, those that look at names last.
-_BUILT_IN = (
-    *("fairface", "adience", "appa_real", "imdb_wiki", "people_tables", "celeba", "metadata", "shards"),
-    *("utkface", "fgnet", "all_age_faces", "agedb", "afad", "labelled_folders"),
-)
 
 
 class Layout(Protocol):
-    """A reader of one layout: an object with a name and a function; a module serves."""
+    """A reader of one layout: an object with a name and a function; a module is one, too."""
 
-    NAME: str
-    """What is printed, e.g. ``FairFace``."""
+    @property
+    def NAME(self) -> str:  # noqa: N802 - a constant of a module or class
+        """The name that is printed, e.g. ``FairFace``."""
 
-    def read(self, path: Path, options: ReadOptions) -> FaceRecords | None:
-        """Return the records of a folder or file, None where it has another layout."""
+    def read(self, path: Path, options: ReadOptions, /) -> FaceRecords | None:
+        """Return the records of a folder or file; None if it has another layout."""
 
 
 def list_layouts() -> Iterator[Layout]:
-    """Yield the readers: those of other packages (entry point ``agegen.layouts``) first, then agegen's own.
+    """Yield the readers: those of other packages (entry point ``agegen.layouts``) first, then the built-in ones.
 
     Raises:
-        PluginError: a package's reader can't be loaded.
+        PluginError: a package's reader cannot be loaded.
     """
     for entry in list_entries(GROUP):
         yield load_entry("layout", entry)
-    for name in _BUILT_IN:
-        module: Layout = import_module(f"{__name__}.{name}")
-        yield module
+    # Layouts that require certain files come before those that look at names.
+    yield from label_tables.LAYOUTS
+    yield from file_names.LAYOUTS
 
 
 def read_layout(path: Path, options: ReadOptions) -> FaceRecords:
-    """Return the records of a folder by the first layout that it has.
+    """Return the records of a folder, read by the first layout that matches.
 
     Raises:
-        DataError: it has none that is known.
+        DataError: no known layout matches.
     """
     for layout in list_layouts():
         records = layout.read(path, options)

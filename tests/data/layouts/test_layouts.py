@@ -216,8 +216,8 @@ def test_other_packages_bring_layouts(tmp_path, monkeypatch, faces_folder):
         def read(path, options):
             return load_records(str(faces_folder)) if path == tmp_path else None
 
-    monkeypatch.setattr("agegen.entry_points.entry_points", lambda group: [Fake(Mine)])
+    monkeypatch.setattr("agegen.plugins.entry_points", lambda group: [Fake(Mine)])
     assert len(load_records(str(tmp_path))) == 60
-    monkeypatch.setattr("agegen.entry_points.entry_points", lambda group: [Fake(RuntimeError("boom"))])
+    monkeypatch.setattr("agegen.plugins.entry_points", lambda group: [Fake(RuntimeError("boom"))])
     with pytest.raises(PluginError, match=r"layout 'mine' of .* can't be loaded: RuntimeError: boom"):
         load_records(str(tmp_path))

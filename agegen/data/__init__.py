@@ -1,1 +1,0 @@
-"""Faces with labels: records, images, near-duplicates, splits, batches and the drawn demo set."""
