@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +11,16 @@ from agegen.compare.costs import Cost, measure_cost
 from agegen.compare.differences import LEAST_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
 from agegen.compare.models import ComparedModel, ComparedRun, choose_models, name_models
 from agegen.data.labels import AGE_BOUNDS, read_labels
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import SOURCE_COLUMN
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.data.splits import HASH_COLUMN, find_seen, read_split, unpack_hashes
 from agegen.errors import AgegenError
+from agegen.evaluate.config import CompareConfig, EvalConfig
 from agegen.evaluate.estimates import read_predictions
-from agegen.evaluate.evaluate import EvalConfig, evaluate_run
+from agegen.evaluate.evaluate import evaluate_run
 from agegen.evaluate.evaluation import round_number
 from agegen.evaluate.metrics import Metric, measure_age, measure_brackets, measure_gender, widen_brackets
+from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.runs import list_sources
 
 if TYPE_CHECKING:
@@ -121,17 +121,6 @@ def _phrase_cost(name: str, cost: Cost) -> str:
     once = f" after {cost.feature_minutes:.0f} for its features" if cost.feature_minutes else ""
     spent = "" if cost.minutes is None else f" in {cost.minutes:.0f} minutes"
     return f"{name} trained {cost.trainable / 1e6:.2f}M parameters{spent}{once}"
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Options of ``agegen compare``; ``runs`` are those of :func:`agegen.compare.models.choose_models`."""
-
-    runs: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
-    split: str = "test"
-    device: str = "auto"
-    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True)

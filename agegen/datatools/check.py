@@ -24,10 +24,10 @@ from agegen.data.labels import (
     write_labels,
 )
 from agegen.data.loading import load_sources
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import Exclusion, FaceRecords, locate_picture
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import SHARES, count_leaking_groups, number_persons
+from agegen.datatools.config import CheckConfig
 from agegen.datatools.label_issues import LabelIssue, find_label_issues
 from agegen.errors import DataError
 from agegen.faces.matching import describe_crops, survey_crops
@@ -246,18 +246,6 @@ def measure_whipple(ages: NDArray[Any]) -> float:
 
 # Pictures with a shorter side below it hold too little of a face.
 TINY_SIDE = 48
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Options of ``agegen data check``; with ``run`` or ``model``, a trained model looks for wrong labels."""
-
-    data: tuple[str, ...]
-    run: Path | None = None
-    model: str | None = None
-    device: str = "auto"
-    reading: ReadOptions = DEFAULT_READ_OPTIONS
-    weights: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from agegen.data.labels import AGE_BOUNDS, write_labels
 from agegen.data.loading import load_sources
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import Exclusion, FaceRecords, locate_picture
 from agegen.data.scan import ProgressHook, ignore_progress
+from agegen.datatools.config import ConvertConfig
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically
 
@@ -23,16 +23,6 @@ if TYPE_CHECKING:
 
 # Rows that are written at once; with pictures inside some 10 MB of faces, 100 MB of photographs.
 _ROWS_AT_ONCE = 500
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """Options of ``agegen data convert``; ``embed`` puts the pictures into the file, in the Hugging Face form."""
-
-    data: tuple[str, ...]
-    out: Path
-    embed: bool = False
-    reading: ReadOptions = DEFAULT_READ_OPTIONS
 
 
 @dataclass(frozen=True)

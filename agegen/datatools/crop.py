@@ -11,27 +11,17 @@ import pandas as pd
 
 from agegen.data.labels import AGE_BOUNDS, write_labels
 from agegen.data.loading import load_sources
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import Exclusion, FaceRecords
 from agegen.data.scan import ProgressHook, ignore_progress
+from agegen.datatools.config import CropConfig
 from agegen.errors import AgegenError, DataError
-from agegen.faces.detection import AUTO, LargestFaceCropper, choose_detector
+from agegen.faces.detection import LargestFaceCropper, choose_detector
 from agegen.files import replace_atomically, write_bytes
 from agegen.machine import count_cores
 
 MANIFEST = "labels.csv"
 # Lossy enough to keep a set of photographs small, not so much that a face shows it.
 _QUALITY = 95
-
-
-@dataclass(frozen=True)
-class CropConfig:
-    """Options of ``agegen data crop``."""
-
-    data: tuple[str, ...]
-    out: Path
-    detector: str = AUTO
-    reading: ReadOptions = DEFAULT_READ_OPTIONS
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from agegen.data.labels import SPLITS
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import Exclusion
 from agegen.data.scan import ProgressHook, ignore_progress, scan_images
 from agegen.data.splits import (
@@ -19,20 +17,9 @@ from agegen.data.splits import (
     split_scan,
     write_split,
 )
+from agegen.datatools.config import SplitConfig
 from agegen.errors import AgegenError
 from agegen.faces.matching import load_cropped
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """Options of ``agegen split``; ``protocol`` chooses the ages and the fractions of a published comparison."""
-
-    data: tuple[str, ...]
-    out: Path
-    seed: int = 0
-    protocol: str | None = None
-    detector: str | None = None
-    reading: ReadOptions = DEFAULT_READ_OPTIONS
 
 
 @dataclass(frozen=True)

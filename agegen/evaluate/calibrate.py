@@ -10,34 +10,19 @@ import numpy as np
 from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
 from agegen.data.labels import Labels
 from agegen.data.loading import load_sources
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.engines.loading import ONNX_SUFFIX
 from agegen.engines.onnx_export import export_model
 from agegen.errors import AgegenError, DataError
+from agegen.evaluate.config import CalibrateConfig, EvalConfig
 from agegen.evaluate.estimates import Estimates, estimate_batches
-from agegen.evaluate.evaluate import EvalConfig, find_subject, locate_splits, match_records
+from agegen.evaluate.evaluate import find_subject, locate_splits, match_records
 from agegen.machine import choose_compute
 from agegen.model.calibration import COVERAGE, Calibration, bound_ages, calibrate, read_calibration
 from agegen.model.checkpoint import load_checkpoint, save_checkpoint
 
 # With fewer, the share that intervals hold is known to no better than ±9 points.
 LEAST_FACES = 50
-
-
-@dataclass(frozen=True)
-class CalibrateConfig:
-    """Options of ``agegen calibrate``: a run, or shipped weights, and the labelled faces to fit to."""
-
-    data: tuple[str, ...]
-    out: Path
-    run: Path | None = None
-    model: str | None = None
-    weights: str | None = None
-    detector: str | None = None
-    device: str = "auto"
-    cache_dir: Path | None = None
-    reading: ReadOptions = DEFAULT_READ_OPTIONS
 
 
 @dataclass(frozen=True)

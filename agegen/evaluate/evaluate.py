@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
-from agegen.data.labels import SPLITS, Baseline, find_baseline
+from agegen.data.labels import Baseline, find_baseline
 from agegen.data.loading import load_sources, resolve_data
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress
 from agegen.data.splits import apply_split, find_seen, fingerprint_split, read_split, split_scan
-from agegen.errors import AgegenError, DataError
+from agegen.errors import DataError
+from agegen.evaluate.config import EvalConfig
 from agegen.evaluate.evaluation import Evaluation, evaluate_source
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.detection import LargestFaceCropper
@@ -39,30 +39,8 @@ from agegen.runs import (
 if TYPE_CHECKING:
     import pandas as pd
 
-SPLIT_CHOICES = (*SPLITS, "all")
 # Below it, the genders of at least so many faces are likelier exchanged than guessed: by chance, one set in a million.
 _SWAPPED_ACCURACY, _SWAPPED_FACES = 0.3, 50
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Options of ``agegen eval``; no ``data`` means the data that the run was trained on.
-
-    ``model`` stands for the weights that ship for it, in place of a run; ``weights`` names one of several.
-    ``distributions``: whether the predictions hold P(age) too.
-    """
-
-    run: Path | None = None
-    model: str | None = None
-    data: tuple[str, ...] = ()
-    split: str = "test"
-    device: str = "auto"
-    precision: str = "auto"
-    cache_dir: Path | None = None
-    reading: ReadOptions = DEFAULT_READ_OPTIONS
-    detector: str | None = None
-    weights: str | None = None
-    distributions: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,8 +93,6 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
     Raises:
         AgegenError: the run, its plugin or the data can't be used, or no face is in the split.
     """
-    if config.split not in SPLIT_CHOICES:
-        raise AgegenError(f"--split is one of {', '.join(SPLIT_CHOICES)}")
     subject = find_subject(config)
     info, model = load_checkpoint(subject.checkpoint)
     reading = config.reading.fill_from(subject.run.read()) if subject.run and subject.own else config.reading

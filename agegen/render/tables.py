@@ -67,7 +67,7 @@ def format_value(name: str, value: float | None) -> str:
 
 
 # Columns of words that stand among numbers.
-_WORDS = ("better", "gender", "weights that ship, their licence", "input", "frozen")
+_WORDS = ("better", "gender", "bundled weights, licence", "input", "frozen")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 
 from agegen.data.loading import load_records
-from agegen.datatools.check import CheckConfig, check_data
+from agegen.datatools.check import check_data
+from agegen.datatools.config import CheckConfig
 
 TURNS = (None, cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
 

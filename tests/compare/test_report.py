@@ -6,9 +6,10 @@ import subprocess
 
 import pytest
 
-from agegen.compare.compare import CompareConfig, compare_runs
+from agegen.compare.compare import compare_runs
 from agegen.compare.report import render_html, write_html_report
 from agegen.errors import DataError
+from agegen.evaluate.config import CompareConfig
 
 
 @pytest.fixture(scope="module")

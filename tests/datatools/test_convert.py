@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from agegen.data.loading import load_sources
-from agegen.datatools.convert import ConvertConfig, convert_data
+from agegen.datatools.config import ConvertConfig
+from agegen.datatools.convert import convert_data
 from agegen.errors import AgegenError, DataError
 
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from agegen.data.loading import load_sources
-from agegen.datatools.crop import CropConfig, crop_data
+from agegen.datatools.config import CropConfig
+from agegen.datatools.crop import crop_data
 from agegen.errors import AgegenError, DataError
 
 

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 
 from agegen.data.demo import draw_records
 from agegen.errors import AgegenError, DataError
-from agegen.evaluate.calibrate import CalibrateConfig, bound_coverage, calibrate_model
+from agegen.evaluate.calibrate import bound_coverage, calibrate_model
+from agegen.evaluate.config import CalibrateConfig
 from agegen.model.metadata import read_info
 from agegen.predict.estimator import Estimator
 

@@ -9,13 +9,13 @@ import pytest
 
 from agegen.data.labels import choose_groups, find_baseline
 from agegen.data.loading import load_sources
-from agegen.data.manifests import ReadOptions
 from agegen.data.scan import scan_images
 from agegen.data.soft_labels import read_soft_labels
 from agegen.data.splits import count_leaking_groups, find_seen, read_split, split_scan
 from agegen.evaluate.estimates import write_predictions
 from agegen.evaluate.evaluate import EvalConfig, describe_swap, evaluate_run, read_baseline
 from agegen.model.checkpoint import load_checkpoint, save_checkpoint
+from agegen.options import ReadOptions
 from agegen.train.config import TrainConfig
 from agegen.train.train import train_run
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agegen.evaluate.evaluate import EvalConfig, evaluate_run
+from agegen.evaluate.config import EvalConfig
+from agegen.evaluate.evaluate import evaluate_run
 from agegen.evaluate.report import render_html
 
 
