@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from agegen.data.images import RGB, resize_image
 from agegen.engines.engine import Engine
 from agegen.errors import AgegenError, DataError
-from agegen.faces.detection import AUTO
 from agegen.files import replace_atomically
 from agegen.model.weights import find_checkpoint
+from agegen.predict.config import ExplainConfig
 from agegen.predict.estimator import Estimator
 from agegen.predict.results import FacePrediction
 from agegen.render.figures import make_figure, save_figure
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from agegen.model.network import AgeGenderModel
 
-METHODS = ("occlusion", "grad-cam")
 _TITLES = {
     "occlusion": ("years that the age changes", "change of P(female)"),
     "grad-cam": ("what raises the age", "what speaks for the gender"),
@@ -34,20 +33,6 @@ _TITLES = {
 _PATCH, _STEP = 1 / 6, 1 / 18
 # Covered crops estimated at once: as fast per crop as a larger batch.
 _BATCH = 64
-
-
-@dataclass(frozen=True)
-class ExplainConfig:
-    """Options of ``agegen explain``; ``face`` is its number in the photo, from 1, from left to right."""
-
-    picture: str
-    out: Path
-    model: str | None = None
-    weights: str | None = None
-    run: Path | None = None
-    detector: str = AUTO
-    face: int = 1
-    method: str = "occlusion"
 
 
 class Maps(NamedTuple):
@@ -72,8 +57,6 @@ def explain_face(config: ExplainConfig) -> Explanation:
     Raises:
         AgegenError: there is no such face, the image is unreadable, or the model cannot be used.
     """
-    if config.method not in METHODS:
-        raise AgegenError(f"--method is one of {', '.join(METHODS)}")
     kind = find_format(config.out)
     estimator = Estimator.load(config.model, run=config.run, weights=config.weights, detector=config.detector)
     (photo, *_) = estimator.predict_many([config.picture], keep_crops=True)

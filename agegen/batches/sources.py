@@ -33,8 +33,6 @@ from agegen.model.network import AgeGenderModel
 
 # Evaluation averages the plain and the mirrored view.
 EVAL_VIEWS = 2
-# Where pictures are augmented.
-AUGMENT = ("auto", "loaders", "device")
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class SourceOptions:
     cache_dir: Path | None = None
     age_balance: float = 0.0
     dist: DistContext = SINGLE_PROCESS
-    augment: str = AUGMENT[0]
+    augment: str = "auto"
 
 
 @dataclass(frozen=True)

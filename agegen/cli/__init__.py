@@ -1,4 +1,4 @@
-"""The command line: one file per command, which parses its options and shows what the library returns."""
+"""The command line: one file per command, which parses its options and renders what the library returns."""
 
 from agegen.cli import (
     cache,
@@ -11,19 +11,19 @@ from agegen.cli import (
     evaluate,
     explain,
     export,
+    help,
     models,
     new_plugin,
     predict,
     push,
     serve,
     split,
-    topics,
     train,
 )
 from agegen.cli.app import app
 
 __all__ = ["app", "main"]
-# Each file adds its command to the app as it is imported.
+# Each file registers its command on import.
 _COMMANDS = (
     cache,
     calibrate,
@@ -35,13 +35,13 @@ _COMMANDS = (
     evaluate,
     explain,
     export,
+    help,
     models,
     new_plugin,
     predict,
     push,
     serve,
     split,
-    topics,
     train,
 )
 

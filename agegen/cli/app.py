@@ -1,10 +1,11 @@
-"""The command line: options in, library calls, results rendered. The only place that prints or exits."""
+"""The command line: options in, library calls, results rendered. The only package that prints or exits."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,14 +17,27 @@ from typer.core import TyperGroup
 from agegen.distributed import read_local_rank, read_rank
 from agegen.errors import AgegenError
 
-# What shells expect of a program that Ctrl-C ended: 128 + SIGINT.
+# The exit code that shells expect after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
-# What is printed holds names of files and errors of plugins: "[red]" and ":smile:" in them are no commands.
+# Output contains file names and plugin errors: "[red]" and ":smile:" in them are not markup.
 _LITERALLY: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+
+# Panels of `agegen --help`, and the commands in them, most used first.
+USE, TRAIN, DATA, SHARE, EXTEND = "Use", "Train", "Data", "Share", "Extend"
+_ORDER = (
+    *("predict", "serve", "explain"),
+    *("train", "eval", "compare", "calibrate", "models"),
+    *("data", "split", "cache"),
+    *("export", "push", "download"),
+    *("new-plugin", "help"),
+)
 
 
 class _Group(TyperGroup):
     """Shows an AgegenError as one line and exits with its code; Ctrl-C exits with 130."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -36,7 +50,7 @@ class _Group(TyperGroup):
             make_notice_console().print("interrupted", style="yellow")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            drop_stdout()
+            discard_stdout()
             raise typer.Exit(1) from None
         except ModuleNotFoundError as error:
             make_notice_console().print(f"error: {explain_missing(error)}", style="red", soft_wrap=True)
@@ -44,7 +58,7 @@ class _Group(TyperGroup):
         except OSError as error:
             make_notice_console().print(f"error: {explain_os_error(error)}", style="red", soft_wrap=True)
             if error.filename is None:
-                drop_stdout()
+                discard_stdout()
             raise typer.Exit(1) from None
 
 
@@ -52,92 +66,46 @@ app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Estimate age and gender from photographs of faces; train, evaluate and compare the models that do it.",
+    help="Estimate age and gender from photos of faces; train, evaluate and compare models.",
 )
 
-# Named here, for the help must not import their readers; a test holds the two together.
+# Named here because the help must not import their readers; a test checks that both lists agree.
 LAYOUTS = (
     *("FairFace", "Adience", "APPA-REAL", "IMDB-WIKI", "LAGENDA or IMDB-clean", "CelebA", "a folder with metadata.csv"),
     *("Parquet shards", "UTKFace", "FG-NET", "All-Age-Faces", "AgeDB", "AFAD", "folders by label"),
 )
 data_app = typer.Typer(
     no_args_is_help=True,
-    help=f"Check, crop and convert data sets. Layouts that are recognised by themselves: {', '.join(LAYOUTS)}; further "
-    "ones come with other packages (entry point agegen.layouts). Tables: CSV, TSV, JSON Lines, Parquet.",
+    help="Check, crop and convert datasets.\n\n"
+    f"Recognized layouts: {', '.join(LAYOUTS)}; other packages can add more (entry point agegen.layouts). "
+    "Tables: CSV, TSV, JSON Lines, Parquet.",
 )
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
 
-Data = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="PATH",
-        help="A folder in a known layout, a table (CSV, TSV, JSON Lines, Parquet), Parquet at an address "
-        "(hf://datasets/OWNER/NAME/PATH.parquet, s3://…) or 'demo'; give it again for more data, PATH::0.5 to draw its "
-        "faces half as often. Default: $AGEGEN_DATA, else ./data/utkface.",
-    ),
-]
 
-OtherData = Annotated[
-    list[str] | None,
-    typer.Option(metavar="PATH", help="Other data, as for train; may be given again. Default: the run's own."),
-]
+def add_command(
+    name: str, example: str, panel: str | None = None, group: typer.Typer = app
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command, with an example at the end of its help."""
+    return group.command(name=name, rich_help_panel=panel, epilog=f"Example: {example}")
 
-CropDetector = Annotated[
+
+JsonOut = Annotated[
     str | None,
+    typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.", rich_help_panel="Output"),
+]
+Offline = Annotated[
+    bool,
     typer.Option(
-        "--detector",
-        metavar="mtcnn|yunet",
-        help="The data are photographs: find and align the largest face of each. Default: they are crops of faces.",
+        "--offline",
+        help="Never access the network; fail if a required file is not cached.",
+        rich_help_panel="Hardware and cache",
     ),
 ]
-
-AgeColumn = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The column with the age, where a table has several.")
-]
-
-GenderCodes = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WORD,WORD", help="What 0 and 1, or 1 and 2, stand for. Default: UTKFace's male,female for 0 and 1."
-    ),
-]
-
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
-
-Precision = Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Precision of matrix products.")]
-
-CacheDir = Annotated[
-    Path | None,
-    typer.Option(help="Where features of frozen backbones are kept. Default: the user's cache folder."),
-]
-
-Protocol = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="The ages and fractions of published comparisons: utkface-21-60 (CORAL, MWR) or utkface-full.",
-    ),
-]
-
-ShippedModel = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The weights that ship for this model. Default: compact.")
-]
-
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="Which of a model's shipped weights, see `agegen models`.", show_default="default"
-    ),
-]
-
-JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.")]
-
-
-Offline = Annotated[bool, typer.Option("--offline", help="Never try the network: what isn't at hand is an error.")]
 
 
 def obey_offline(offline: bool) -> None:
-    """Keep this process from the network where that is wanted; also before a command: ``agegen --offline …``."""
+    """Keep this process from accessing the network, if asked to."""
     if offline:
         from agegen.hub import go_offline
 
@@ -145,33 +113,33 @@ def obey_offline(offline: bool) -> None:
 
 
 def make_notice_console(always: bool = False) -> Console:
-    """Return the console for notices and progress: stderr; of processes that train together the first one's speaks.
+    """Return the console for notices and progress: stderr.
 
-    ``always``: so does that of any other.
+    In distributed training only the main process prints; ``always`` prints in every process.
     """
     _replace_unprintable(sys.stderr)
     return Console(stderr=True, quiet=read_rank() > 0 and not always, **_LITERALLY)
 
 
 def is_reported_elsewhere(error: AgegenError) -> bool:
-    """Return whether another process that trains with this one says the same: one on each machine does."""
+    """Return whether another process of a distributed training reports the same error: one per machine does."""
     told: bool | None = getattr(error, "told", None)
     return read_local_rank()[0] > 0 if told is None else told
 
 
 def _replace_unprintable(stream: Any) -> None:
-    """Let a stream write a question mark for what its encoding hasn't got (a name in Korean, on a cp1252 terminal)."""
+    """Let a stream write ? for characters that its encoding lacks (a Korean file name on a cp1252 terminal)."""
     if hasattr(stream, "reconfigure") and stream.errors == "strict":
         stream.reconfigure(errors="replace")
 
 
 def show_work(notices: Console, what: str = "loading libraries") -> AbstractContextManager[Any]:
-    """Show on a terminal that something is under way; torch alone takes seconds to import."""
+    """Show a spinner on a terminal; torch alone takes seconds to import."""
     return notices.status(what) if notices.is_terminal else nullcontext()
 
 
 def make_output_console() -> Console:
-    """Return the console for results: stdout; piped tables keep a readable width."""
+    """Return the console for results: stdout; tables in a pipe keep a readable width."""
     _replace_unprintable(sys.stdout)
     console = Console(quiet=read_rank() > 0, **_LITERALLY)
     if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -180,7 +148,7 @@ def make_output_console() -> Console:
 
 
 def write_output(target: str, text: str) -> None:
-    """Write text to a file, whole, or to stdout where the target is ``-``."""
+    """Write text to a file atomically, or to stdout if the target is ``-``."""
     from agegen.files import write_text
 
     if target == "-":
@@ -191,36 +159,36 @@ def write_output(target: str, text: str) -> None:
 
 
 def explain_missing(error: ModuleNotFoundError) -> str:
-    """Return in one line what to install, where a package is missing that agegen asks for.
+    """Return in one line what to install, if the missing package is a requirement of agegen.
 
-    Raises the error itself where agegen doesn't ask for it: that is a fault, and nobody's to install.
+    Raises the error itself if it is not: that is a bug, which an installation does not fix.
     """
     from importlib.metadata import requires
 
     missing = (error.name or "").partition(".")[0]
-    wanted = {re.split(r"[^\w-]", line)[0].lower().replace("-", "_") for line in requires("agegen") or []}
-    if missing.lower() not in {name.removesuffix("_cpu") for name in wanted}:
+    required = {re.split(r"[^\w-]", line)[0].lower().replace("-", "_") for line in requires("agegen") or []}
+    if missing.lower() not in {name.removesuffix("_cpu") for name in required}:
         raise error
-    return f"this command needs {missing}, and this is a small installation for predicting: pip install agegen"
+    return f"this command requires {missing}, which the small installation lacks: pip install agegen"
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return in one line what the system refused: a file by its name; without one, the terminal or the pipe."""
+    """Return in one line what the system refused, with the file's name if there is one."""
     reason = error.strerror or str(error)
     if error.filename is not None:
         return f"{error.filename}: {reason}"
     if "temporary directory" in str(error):
-        return f"{reason}; set TMPDIR to a folder that can be written"
-    return f"can't write the output: {reason}"
+        return f"{reason}; set TMPDIR to a writable folder"
+    return f"cannot write the output: {reason}"
 
 
-def drop_stdout() -> None:
-    """Lead stdout nowhere, where its reader has gone: what Python flushes at exit must not raise again."""
+def discard_stdout() -> None:
+    """Redirect stdout to /dev/null after its reader has closed: the flush at exit must not raise again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and leave."""
+    """Print the version and exit."""
     from importlib.metadata import version
 
     if wanted:
@@ -234,7 +202,9 @@ def _set_up(
         bool,
         typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
-    offline: Offline = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Never access the network; fail if a required file is not cached.")
+    ] = False,
 ) -> None:
     """Set up what concerns all commands."""
     obey_offline(offline)

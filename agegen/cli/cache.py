@@ -6,22 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agegen.cli.app import CacheDir, app, make_output_console
+from agegen.cli.app import DATA, add_command, make_output_console
+from agegen.options import CacheDirOption
 from agegen.render.tables import PlainTable, format_size, render_table
 
 if TYPE_CHECKING:
     from agegen.batches.cache_folder import CacheEntry
 
 
-@app.command()
+@add_command("cache", "agegen cache --clear", DATA)
 def cache(
-    cache_dir: CacheDir = None,
+    cache_dir: CacheDirOption = None,
     clear: Annotated[bool, typer.Option("--clear", help="Delete all cached features.")] = False,
 ) -> None:
-    """Show what the feature cache holds, or delete it.
-
-    Example: agegen cache --clear
-    """
+    """List or clear cached features of frozen backbones."""
     from agegen.batches.cache_folder import choose_cache_dir, clear_cache, list_cache
 
     root = choose_cache_dir(cache_dir)
@@ -36,7 +34,7 @@ def cache(
 
 
 def make_cache_table(entries: list[CacheEntry]) -> PlainTable:
-    """Return one row per cached set of features."""
+    """Return one row per set of cached features."""
     rows = [
         [entry.key, entry.identity, f"{entry.faces:,}", str(entry.views), format_size(entry.size)] for entry in entries
     ]

@@ -8,63 +8,57 @@ from typing import Annotated
 import typer
 
 from agegen.cli.app import (
-    AgeColumn,
-    Device,
-    GenderCodes,
     JsonOut,
-    Weights,
+    add_command,
     data_app,
     make_notice_console,
     make_output_console,
     show_work,
     write_output,
 )
+from agegen.datatools.config import CheckConfig
+from agegen.options import OUTPUT, with_options
 
 
-@data_app.command(name="check")
+@add_command("check", "agegen data check data/utkface --report check.html --fix clean.csv", group=data_app)
+@with_options(CheckConfig)
 def check(
-    path: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH…", help="Folders in a known layout, tables of pictures, or 'demo'."),
-    ],
-    run: Annotated[
-        Path | None, typer.Option(help="A run or checkpoint; its model points out labels that are likely wrong.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The same with the weights that ship for this model.")
-    ] = None,
-    weights: Weights = None,
+    config: CheckConfig,
+    *,
     json_out: JsonOut = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained page.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write one self-contained page.", rich_help_panel=OUTPUT),
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", hidden=True)] = None,
     fix: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.csv", help="Write a clean manifest, and the reasons for what it leaves out."),
+        typer.Option(
+            metavar="FILE.csv",
+            help="Write a clean manifest, and the reasons for the rows that it omits.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    age_column: AgeColumn = None,
-    gender_codes: GenderCodes = None,
-    device: Device = "auto",
 ) -> None:
-    """Tell what a data set hides: duplicates, conflicting labels, heaped ages, leaks, likely wrong labels.
+    """Find duplicates, label conflicts, heaped ages and data leakage.
 
-    Example: agegen data check data/utkface --html check.html --fix clean.csv
+    With --run or --model, also label errors that a trained model finds likely.
     """
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.data.manifests import ReadOptions
-        from agegen.datatools.check import CheckConfig, check_data, write_clean_manifest
+        from agegen.datatools.check import check_data, write_clean_manifest
         from agegen.datatools.report import render_check, write_check_page
         from agegen.files import format_json
         from agegen.render.progress import ProgressDisplay
 
-    config = CheckConfig(tuple(path), run, model, device, ReadOptions(age_column, gender_codes), weights)
     with ProgressDisplay(notices) as progress:
-        report = check_data(config, progress)
-    if html:
-        write_check_page(html, report)
+        found = check_data(config, progress)
+    if page := report or html:
+        write_check_page(page, found)
     if fix:
-        kept, left_out = write_clean_manifest(fix, report)
-        notices.print(f"{fix}: {kept:,} rows kept, {left_out:,} left out", soft_wrap=True)
+        kept, omitted = write_clean_manifest(fix, found)
+        notices.print(f"{fix}: {kept:,} rows kept, {omitted:,} omitted", soft_wrap=True)
     if json_out:
-        write_output(json_out, format_json(report.to_json()))
+        write_output(json_out, format_json(found.to_json()))
     if json_out != "-":
-        make_output_console().print(render_check(report))
+        make_output_console().print(render_check(found))

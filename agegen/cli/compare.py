@@ -8,47 +8,39 @@ from typing import Annotated
 import typer
 
 from agegen.cli.app import (
-    CacheDir,
-    Device,
+    TRAIN,
     JsonOut,
-    OtherData,
-    app,
+    add_command,
     make_notice_console,
     make_output_console,
     show_work,
     write_output,
 )
+from agegen.evaluate.config import CompareConfig
+from agegen.options import OUTPUT, with_options
 
 
-@app.command()
+@add_command("compare", "agegen compare --report comparison.html", TRAIN)
+@with_options(CompareConfig)
 def compare(
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RUN|MODEL…",
-            help="Runs, folders of --seeds, hf://OWNER/NAME, or weights that ship, NAME or NAME/WEIGHTS (with --data). "
-            "Default: each model's newest run in ./runs.",
-        ),
+    config: CompareConfig,
+    *,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write one self-contained page.", rich_help_panel=OUTPUT),
     ] = None,
-    data: OtherData = None,
-    split: Annotated[str, typer.Option(metavar="test|val|train|all", help="Which faces.")] = "test",
-    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained page.")] = None,
     json_out: JsonOut = None,
-    device: Device = "auto",
-    cache_dir: CacheDir = None,
 ) -> None:
-    """Compare runs, or weights that ship, on the same faces: metrics with paired intervals, cost, groups, a verdict.
+    """Compare models on the same faces: metrics, costs, a verdict.
 
-    Example: agegen compare --report comparison.html
-    """
+    Differences have paired 95 % intervals; results are also shown by group."""
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.compare.compare import CompareConfig, compare_runs
+        from agegen.compare.compare import compare_runs
         from agegen.compare.report import render_comparison, write_html_report
         from agegen.files import format_json
         from agegen.render.progress import ProgressDisplay, show_notices
 
-    config = CompareConfig(tuple(runs or ()), tuple(data or ()), split, device, cache_dir)
     with ProgressDisplay(notices) as progress:
         result = compare_runs(config, progress)
     show_notices(notices, result.notices)

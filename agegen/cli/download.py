@@ -6,21 +6,28 @@ from typing import Annotated
 
 import typer
 
-from agegen.cli.app import Offline, app, make_notice_console, make_output_console, obey_offline, show_work
+from agegen.cli.app import (
+    SHARE,
+    Offline,
+    add_command,
+    make_notice_console,
+    make_output_console,
+    obey_offline,
+    show_work,
+)
 
 
-@app.command()
+@add_command("download", "agegen download --all", SHARE)
 def download(
     everything: Annotated[
-        bool, typer.Option("--all", help="Also what other detectors want, and backbones to be trained.")
+        bool, typer.Option("--all", help="Also the files of other detectors and of backbones for training.")
     ] = False,
     offline: Offline = False,
 ) -> None:
-    """Fetch what predicting likes to have: the detector yunet; into the Hugging Face cache (HF_HOME).
+    """Download the yunet face detector (recommended).
 
-    Files are checked against their SHA-256. With --offline it says what is at hand. Exit code 1 where something isn't.
-
-    Example: agegen download --all
+    Files go to the Hugging Face cache (HF_HOME) and are verified by SHA-256. With --offline, only check which files are
+    available. Exit code 1 if one is missing.
     """
     obey_offline(offline)
     notices = make_notice_console()
@@ -29,7 +36,7 @@ def download(
     output, missing = make_output_console(), False
     for thing in download_all(everything):
         if thing.problem is None:
-            output.print(f"{thing.name}: at hand", soft_wrap=True)
+            output.print(f"{thing.name}: available", soft_wrap=True)
         else:
             missing = True
             notices.print(f"{thing.name}: {thing.problem}", style="red", soft_wrap=True)

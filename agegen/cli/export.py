@@ -7,28 +7,28 @@ from typing import Annotated
 
 import typer
 
-from agegen.cli.app import app, make_notice_console, make_output_console, show_work
+from agegen.cli.app import SHARE, add_command, make_notice_console, make_output_console, show_work
 
 
-@app.command()
+@add_command("export", "agegen export runs/scratch-20260101-120000 --onnx scratch.onnx", SHARE)
 def export(
-    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
     weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.safetensors", help="Write float16 weights, and their model card."),
+        typer.Option(metavar="FILE.safetensors", help="Write float16 weights and their model card."),
     ] = None,
     onnx: Annotated[
-        Path | None, typer.Option(metavar="FILE.onnx", help="Write the whole model as ONNX, its weights in float16.")
+        Path | None, typer.Option(metavar="FILE.onnx", help="Write the whole model as ONNX, with float16 weights.")
     ] = None,
     repeat: Annotated[
-        list[Path] | None, typer.Option(metavar="RUN", help="Another run of the same command, for the card.")
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Another run of the same command, for the card (repeatable)."),
     ] = None,
 ) -> None:
-    """Write a run's model to files of its own: weights with their card, or ONNX for any runtime.
+    """Export a trained model to standalone files: weights or ONNX.
 
-    The ONNX model takes aligned RGB crops, uint8 (N, size, size, 3), and gives age, spread (years) and p_female.
-
-    Example: agegen export runs/scratch-20260101-120000 --onnx scratch.onnx
+    The ONNX model takes aligned RGB crops, uint8 (N, size, size, 3), and returns age, spread (years) and p_female; see
+    `agegen help onnx`.
     """
     notices = make_notice_console()
     with show_work(notices, "exporting"):

@@ -8,8 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from agegen.cli.app import JsonOut, Weights, app, make_notice_console, make_output_console, show_work, write_output
+from agegen.cli.app import (
+    TRAIN,
+    JsonOut,
+    add_command,
+    make_notice_console,
+    make_output_console,
+    show_work,
+    write_output,
+)
 from agegen.errors import CheckpointError, PluginError
+from agegen.options import WeightsOption
 from agegen.plugins import Plugin, build_backbone, list_plugins, load_plugin, locate_file
 from agegen.render.tables import PlainTable, format_size, render_table
 
@@ -18,8 +27,8 @@ from agegen.render.tables import PlainTable, format_size, render_table
 class ModelDescription:
     """A backbone with its two heads: parameters, input size in pixels; or the problem with it.
 
-    ``weights`` is the file that ships for it, ``weights_terms`` the licence of these weights. ``argument`` is what it
-    takes behind its name; all else then depends on that. ``shipped`` lists all weights: name, source, bytes, terms.
+    ``weights`` is the file of its bundled weights, ``weights_terms`` their licence. ``argument`` is what follows the
+    name (``timm:NAME``), on which everything else depends. ``shipped`` lists all weights: name, source, bytes, terms.
     """
 
     name: str
@@ -37,18 +46,15 @@ class ModelDescription:
     shipped: list[dict[str, Any]] = field(default_factory=list)
 
 
-@app.command()
+@add_command("models", "agegen models --card scratch", TRAIN)
 def models(
     json_out: JsonOut = None,
     card: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Show the card of the weights that ship for this model.")
+        str | None, typer.Option(metavar="NAME", help="Show the model card of this model's bundled weights.")
     ] = None,
-    weights: Weights = None,
+    weights: WeightsOption = None,
 ) -> None:
-    """List the installed backbones, the weights that ship for them and their licence, or why one can't load.
-
-    Example: agegen models --card scratch
-    """
+    """List backbones, their bundled weights and licences."""
     if card is not None:
         from agegen.model.weights import DEFAULT_WEIGHTS, read_card
 
@@ -94,7 +100,7 @@ def describe_plugin(plugin: Plugin) -> ModelDescription:
 
 
 def describe_weights(plugin: Plugin) -> dict[str, Any]:
-    """Return the fields of a description that tell of the weights that ship; none where none do."""
+    """Return the fields of a description that concern bundled weights; empty if there are none."""
     from agegen.model.weights import list_weights
 
     shipped = []
@@ -119,7 +125,7 @@ def describe_weights(plugin: Plugin) -> dict[str, Any]:
 
 
 def _read_terms(path: Path | None) -> str:
-    """Return the licence that a file of weights names, "" where it isn't at hand or names none."""
+    """Return the licence in a weights file; "" if the file is not available or names none."""
     from agegen.model.metadata import read_info
 
     if path is None:
@@ -131,10 +137,10 @@ def _read_terms(path: Path | None) -> str:
 
 
 def make_models_table(models: list[ModelDescription]) -> PlainTable:
-    """Return one row per registered backbone, with the weights that ship for it and their licence."""
-    columns = ["model", "distribution", "parameters", "trained", "input", "frozen", "weights that ship, their licence"]
+    """Return one row per registered backbone, with its bundled weights and their licence."""
+    columns = ["model", "distribution", "parameters", "trained", "input", "frozen", "bundled weights, licence"]
     broken = frozenset(index for index, model in enumerate(models) if model.problem)
-    caption = "agegen models --card NAME shows the card of shipped weights"
+    caption = "agegen models --card NAME shows a model card"
     return PlainTable("", columns, [_list_cells(model) for model in models], left=2, caption=caption, alarms=broken)
 
 

@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import keyword
 import re
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from agegen.cli.app import app, make_output_console
+from agegen.cli.app import EXTEND, add_command, make_output_console
 from agegen.errors import AgegenError
 from agegen.files import write_text
 from agegen.plugins import list_plugins
 
-# What entry points, distributions and modules all take.
+# Valid as the name of an entry point, a distribution and a module.
 _NAME = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 
 
-@dataclass(frozen=True)
-class NewPluginConfig:
-    """Options of ``agegen new-plugin``; no ``out`` stands for ``agegen-NAME`` in the current folder."""
-
-    name: str
-    out: Path | None = None
-
-
-def write_plugin(config: NewPluginConfig) -> list[Path]:
-    """Write the package and return its files.
+def write_plugin(name: str, out: Path | None = None) -> list[Path]:
+    """Write the package of a backbone into ``out``, or ``agegen-NAME`` in the current folder; return its files.
 
     Raises:
-        AgegenError: the name is none or taken, or the folder isn't empty.
+        AgegenError: the name is invalid or taken, or the folder is not empty.
     """
-    name = config.name
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
-        raise AgegenError(f"'{name}' is no name for a plugin: letters a–z, digits and hyphens, a letter first")
+        raise AgegenError(f"'{name}' is not a valid plugin name. Use letters a–z, digits and hyphens, a letter first.")
     if owner := next((plugin for plugin in list_plugins() if plugin.name == name), None):
         raise AgegenError(f"the name '{name}' is taken by {owner.source}; choose another")
     module = f"agegen_{name.replace('-', '_')}"
-    folder = config.out or Path(f"agegen-{name}")
+    folder = out or Path(f"agegen-{name}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AgegenError(f"{folder} is not empty; choose another --out")
     files = {
@@ -55,7 +45,7 @@ def write_plugin(config: NewPluginConfig) -> list[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise AgegenError(f"can't make the folder {path.parent}: {error.strerror}") from error
+            raise AgegenError(f"cannot create the folder {path.parent}: {error.strerror}") from error
         write_text(path, _render(template, name, module))
         written.append(path)
     return written
@@ -65,7 +55,10 @@ def _render(template: str, name: str, module: str) -> str:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
-        loader=PackageLoader("agegen.new_plugin"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=PackageLoader("agegen.cli", "plugin_templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     return environment.get_template(template).render(
         name=name,
@@ -76,17 +69,13 @@ def _render(template: str, name: str, module: str) -> str:
     )
 
 
-@app.command(name="new-plugin")
+@add_command("new-plugin", "agegen new-plugin mine", EXTEND)
 def new_plugin(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What `agegen train --model NAME` will call it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name for `agegen train --model NAME`.")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder. Default: agegen-NAME.")] = None,
 ) -> None:
-    """Write the package of a backbone of your own: it installs, trains and passes its contract test.
-
-    Example: agegen new-plugin mine
-    """
-
-    written = write_plugin(NewPluginConfig(name, out))
+    """Create the package of a new backbone, with its contract test."""
+    written = write_plugin(name, out)
     output = make_output_console()
     for path in written:
         output.print(str(path), soft_wrap=True)

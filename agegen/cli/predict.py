@@ -5,25 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from agegen.cli.app import (
-    Device,
-    JsonOut,
-    Offline,
-    Precision,
-    ShippedModel,
-    Weights,
-    app,
-    make_notice_console,
-    make_output_console,
-    obey_offline,
-    show_work,
-)
+from agegen.cli.app import USE, Offline, add_command, make_notice_console, make_output_console, obey_offline, show_work
+from agegen.options import FACES, with_options
+from agegen.predict.config import PredictConfig
 from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import PlainTable, format_duration, render_table
 
@@ -32,12 +22,12 @@ if TYPE_CHECKING:
     from agegen.predict.results import FacePrediction, PhotoPrediction
     from agegen.predict.shards import ShardResult
 
-# More rows are no table to look at; files hold them all.
+# Longer tables are not readable; files contain all rows.
 _ROWS_SHOWN = 1000
 
 
 class PredictDisplay:
-    """Shows how far a prediction is, and keeps what its table shows: the first rows, and counts of the rest."""
+    """Shows the progress of a prediction, and keeps the first rows and counts of the rest for its table."""
 
     def __init__(self, notices: Console, progress: ProgressDisplay) -> None:
         self._notices = notices
@@ -50,7 +40,7 @@ class PredictDisplay:
 
     @property
     def unreadable(self) -> int:
-        """How many files were unreadable."""
+        """The number of unreadable files."""
         return self._counts["unreadable"]
 
     def show(self, event: PredictStart | PhotoPrediction | ShardResult) -> None:
@@ -61,7 +51,7 @@ class PredictDisplay:
 
         if isinstance(event, PredictStart):
             self._show_start(event)
-            # Many photographs are searched one on each core, which then has no use for more threads.
+            # Several photos are searched at once, one on each core: more threads per photo would only compete.
             if event.photos != 1:
                 use_one_thread_each()
             return
@@ -83,19 +73,19 @@ class PredictDisplay:
         if start.passed:
             notices.append(start.passed)
         if start.skipped:
-            notices.append(f"{start.skipped:,} files were finished before")
+            notices.append(f"{start.skipped:,} files already processed")
         if not start.calibrated:
-            notices.append("this checkpoint was never calibrated: take its intervals and probabilities with care")
+            notices.append("this checkpoint is not calibrated: its intervals and probabilities are unreliable")
         show_notices(self._notices, tuple(notices))
 
     def make_table(self) -> PlainTable:
-        """Return one row per face, of the first thousand."""
+        """Return one row per face, at most the first thousand."""
         start = self._start
         assert start is not None
-        found = "each picture taken as an aligned crop" if start.detector == "none" else f"faces: {start.detector}"
+        found = "each image is an aligned crop" if start.detector == "none" else f"faces: {start.detector}"
         more = self._faces + self._counts["no_face"] + self._counts["unreadable"] - len(self._rows)
         model = f"{start.model} ({start.engine})"
-        caption = f"model: {model}; {found}; gender named from a probability of {start.min_confidence:.2f} on"
+        caption = f"model: {model}; {found}; gender threshold {start.min_confidence:.2f}"
         if more:
             caption += f"; {more:,} more rows (write them with --csv FILE)"
         broken = frozenset(index for index, row in enumerate(self._rows) if row.reason is not None)
@@ -103,130 +93,47 @@ class PredictDisplay:
         return PlainTable("", columns, [_list_cells(row) for row in self._rows], caption=caption, alarms=broken)
 
     def show_summary(self, always: bool) -> None:
-        """Say in one line what was done, where it was more than one photograph or no table shows it (``always``)."""
+        """Print a summary in one line, if there is more than one photo or no table shows the rows (``always``)."""
         done = self._counts.total()
         if done > 1 or always:
             seconds = time.monotonic() - self._started
             self._notices.print(
-                f"{self._faces:,} faces in {done:,} photographs, {self._counts['no_face']:,} without a face, "
+                f"{self._faces:,} faces in {done:,} photos, {self._counts['no_face']:,} without a face, "
                 f"{self.unreadable:,} unreadable; {format_duration(seconds)}, {done / seconds:,.1f} photos/s",
                 soft_wrap=True,
             )
 
 
-@app.command()
+@add_command("predict", "agegen predict photos/ --csv faces.csv --annotate annotated/", USE)
+@with_options(PredictConfig)
 def predict(
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="INPUT…",
-            help="Files, folders (recursive) or globs, videos, Parquet with pictures or paths, addresses (s3://…) of "
-            "either; - reads paths or a picture from stdin.",
-        ),
-    ] = None,
-    model: ShippedModel = None,
-    weights: Weights = None,
-    run: Annotated[Path | None, typer.Option(help="A run folder or checkpoint of your own instead.")] = None,
-    detector: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|mtcnn|yunet|none",
-            help="What finds the faces: auto is yunet where its file is at hand, else mtcnn; none takes aligned crops.",
-        ),
-    ] = "auto",
-    no_detect: Annotated[bool, typer.Option("--no-detect", help="The same as --detector none.")] = False,
-    min_confidence: Annotated[
-        float | None, typer.Option(help="Gender below it is 'uncertain', 0.5 to 1.", show_default="model's")
-    ] = None,
-    min_score: Annotated[float, typer.Option(help="Leave out faces of which the detector is less sure, 0 to 1.")] = 0.0,
-    min_face: Annotated[
-        float | None,
-        typer.Option(metavar="PIXELS", help="The width of the smallest face wanted; small ones take longer to find."),
-    ] = None,
-    boxes: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Faces found by other means: CSV or JSON Lines, see `agegen help json`."),
-    ] = None,
-    distribution: Annotated[bool, typer.Option("--distribution", help="Rows hold P(age) over 0–116, too.")] = False,
-    under: Annotated[
-        list[int] | None, typer.Option(metavar="AGE", help="Rows hold P(age < AGE), too; may be given again.")
-    ] = None,
-    fps: Annotated[float, typer.Option(help="Of videos: how many frames of each second are looked at.")] = 2.0,
-    every_frame: Annotated[bool, typer.Option("--every-frame", help="Of videos: look at all frames.")] = False,
-    frames: Annotated[
-        bool, typer.Option("--frames", help="Of videos and animations: a row for each face of each frame.")
+    config: PredictConfig,
+    *,
+    no_detect: Annotated[
+        bool, typer.Option("--no-detect", help="Same as --detector none.", rich_help_panel=FACES)
     ] = False,
-    json_out: JsonOut = None,
-    jsonl_out: Annotated[
-        str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write one JSON object a line, as they come.")
-    ] = None,
-    csv_out: Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write CSV, as it comes.")] = None,
-    parquet: Annotated[
-        str | None,
-        typer.Option(metavar="OUT", help="Write Parquet shards into a folder or to an address (s3://…)."),
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(metavar="local|ADDRESS", help="Make the shards of --parquet by Ray, here or on a cluster."),
-    ] = None,
-    annotate: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write copies with boxes and labels, of videos too.")
-    ] = None,
-    crops: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the aligned crops.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last finished file of --csv or --jsonl FILE.")
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="Run on the sample portrait bundled with matplotlib."),
     ] = False,
-    demo: Annotated[bool, typer.Option("--demo", help="Use the portrait that matplotlib brings.")] = False,
-    engine: Annotated[
-        str, typer.Option(metavar="auto|onnx|torch", help="What runs the model; auto is onnx wherever it can be.")
-    ] = "auto",
-    device: Device = "auto",
-    precision: Precision = "auto",
     offline: Offline = False,
 ) -> None:
-    """Find the faces in photographs and estimate the age and gender of each.
+    """Find faces in photos and estimate the age and gender of each.
 
-    One row per face. Exit code 1 if a file was unreadable. What the shipped models are good for, and what
-    they must not be used for, stands in their cards: `agegen models --card NAME`.
-
-    Example: agegen predict photos/ --csv faces.csv --annotate annotated/
+    The output has one row per face. Exit code 1 if a file is unreadable. `agegen models --card NAME` shows a model's
+    intended use and limitations.
     """
     obey_offline(offline)
     notices = make_notice_console()
     with show_work(notices):
         from agegen.files import find_portrait
-        from agegen.predict.config import PredictConfig
         from agegen.predict.predict import predict_photos
         from agegen.predict.shards import predict_shards
-        from agegen.render.progress import ProgressDisplay
 
-    config = PredictConfig(
-        inputs=(*(inputs or ()), *([str(find_portrait())] if demo else [])),
-        model=model,
-        weights=weights,
-        run=run,
-        detector="none" if no_detect else detector,
-        min_confidence=min_confidence,
-        min_score=min_score,
-        min_face=min_face,
-        boxes=boxes,
-        distribution=distribution,
-        under=tuple(under or ()),
-        fps=fps,
-        every_frame=every_frame,
-        frames=frames,
-        json=json_out,
-        jsonl=jsonl_out,
-        csv=csv_out,
-        parquet=parquet,
-        cluster=cluster,
-        annotate=annotate,
-        crops=crops,
-        resume=resume,
-        device=device,
-        precision=precision,
-        engine=engine,
-    )
+    if demo:
+        config = replace(config, inputs=(*config.inputs, str(find_portrait())))
+    if no_detect:
+        config = replace(config, detector="none")
     with ProgressDisplay(notices) as progress:
         display = PredictDisplay(notices, progress)
         if config.parquet is not None:

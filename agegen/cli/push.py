@@ -7,20 +7,20 @@ from typing import Annotated
 
 import typer
 
-from agegen.cli.app import app, make_notice_console, make_output_console, show_work
+from agegen.cli.app import SHARE, add_command, make_notice_console, make_output_console, show_work
 
 
-@app.command()
+@add_command("push", "agegen push runs/compact-20260101-120000 me/my-faces", SHARE)
 def push(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; made where it isn't there.")],
-    private: Annotated[bool, typer.Option("--private", help="A new repository is yours alone to see.")] = False,
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Target repository; created if it does not exist.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
 ) -> None:
-    """Upload a run to the Hugging Face Hub: weights, ONNX, configuration, and the card with its metadata.
+    """Upload a run to the Hugging Face Hub: weights, ONNX and card.
 
-    Others load it by its name: --run hf://OWNER/NAME, with @REVISION for one commit.
-
-    Example: agegen push runs/compact-20260101-120000 me/my-faces
+    Others load it with --run hf://OWNER/NAME, or hf://OWNER/NAME@REVISION for one commit.
     """
     notices = make_notice_console()
     with show_work(notices, "uploading"):

@@ -4,46 +4,31 @@ from __future__ import annotations
 
 import signal
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from agegen.cli.app import (
-    AgeColumn,
-    CacheDir,
-    CropDetector,
-    Data,
-    GenderCodes,
-    Protocol,
-    app,
-    make_notice_console,
-    make_output_console,
-    show_work,
-)
+from agegen.cli.app import TRAIN, add_command, make_notice_console, make_output_console, show_work
 from agegen.distributed import read_rank, shutdown_distributed
 from agegen.errors import AgegenError
+from agegen.options import OUTPUT, with_options
 from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import METRIC_TITLES, PlainTable, format_duration, format_value, render_table
+from agegen.train.config import StudyConfig, TrainConfig, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agegen.train.config import TrainConfig
     from agegen.train.loop import BatchResult, EpochResult, StudyEvent, StudyResult, TrainResult, TrainStart
-    from agegen.train.study import StudyConfig
 
 
-# Options that say what is done with a training's configuration, rather than belong to it.
-_NOT_IN_CONFIG = ("resume", "folds", "fold", "seeds", "log")
-
-# What a study is about; the rest stands in its JSON.
+# The metrics shown; the study's JSON has all of them.
 _SHOWN = ("mae", "cs5", "in_bracket", "accuracy", "coverage", "width")
 
 
 class _Interrupts:
-    """From the first batch on: the first Ctrl-C is noted, for the training to finish its batch; a second one kills."""
+    """From the first batch on, the first Ctrl-C lets the training finish its batch; a second one ends the process."""
 
     def __init__(self, notices: Console) -> None:
         self._notices = notices
@@ -55,13 +40,13 @@ class _Interrupts:
         return self._noted
 
     def catch(self) -> None:
-        # Signals reach the main thread alone; elsewhere they are somebody else's.
+        # Python delivers signals to the main thread only.
         if not self._catching and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._note)
             self._catching = True
 
     def release(self) -> None:
-        """Give Ctrl-C back what it did before."""
+        """Restore the previous handler of Ctrl-C."""
         if self._catching:
             signal.signal(signal.SIGINT, self._before)
             self._catching = False
@@ -69,11 +54,11 @@ class _Interrupts:
     def _note(self, *_: Any) -> None:
         self._noted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._notices.print("finishing the batch, then saving; Ctrl-C again stops at once", style="yellow")
+        self._notices.print("finishing the batch and saving; press Ctrl-C again to stop at once", style="yellow")
 
 
 class TrainDisplay:
-    """Shows the events of a training: bars and a line per epoch on a terminal, plain lines elsewhere."""
+    """Shows the events of a training: progress bars and a line per epoch on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console, notices: Console, progress: ProgressDisplay) -> None:
         self._console = console
@@ -128,7 +113,7 @@ class TrainDisplay:
     def _show_result(self, result: TrainResult) -> None:
         from agegen.evaluate.report import make_metrics_table
 
-        title = f"{result.model}, epoch {result.best.epoch}, on the {result.evaluation.n:,} faces of the test split"
+        title = f"{result.model}, epoch {result.best.epoch}: {result.evaluation.n:,} faces of the test split"
         self._console.print(render_table(make_metrics_table(result.evaluation, title)))
         self._console.print(f"took {format_duration(result.seconds)}; run folder:")
         self._console.print(str(result.run), soft_wrap=True)
@@ -136,12 +121,12 @@ class TrainDisplay:
     def _show_study(self, result: StudyResult) -> None:
         title = f"{result.summary['model']}, {result.summary['count']} {result.summary['kind']}"
         self._console.print(render_table(make_study_table(result.summary, title)))
-        self._console.print(f"took {format_duration(result.seconds)}; folder of the study:")
+        self._console.print(f"took {format_duration(result.seconds)}; study folder:")
         self._console.print(str(result.path), soft_wrap=True)
 
 
 def make_study_table(summary: dict[str, Any], title: str) -> PlainTable:
-    """Return a row for each training, and below them the mean and the standard deviation between trainings."""
+    """Return a row for each run, then the mean and the standard deviation over the runs."""
     names = [name for name in _SHOWN if name in summary["mean"]]
     rows = [
         [part["run"], f"{part['n']:,}", *(format_value(name, part["metrics"][name]) for name in names)]
@@ -154,7 +139,7 @@ def make_study_table(summary: dict[str, Any], title: str) -> PlainTable:
 
 
 def _format_validation(epoch: EpochResult) -> str:
-    """Return the metrics of a validation, as far as there are labels for them."""
+    """Return the validation metrics for which there are labels."""
     shown = (
         (epoch.val_mae, f"val MAE {epoch.val_mae:.2f} years  "),
         (epoch.val_in_bracket, f"val in bracket {epoch.val_in_bracket:.1%}  "),
@@ -163,140 +148,30 @@ def _format_validation(epoch: EpochResult) -> str:
     return "".join(text for value, text in shown if value == value)
 
 
-@app.command()
+@add_command("train", "agegen train --model scratch --data data/utkface", TRAIN)
+@with_options(StudyConfig, partial=True)
 def train(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:ARGUMENT]", help="The backbone to train, see `agegen models`; timm:NAME for timm's."
-        ),
-    ] = None,
-    data: Data = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="The run folder. Default: runs/<model>-<time>.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.", show_default="model's")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default="model's")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="model's")] = None,
-    age_balance: Annotated[
-        float | None,
-        typer.Option(help="How strongly an epoch favours rare ages, 0 to 1.", show_default="model's"),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Decides the split, the weights and the order.", show_default="0")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.", show_default="auto")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(metavar="auto|fp32|bf16", help="Precision of matrix products.", show_default="auto")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that augment images.", show_default="by cores")
-    ] = None,
-    split_file: Annotated[Path | None, typer.Option(help="Use the split.csv of another run.")] = None,
-    protocol: Protocol = None,
-    cache_dir: CacheDir = None,
-    save_every: Annotated[
-        float | None, typer.Option(min=0, help="Seconds between saves of the state.", show_default="60")
-    ] = None,
-    detector: CropDetector = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN|MODEL",
-            help="Start from a run's weights or shipped ones; a third of rate and epochs.",
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(min=16, metavar="PIXELS", help="Side of the input, for backbones that take any (timm:NAME)."),
-    ] = None,
-    freeze: Annotated[
-        bool | None,
-        typer.Option("--freeze/--no-freeze", help="Compute a backbone's features once and train the heads alone."),
-    ] = None,
-    pretrained: Annotated[
-        bool | None,
-        typer.Option("--pretrained/--no-pretrained", help="Begin with the weights that a backbone brings, or without."),
-    ] = None,
-    folds: Annotated[
-        int | None, typer.Option(min=2, metavar="K", help="Cross-validate: train once for each of K leak-free folds.")
-    ] = None,
-    fold: Annotated[int | None, typer.Option(min=1, metavar="I", help="Of --folds, train the I-th alone.")] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Train N times, on one split, with other seeds.")
-    ] = None,
-    soft_labels: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="Learn from teachers' out-of-fold estimates (--folds writes them), too."),
-    ] = None,
-    soft_weight: Annotated[
-        float | None,
-        typer.Option(metavar="SHARE", help="How much teachers count against labels, 0 to 1.", show_default="model's"),
-    ] = None,
-    augment: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|loaders|device",
-            help="Where pictures are augmented; auto is a GPU that has room for all of them.",
-            show_default="auto",
-        ),
-    ] = None,
-    compile: Annotated[
-        bool | None, typer.Option("--compile", help="Let torch compile the network; pays off in long trainings.")
-    ] = None,
+    given: dict[str, Any],
+    *,
     log: Annotated[
-        str | None, typer.Option(metavar="tensorboard", help="Write losses, metrics and faces for TensorBoard, too.")
-    ] = None,
-    age_column: AgeColumn = None,
-    gender_codes: GenderCodes = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, with the options that it has.")
+        Literal["tensorboard"] | None,
+        typer.Option(help="Also log losses and metrics for TensorBoard.", rich_help_panel=OUTPUT),
     ] = None,
 ) -> None:
-    """Train a model; ends with its metrics on the test split and the run folder.
+    """Train a model and evaluate it on the test split.
 
-    Ctrl-C finishes the batch, saves, and says how to go on.
-
-    Example: agegen train --model scratch --data data/utkface
+    Ctrl-C finishes the batch, saves the state, and prints the command that resumes the run.
     """
-    given: dict[str, Any] = {name: value for name, value in locals().items() if name not in _NOT_IN_CONFIG}
-    given["data"] = data or None
-    given["soft_labels"] = tuple(soft_labels) if soft_labels else None
     notices = make_notice_console()
     with show_work(notices):
         from agegen.batches.images import explain_loader_errors
-        from agegen.data.loading import resolve_data
-        from agegen.evaluate.study import is_study
         from agegen.machine import keep_freed_memory
-        from agegen.render.progress import ProgressDisplay
-        from agegen.train.config import TrainConfig, read_config
         from agegen.train.loop import BatchResult, EpochResult
-        from agegen.train.study import StudyConfig, read_study, train_study
+        from agegen.train.study import train_study
         from agegen.train.train import train_run
 
-    if log not in (None, "tensorboard"):
-        raise AgegenError("--log is tensorboard")
-    config: TrainConfig | StudyConfig
-    if fold is not None and folds is None and not is_study(resume):
-        raise AgegenError("--fold I belongs to --folds K, or to --resume of such a study")
-    if resume is not None and is_study(resume):
-        if folds is not None or seeds is not None:
-            raise AgegenError(f"{resume} knows its folds or seeds; leave --folds and --seeds out")
-        config = read_study(resume, given, fold)
-    elif resume is not None:
-        if folds is not None or seeds is not None:
-            raise AgegenError(f"{resume} is a single training; leave --folds and --seeds out")
-        config = read_config(resume, given)
-    elif model is None:
-        raise AgegenError("give --model NAME (see `agegen models`), or --resume RUN")
-    else:
-        chosen = {name: value for name, value in given.items() if value is not None}
-        config = TrainConfig(**(chosen | {"data": resolve_data(data)}))
-        if folds is not None or seeds is not None:
-            config = StudyConfig(config, folds, fold, seeds)
-    # The process is this command's own: a library call must not change how all of it takes memory.
+    config = choose_config(given)
+    # In the command and not in the library: it changes how the whole process allocates memory.
     keep_freed_memory()
     output = make_output_console()
     interrupts = _Interrupts(notices)
@@ -309,10 +184,34 @@ def train(
 
             events = log_events(events)
         for event in events:
-            # From its last epoch on a training saves nothing any more: Ctrl-C is what it always is.
+            # After the last epoch no state is saved any more, and Ctrl-C ends the process at once.
             if isinstance(event, BatchResult):
                 interrupts.catch()
             elif isinstance(event, EpochResult) and event.epoch == display.epochs:
                 interrupts.release()
             display.show(event)
     shutdown_distributed()
+
+
+def choose_config(given: dict[str, Any]) -> TrainConfig | StudyConfig:
+    """Return the options of a new run or study, or those of the one that is resumed.
+
+    Raises:
+        AgegenError: the options contradict each other or the run.
+    """
+    from agegen.data.loading import resolve_data
+    from agegen.evaluate.study import is_study
+    from agegen.train.study import read_study
+
+    study = {name: given.pop(name, None) for name in ("folds", "fold", "seeds")}
+    resume = given.get("resume")
+    if study["fold"] is not None and study["folds"] is None and not (resume and is_study(resume)):
+        raise AgegenError("--fold I requires --folds K, or --resume with such a study")
+    if resume is not None:
+        if study["folds"] is not None or study["seeds"] is not None:
+            raise AgegenError(f"cannot combine --resume {resume} with --folds or --seeds; omit them")
+        return read_study(resume, given, study["fold"]) if is_study(resume) else read_config(resume, given)
+    if "model" not in given:
+        raise AgegenError("give --model NAME (see `agegen models`), or --resume RUN")
+    config = TrainConfig(**(given | {"data": resolve_data(given.get("data"))}))
+    return config if study["folds"] is None and study["seeds"] is None else StudyConfig(config, **study)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from agegen.data.labels import AGE_BOUNDS
 from agegen.data.layouts import read_layout
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions, load_manifest
+from agegen.data.manifests import load_manifest
 from agegen.data.records import SOURCE_COLUMN, FaceRecords, JoinedStore
 from agegen.data.remote import fetch_parquet, is_remote
 from agegen.data.tables import TABLE_SUFFIXES
 from agegen.errors import DataError
+from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 
 # PATH::0.5: how often a face of this data set is drawn, beside 1 for the others.
 _WEIGHT = re.compile(r"(.+)::(\d*\.?\d+)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +13,7 @@ from agegen.data.remote import is_remote
 from agegen.data.tables import RawTable, read_table
 from agegen.data.values import Age, choose_codes, is_missing, parse_age, parse_gender
 from agegen.errors import DataError, shorten
+from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,30 +44,6 @@ _LONGEST_NAME = 4096
 # Enough to see what kind of cells they are.
 _QUOTED = 5
 _Label = TypeVar("_Label")
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How data is to be read.
-
-    Attributes:
-        age_column: which column holds the age, where a table has several.
-        gender_codes: what 0 and 1, or 1 and 2, stand for, e.g. ``male,female``; None for UTKFace's.
-    """
-
-    age_column: str | None = None
-    gender_codes: str | None = None
-
-    def fill_from(self, record: dict[str, Any]) -> ReadOptions:
-        """Return these options, and what isn't set here as the run of a record (``run.json``) had it."""
-        kept = record["options"]
-        return ReadOptions(
-            self.age_column or kept.get("age_column"),
-            self.gender_codes or kept.get("gender_codes"),
-        )
-
-
-DEFAULT_READ_OPTIONS = ReadOptions()
 
 
 def load_manifest(path: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> FaceRecords:

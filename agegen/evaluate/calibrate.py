@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from agegen.data.labels import Labels
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.engines.loading import ONNX_SUFFIX
 from agegen.engines.onnx_export import export_model
 from agegen.errors import AgegenError, DataError
+from agegen.evaluate.config import CalibrateConfig
 from agegen.evaluate.estimates import Estimates
 from agegen.evaluate.subject import EvaluationSubject, open_subject
 from agegen.machine import choose_compute
@@ -21,21 +21,6 @@ from agegen.model.checkpoint import save_checkpoint
 
 # With fewer faces, the true coverage of the intervals is known to no better than ±9 points.
 MIN_FACES = 50
-
-
-@dataclass(frozen=True)
-class CalibrateConfig:
-    """Options of ``agegen calibrate``: a run or bundled weights, and the labelled faces to calibrate on."""
-
-    data: tuple[str, ...]
-    out: Path
-    run: Path | None = None
-    model: str | None = None
-    weights: str | None = None
-    detector: str | None = None
-    device: str = "auto"
-    cache_dir: Path | None = None
-    reading: ReadOptions = DEFAULT_READ_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -61,9 +46,9 @@ class CalibrateResult:
 
 
 def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_progress) -> CalibrateResult:
-    """Write a copy of a model with age intervals and a gender threshold that fit the given faces; weights are unchanged.
+    """Write a copy of a model whose age intervals and gender threshold are fitted to the given faces.
 
-    Faces that the model was trained on are left out: its errors on them are too small.
+    The weights do not change. Faces that the model was trained on are left out: its errors on them are too small.
 
     Raises:
         AgegenError: the model or the data cannot be used, fewer than 50 faces with an age remain, or ``out`` exists.

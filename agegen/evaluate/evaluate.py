@@ -9,41 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.data.labels import SPLITS
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, ignore_progress
-from agegen.errors import AgegenError
+from agegen.evaluate.config import EvalConfig
 from agegen.evaluate.evaluation import Evaluation, describe_swapped_genders, evaluate_faces
-from agegen.evaluate.subject import ALL_FACES, EvaluationSubject, open_subject
+from agegen.evaluate.subject import EvaluationSubject, open_subject
 from agegen.machine import choose_compute
 from agegen.runs import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SPLIT_CHOICES = (*SPLITS, ALL_FACES)
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Options of ``agegen eval``; without ``data``, the data of the run.
-
-    ``model`` evaluates its bundled weights instead of a run; ``weights`` names one of several. ``distributions`` adds
-    P(age) to the predictions.
-    """
-
-    run: Path | None = None
-    model: str | None = None
-    data: tuple[str, ...] = ()
-    split: str = "test"
-    device: str = "auto"
-    precision: str = "auto"
-    cache_dir: Path | None = None
-    reading: ReadOptions = DEFAULT_READ_OPTIONS
-    detector: str | None = None
-    weights: str | None = None
-    distributions: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,17 +54,13 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
     Raises:
         AgegenError: the run, its plugin or the data cannot be used, or no face is in the split.
     """
-    if config.split not in SPLIT_CHOICES:
-        raise AgegenError(f"invalid value for --split: '{config.split}'. Choose {', '.join(SPLIT_CHOICES)}.")
     compute = choose_compute(config.device, config.precision)
     subject = open_subject(
         config.data, config.run, config.model, config.weights, config.detector, config.reading, on_progress
     )
     chosen = subject.select_faces(config.split)
     estimates, _ = subject.estimate(chosen, compute, config.cache_dir, on_progress, config.distributions)
-    evaluation, predictions = evaluate_faces(
-        estimates, subject.scan, chosen, subject.baseline, subject.calibration
-    )
+    evaluation, predictions = evaluate_faces(estimates, subject.scan, chosen, subject.baseline, subject.calibration)
     bundled_by_default = subject.run is None and config.model is None and config.run is None
     notices = [
         *subject.notices,

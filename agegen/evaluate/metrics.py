@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -141,12 +140,12 @@ class MetricSpec(Generic[MetricsT]):
 def define_age_metrics(estimates: Floats, ages: Floats) -> MetricSpec[AgeMetrics]:
     """Return the age metrics of estimates (n,) against true ages (n,), both in years."""
     error = np.asarray(estimates, dtype=float) - ages
-    size = np.abs(error)
+    size, mean_square = np.abs(error), _make_mean(error**2)
     shares = {f"cs{years}": (size <= years).astype(float) for years in (3, 5, 10)}
-    functions = {
-        "mae": partial(_average, size),
-        "rmse": lambda weights: np.sqrt(_average(error**2, weights)),
-        **{name: partial(_average, inside) for name, inside in shares.items()},
+    functions: dict[str, MetricFunction] = {
+        "mae": _make_mean(size),
+        "rmse": lambda weights: np.sqrt(mean_square(weights)),
+        **{name: _make_mean(inside) for name, inside in shares.items()},
     }
     return MetricSpec(AgeMetrics, len(error), functions, dict.fromkeys(shares, len(error)))
 
@@ -155,10 +154,10 @@ def define_bracket_metrics(estimates: Floats, brackets: Brackets) -> MetricSpec[
     """Return the bracket metrics of estimates (n,) in years."""
     distance = measure_distance(estimates, brackets.low, brackets.high)
     near = measure_distance(estimates, brackets.near_low, brackets.near_high)
-    functions = {
-        "in_bracket": partial(_average, (distance == 0).astype(float)),
-        "near_bracket": partial(_average, (near == 0).astype(float)),
-        "distance": partial(_average, distance),
+    functions: dict[str, MetricFunction] = {
+        "in_bracket": _make_mean((distance == 0).astype(float)),
+        "near_bracket": _make_mean((near == 0).astype(float)),
+        "distance": _make_mean(distance),
     }
     n = len(estimates)
     return MetricSpec(BracketMetrics, n, functions, {"in_bracket": n, "near_bracket": n})
@@ -167,11 +166,11 @@ def define_bracket_metrics(estimates: Floats, brackets: Brackets) -> MetricSpec[
 def define_gender_metrics(p_female: Floats, female: Bools) -> MetricSpec[GenderMetrics]:
     """Return the gender metrics of P(female) (n,), 0–1, against labels (n,)."""
     right = ((p_female >= 0.5) == female).astype(float)
-    functions = {
-        "accuracy": partial(_average, right),
+    functions: dict[str, MetricFunction] = {
+        "accuracy": _make_mean(right),
         "roc_auc": _make_roc_auc(p_female, female),
         "ece": _make_calibration_error(p_female, right),
-        "brier": partial(_average, (p_female - female) ** 2),
+        "brier": _make_mean((p_female - female) ** 2),
     }
     return MetricSpec(GenderMetrics, len(right), functions, {"accuracy": len(right)})
 
@@ -179,7 +178,7 @@ def define_gender_metrics(p_female: Floats, female: Bools) -> MetricSpec[GenderM
 def define_interval_metrics(low: Floats, high: Floats, ages: Floats) -> MetricSpec[IntervalMetrics]:
     """Return coverage and width of intervals (n,), (n,) in years against true ages (n,)."""
     inside = ((low <= ages) & (ages <= high)).astype(float)
-    functions = {"coverage": partial(_average, inside), "width": partial(_average, high - low)}
+    functions: dict[str, MetricFunction] = {"coverage": _make_mean(inside), "width": _make_mean(high - low)}
     return MetricSpec(IntervalMetrics, len(ages), functions, {"coverage": len(ages)})
 
 
@@ -192,10 +191,13 @@ def define_confident_metrics(
 
     def compute_accuracy(weights: Floats) -> Floats:
         count = weights @ named
-        return np.divide(weights @ right, count, out=np.full(len(weights), np.nan), where=count > 0)
+        accuracy: Floats = np.divide(weights @ right, count, out=np.full(len(weights), np.nan), where=count > 0)
+        return accuracy
 
-    functions = {"named": partial(_average, named), "named_accuracy": compute_accuracy}
-    return MetricSpec(ConfidentMetrics, len(named), functions, {"named": len(named), "named_accuracy": int(named.sum())})
+    functions: dict[str, MetricFunction] = {"named": _make_mean(named), "named_accuracy": compute_accuracy}
+    return MetricSpec(
+        ConfidentMetrics, len(named), functions, {"named": len(named), "named_accuracy": int(named.sum())}
+    )
 
 
 def measure(spec: MetricSpec[MetricsT], samples: int = BOOTSTRAP_SAMPLES) -> MetricsT:
@@ -206,9 +208,7 @@ def measure(spec: MetricSpec[MetricsT], samples: int = BOOTSTRAP_SAMPLES) -> Met
 
 def measure_all(specs: Sequence[MetricSpec[Any]], samples: int = BOOTSTRAP_SAMPLES) -> list[Any]:
     """Return the metrics of each spec with their intervals; see :func:`resample_all` for what they share."""
-    parts = [
-        {name: function for name, function in spec.functions.items() if name not in spec.shares} for spec in specs
-    ]
+    parts = [{name: function for name, function in spec.functions.items() if name not in spec.shares} for spec in specs]
     drawn = resample_all([(spec.n, part) for spec, part in zip(specs, parts, strict=True)], samples)
     return [summarize(spec, resampled) for spec, resampled in zip(specs, drawn, strict=True)]
 
@@ -299,15 +299,21 @@ def draw_bootstrap_weights(n: int, samples: int, seed: int = 0) -> Floats:
     return weights
 
 
-def _average(values: Floats, weights: Floats) -> Floats:
-    """Return the weighted means (rows,) of values (n,)."""
-    means: Floats = weights @ values / len(values)
-    return means
+def _make_mean(values: Floats) -> MetricFunction:
+    """Return the weighted mean of values (n,)."""
+
+    def compute(weights: Floats) -> Floats:
+        means: Floats = weights @ values / len(values)
+        return means
+
+    return compute
 
 
 def _make_roc_auc(p_female: Floats, female: Bools) -> MetricFunction:
     """Return the weighted Mann–Whitney statistic; ties count one half, and NaN stands for a single class."""
-    positive, negative = (rows[np.argsort(p_female[rows])] for rows in (np.flatnonzero(female), np.flatnonzero(~female)))
+    positive, negative = (
+        rows[np.argsort(p_female[rows])] for rows in (np.flatnonzero(female), np.flatnonzero(~female))
+    )
     below, up_to = (np.searchsorted(p_female[negative], p_female[positive], side) for side in ("left", "right"))
 
     def compute(weights: Floats) -> Floats:
@@ -316,7 +322,8 @@ def _make_roc_auc(p_female: Floats, female: Bools) -> MetricFunction:
         own = np.take(weights, positive, axis=1)
         wins = (own * (np.take(counts, below, axis=1) + np.take(counts, up_to, axis=1))).sum(axis=1) / 2
         pairs = own.sum(axis=1) * counts[:, -1]
-        return np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+        share: Floats = np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+        return share
 
     return compute
 

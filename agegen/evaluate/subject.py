@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
 from agegen.data.labels import Baseline, Labels, find_baseline
 from agegen.data.loading import load_sources, resolve_data
-from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress
 from agegen.data.splits import (
@@ -40,6 +39,7 @@ from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_checkpoint, is_hub_run
+from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.runs import RunFolder, find_newest_run, list_finished_runs, list_sources, open_run, stands_alone
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from agegen.data.images import RGB
 from agegen.data.loading import load_sources
-from agegen.data.manifests import ReadOptions
 from agegen.data.records import SOURCE_COLUMN, CropBox, FaceRecords
 from agegen.errors import CheckpointError, DataError
 from agegen.faces.alignment import AlignmentTemplate, fit_contract
 from agegen.faces.detection import SHIPPED_DETECTOR, LargestFaceCropper, create_detector
 from agegen.faces.geometry import Detector, fit_similarity
+from agegen.options import ReadOptions
 
 # How many of a data set's pictures are searched for landmarks: their median is then known to 0.2 % of the side.
 CROPS_MEASURED = 200

@@ -1,128 +1,249 @@
-"""The options of ``agegen predict``: which fit together, and what they load."""
+"""The options of ``agegen predict`` and ``agegen explain``, and which of them can be combined."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
 
 from agegen.errors import AgegenError
-from agegen.faces.detection import AUTO
-from agegen.predict.boxes import GivenFaces, read_boxes
-from agegen.predict.estimator import Estimator
-from agegen.predict.inputs import STDIN
-
-_KINDS = ("json", "jsonl", "csv")
-# Of a shard: few enough that little is lost where a process dies, enough that files are no trouble.
-SHARD_IMAGES = 1000
-# Options that decide on what the rows say, beside model and detector, which have columns of their own.
-_DECIDING = (
-    "min_confidence",
-    "min_score",
-    "min_face",
-    "boxes",
-    "fps",
-    "every_frame",
-    "frames",
-    "under",
-    "distribution",
+from agegen.options import (
+    COMPUTE,
+    FACES,
+    MODEL,
+    OUTPUT,
+    SCALE,
+    VIDEO,
+    DeviceOption,
+    EngineName,
+    PrecisionOption,
+    WeightsOption,
+    check_detector,
+    complete_detectors,
+    select_fields,
 )
+
+STDIN = "-"
+_ROW_FORMATS = ("json", "jsonl", "csv")
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Model with bundled weights. Default: compact.", rich_help_panel=MODEL),
+]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Run folder, checkpoint or hf://OWNER/NAME[@REVISION] instead of --model.",
+        rich_help_panel=MODEL,
+    ),
+]
+DetectorOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|mtcnn|yunet|none",
+        callback=check_detector,
+        autocompletion=complete_detectors,
+        help="Face detector; auto: yunet if downloaded, otherwise mtcnn; none: the images are aligned crops.",
+        rich_help_panel=FACES,
+    ),
+]
+# `loads`: a keyword of `Estimator.load`.
+_LOADS = {"loads": True}
+_DECIDES_ROWS = {"decides_rows": True}
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     """Options of ``agegen predict``; ``json``, ``jsonl`` and ``csv`` are files, or ``-`` for stdout.
 
-    ``parquet`` is a folder or an address for shards, and ``cluster`` where they are made: see
+    ``parquet`` is a folder or an address for shards, and ``cluster`` where they are computed: see
     :mod:`agegen.predict.shards`.
     """
 
-    inputs: tuple[str, ...]
-    model: str | None = None
-    weights: str | None = None
-    run: Path | None = None
-    detector: str = AUTO
-    min_confidence: float | None = None
-    min_score: float = 0.0
-    min_face: float | None = None
-    boxes: Path | None = None
-    distribution: bool = False
-    under: tuple[int, ...] = ()
-    fps: float = 2.0
-    every_frame: bool = False
-    frames: bool = False
-    json: str | None = None
-    jsonl: str | None = None
-    csv: str | None = None
-    parquet: str | None = None
-    cluster: str | None = None
-    annotate: Path | None = None
-    crops: Path | None = None
-    resume: bool = False
-    device: str = "auto"
-    precision: str = "auto"
-    engine: str = "auto"
+    inputs: Annotated[
+        tuple[str, ...],
+        typer.Argument(
+            metavar="INPUT…",
+            help="Images, videos, folders (recursive), globs, Parquet with images or paths, addresses (s3://…); - "
+            "reads an image, or a list of paths, from stdin.",
+        ),
+    ] = ()
+    csv: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="FILE|-", help="Write CSV, as results arrive.", rich_help_panel=OUTPUT),
+    ] = None
+    json: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.", rich_help_panel=OUTPUT)
+    ] = None
+    jsonl: Annotated[
+        str | None,
+        typer.Option(
+            "--jsonl",
+            metavar="FILE|-",
+            help="Write one JSON object per line, as results arrive.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    annotate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write copies with boxes and labels, of videos as well.", rich_help_panel=OUTPUT
+        ),
+    ] = None
+    crops: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the aligned crops.", rich_help_panel=OUTPUT)
+    ] = None
+    distribution: Annotated[
+        bool,
+        typer.Option(
+            "--distribution", help="Include the age distribution P(age), 0–116, in each row.", rich_help_panel=OUTPUT
+        ),
+    ] = field(default=False, metadata=_LOADS | _DECIDES_ROWS)
+    under: Annotated[
+        tuple[int, ...],
+        typer.Option(metavar="AGE", help="Include P(age < AGE) in each row (repeatable).", rich_help_panel=OUTPUT),
+    ] = field(default=(), metadata=_LOADS | _DECIDES_ROWS)
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Skip files that are already in --csv/--jsonl FILE, or shards in --parquet OUT.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    detector: DetectorOption = field(default="auto", metadata=_LOADS)
+    min_score: Annotated[float, typer.Option(help="Minimum detection score (0–1).", rich_help_panel=FACES)] = field(
+        default=0.0, metadata=_LOADS | _DECIDES_ROWS
+    )
+    min_face: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Detect faces down to this width; smaller is slower.",
+            show_default="24 in 1000 px",
+            rich_help_panel=FACES,
+        ),
+    ] = field(default=None, metadata=_LOADS | _DECIDES_ROWS)
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="Report gender as 'uncertain' below this probability (0.5–1).",
+            show_default="model's",
+            rich_help_panel=FACES,
+        ),
+    ] = field(default=None, metadata=_LOADS | _DECIDES_ROWS)
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Bounding boxes from another detector, CSV or JSON Lines; see `agegen help json`.",
+            rich_help_panel=FACES,
+        ),
+    ] = field(default=None, metadata=_DECIDES_ROWS)
+    fps: Annotated[float, typer.Option(help="Frames per second to sample from videos.", rich_help_panel=VIDEO)] = field(
+        default=2.0, metadata=_DECIDES_ROWS
+    )
+    every_frame: Annotated[
+        bool, typer.Option("--every-frame", help="Process every frame of a video.", rich_help_panel=VIDEO)
+    ] = field(default=False, metadata=_DECIDES_ROWS)
+    frames: Annotated[
+        bool,
+        typer.Option(
+            "--frames",
+            help="Write one row per face and frame of a video or animation, not one per person.",
+            rich_help_panel=VIDEO,
+        ),
+    ] = field(default=False, metadata=_DECIDES_ROWS)
+    model: ModelOption = field(default=None, metadata=_LOADS)
+    weights: WeightsOption = field(default=None, metadata=_LOADS)
+    run: RunOption = field(default=None, metadata=_LOADS)
+    device: DeviceOption = field(default="auto", metadata=_LOADS)
+    precision: PrecisionOption = field(default="auto", metadata=_LOADS)
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="Inference engine; auto prefers onnx.", rich_help_panel=COMPUTE),
+    ] = field(default="auto", metadata=_LOADS)
+    parquet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUT", help="Write Parquet shards to a folder or an address (s3://…).", rich_help_panel=SCALE
+        ),
+    ] = None
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|ADDRESS",
+            help="Compute the shards of --parquet with Ray, here or on a cluster.",
+            rich_help_panel=SCALE,
+        ),
+    ] = None
 
     @property
     def outputs(self) -> dict[str, str]:
-        """The row outputs asked for, by kind."""
-        chosen = {kind: getattr(self, kind) for kind in _KINDS}
+        """The row outputs, by format."""
+        chosen = {kind: getattr(self, kind) for kind in _ROW_FORMATS}
         return {kind: target for kind, target in chosen.items() if target is not None}
 
     def describe(self) -> str:
-        """Return the options that decide on the rows and aren't as they are by themselves; "" where all are."""
-        chosen = {name: getattr(self, name) for name in _DECIDING}
-        usual = {name: getattr(PredictConfig(()), name) for name in _DECIDING}
-        return " ".join(f"{name}={_phrase(value)}" for name, value in chosen.items() if value != usual[name])
+        """Return the options that change the rows and differ from their defaults; "" if there are none."""
+        default = PredictConfig()
+        names = select_fields(PredictConfig, decides_rows=True)
+        changed = [name for name in names if getattr(self, name) != getattr(default, name)]
+        return " ".join(f"{name}={_phrase(getattr(self, name))}" for name in changed)
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Options of ``agegen explain``; ``face`` is its number in the photo, from 1, from left to right."""
+
+    picture: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo with a face.")]
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The figure to write.", rich_help_panel=OUTPUT)
+    ] = Path("map.png")
+    model: ModelOption = None
+    weights: WeightsOption = None
+    run: RunOption = None
+    detector: DetectorOption = "auto"
+    face: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Which face, from left to right.", rich_help_panel=FACES)
+    ] = 1
+    method: Annotated[
+        Literal["occlusion", "grad-cam"],
+        typer.Option(
+            help="occlusion: cover each region in turn; grad-cam: gradients at the last convolution.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "occlusion"
 
 
 def check_options(config: PredictConfig) -> None:
-    """Check that the options for inputs and outputs fit together.
+    """Check that the options for inputs and outputs can be combined.
 
     Raises:
-        AgegenError: they don't.
+        AgegenError: they cannot.
     """
     if not config.inputs and config.boxes is None:
-        raise AgegenError("give files, folders or globs, - for a list of paths or a picture on stdin, or --demo")
+        raise AgegenError("no input: give files, folders or globs, - for stdin, or --demo")
     if STDIN in config.inputs and len(config.inputs) > 1:
-        raise AgegenError("- reads all from stdin; give no other input beside it")
+        raise AgegenError("- reads everything from stdin and cannot be combined with other inputs")
     if not config.fps > 0:
         raise AgegenError("--fps must be more than 0")
     if sum(target == "-" for target in config.outputs.values()) > 1:
-        raise AgegenError("only one of --json, --jsonl and --csv can go to stdout; give the other a file")
+        raise AgegenError("only one of --json, --jsonl and --csv can go to stdout; write the other to a file")
     if config.cluster is not None and config.parquet is None:
-        raise AgegenError("--cluster writes shards: give --parquet OUT")
+        raise AgegenError("--cluster computes shards: give --parquet OUT")
     if config.parquet is not None:
-        others = [name for name in (*_KINDS, "annotate", "crops") if getattr(config, name) is not None]
+        others = [name for name in (*_ROW_FORMATS, "annotate", "crops") if getattr(config, name) is not None]
         if others:
-            raise AgegenError(f"--parquet goes without --{others[0]}")
+            raise AgegenError(f"--parquet cannot be combined with --{others[0]}")
         return
     if config.resume:
         resumable = [kind for kind, target in config.outputs.items() if kind != "json" and target != "-"]
         if len(resumable) != 1 or len(config.outputs) > 1:
-            raise AgegenError("--resume goes on with one output: give either --csv FILE or --jsonl FILE")
-
-
-def load_boxes(config: PredictConfig) -> GivenFaces | None:
-    """Return the faces that the options give, None where faces are to be found."""
-    return None if config.boxes is None else read_boxes(config.boxes)
-
-
-def load_estimator(config: PredictConfig) -> Estimator:
-    """Load the model and the detector that the options name."""
-    return Estimator.load(
-        config.model,
-        run=config.run,
-        detector=config.detector,
-        min_confidence=config.min_confidence,
-        device=config.device,
-        precision=config.precision,
-        engine=config.engine,
-        weights=config.weights,
-        min_score=config.min_score,
-        min_face=config.min_face,
-        distribution=config.distribution,
-        under=config.under,
-    )
+            raise AgegenError("--resume requires exactly one output: --csv FILE or --jsonl FILE")
 
 
 def _phrase(value: object) -> str:

@@ -19,7 +19,8 @@ from agegen.errors import AgegenError, DataError, shorten
 from agegen.hub import explain_failure
 from agegen.predict.video import is_video_name
 
-STDIN = "-"
+# Images per shard: few enough that little is lost if a process dies, enough to keep the number of files small.
+SHARD_IMAGES = 1000
 # How many bytes tell a picture from a list of paths.
 _START = 16
 

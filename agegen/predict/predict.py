@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agegen.machine import count_cores
+from agegen.options import select_fields
 from agegen.predict.annotation import ImageWriter, annotate_video, find_base
-from agegen.predict.boxes import GivenFaces
-from agegen.predict.config import SHARD_IMAGES, PredictConfig, check_options, load_boxes, load_estimator
+from agegen.predict.boxes import GivenFaces, read_boxes
+from agegen.predict.config import STDIN, PredictConfig, check_options
 from agegen.predict.estimator import Estimator, Picture, Waiting, stream_in_order
 from agegen.predict.extraction import Keep
-from agegen.predict.inputs import STDIN, find_inputs, find_picture, is_store, list_shards, read_shard, read_stdin
+from agegen.predict.inputs import SHARD_IMAGES, find_inputs, find_picture, is_store, list_shards, read_shard, read_stdin
 from agegen.predict.results import PhotoPrediction
 from agegen.predict.rows import load_resume_state, name_columns, open_writer
 from agegen.predict.tracking import VideoOptions, VideoResult, is_watched, watch_video
@@ -80,6 +81,16 @@ def predict_photos(
             for writer in writers:
                 writer.write(photo)
             yield photo
+
+
+def load_boxes(config: PredictConfig) -> GivenFaces | None:
+    """Return the bounding boxes of ``--boxes``; None if faces are to be detected."""
+    return None if config.boxes is None else read_boxes(config.boxes)
+
+
+def load_estimator(config: PredictConfig) -> Estimator:
+    """Load the model and the detector that the options name."""
+    return Estimator.load(**{name: getattr(config, name) for name in select_fields(PredictConfig, loads=True)})
 
 
 def list_images(

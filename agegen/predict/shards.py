@@ -20,11 +20,12 @@ from agegen.data.remote import is_remote
 from agegen.errors import AgegenError
 from agegen.files import write_bytes
 from agegen.hub import explain_failure
+from agegen.options import to_plain
 from agegen.predict.boxes import GivenFaces
-from agegen.predict.config import SHARD_IMAGES, PredictConfig, check_options, load_boxes, load_estimator
+from agegen.predict.config import STDIN, PredictConfig, check_options
 from agegen.predict.estimator import Estimator
-from agegen.predict.inputs import STDIN, Shard, find_inputs, list_shards, open_filesystem, read_shard, read_stdin
-from agegen.predict.predict import PredictStart, run_all
+from agegen.predict.inputs import SHARD_IMAGES, Shard, find_inputs, list_shards, open_filesystem, read_shard, read_stdin
+from agegen.predict.predict import PredictStart, load_boxes, load_estimator, run_all
 from agegen.predict.results import FacePrediction, PhotoPrediction
 from agegen.predict.rows import CSV_COLUMNS, SIDES, name_columns
 
@@ -183,8 +184,6 @@ def describe_origin(config: PredictConfig, estimator: Estimator) -> dict[str, An
 
 
 LOCAL = "local"
-# Of paths in a configuration, which travels as plain values.
-_PATHS = ("run", "boxes")
 _KNOCK_SECONDS = 10
 
 
@@ -200,15 +199,17 @@ class ShardActor:
         self._host, self._problem = socket.gethostname(), None
         try:
             from agegen.machine import limit_cores, use_one_thread_each
-            from agegen.predict.config import PredictConfig, load_boxes, load_estimator
+            from agegen.options import from_plain
+            from agegen.predict.config import PredictConfig
+            from agegen.predict.predict import load_boxes, load_estimator
+            from agegen.predict.shards import ShardFolder
 
             # Where the machine has it: names may be relative to the folder that the command was given in.
             with suppress(OSError):
                 os.chdir(options.pop("folder"))
             limit_cores(1)
             use_one_thread_each()
-            paths = {name: Path(options[name]) for name in _PATHS if options[name] is not None}
-            self._config = PredictConfig(**{**options, **paths})
+            self._config = PredictConfig(**from_plain(PredictConfig, options))
             self._estimator, self._given = load_estimator(self._config), load_boxes(self._config)
             self._folder = ShardFolder(options["parquet"])
         except Exception as error:
@@ -220,6 +221,7 @@ class ShardActor:
         if problem is None:
             try:
                 from agegen.predict.inputs import Shard
+                from agegen.predict.shards import write_shard
 
                 names = tuple(row["names"])
                 shard = Shard(int(row["count"]), names, str(row["table"]), int(row["group"]), int(row["first"]))
@@ -241,7 +243,7 @@ def run_on_cluster(config: PredictConfig, shards: Mapping[int, Shard]) -> Iterat
     ray = _connect(str(config.cluster))
     try:
         rows = [{"number": number, **asdict(shard), "names": list(shard.names)} for number, shard in shards.items()]
-        options = {name: str(value) if name in _PATHS and value else value for name, value in asdict(config).items()}
+        options = to_plain(config)
         options["folder"] = os.getcwd()  # noqa: PTH109 - a plain value
         workers = max(1, min(len(rows), int(ray.cluster_resources().get("CPU", 1))))
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(

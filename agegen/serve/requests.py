@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from agegen.data.images import count_pages, count_pixels
 from agegen.machine import return_freed_memory
+from agegen.predict.config import STDIN
 from agegen.predict.extraction import ExtractedFaces, FaceExtractor
-from agegen.predict.inputs import STDIN
 from agegen.predict.results import PhotoPrediction
 from agegen.serve.limits import BUSY, STOPPING, Limits, Refusal
 from agegen.serve.models import Asked

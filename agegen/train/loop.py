@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from agegen.backbone import LossSettings, TrainingDefaults
 from agegen.batches.batch import Batch, BatchSource, EvalSource, smooth_ages, spread_ages
 from agegen.data.labels import Labels
 from agegen.distributed import SINGLE_PROCESS, DistContext
@@ -26,7 +27,19 @@ from agegen.evaluate.metrics import measure_distance
 from agegen.machine import Compute
 from agegen.model.loss import compute_loss
 from agegen.model.network import AgeGenderModel, TwoHeads
-from agegen.train.config import FitSettings
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to train; see :class:`agegen.backbone.TrainingDefaults` for the meaning of each."""
+
+    epochs: int
+    lr: float
+    weight_decay: float
+    warmup: float = TrainingDefaults.warmup
+    ema_decay: float = TrainingDefaults.ema_decay
+    layer_decay: float | None = None
+    loss: LossSettings = TrainingDefaults.loss
 
 
 @dataclass(frozen=True)

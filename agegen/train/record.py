@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from agegen.data.splits import count_leaking_groups, fingerprint_split
 from agegen.faces.matching import describe_crops
 from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
+from agegen.options import to_plain
 from agegen.train.config import TrainConfig, resolve_sources
 from agegen.train.loop import BatchResult, EpochResult, TrainStart, syncs_norms
 from agegen.train.setup import TrainingContext
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Where a run lies and what is kept for it changes nothing of the result.
-_NOT_IN_COMMAND = ("model", "data", "out", "cache_dir", "workers", "save_every", "distributions", "resume", "compile")
 # By then caches are warm, and loaders have either got ahead or fallen behind.
 BATCHES = 50
 # A training that waits for longer than this share of its time would gain from quicker data.
@@ -177,7 +176,7 @@ def describe_training(config: TrainConfig, training: TrainingContext, started: f
     return {
         "model": training.plugin.name,
         "plugin": {"distribution": training.plugin.distribution, "version": training.plugin.version},
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(chosen).items()},
+        "options": to_plain(chosen),
         "settings": {**asdict(settings), "views": options.views, "compute": str(options.compute)},
         "parameters": {"total": total, "trainable": trainable},
         "data": {
@@ -238,7 +237,7 @@ def format_command(config: TrainConfig) -> str:
         words += ["--data", one]
     for field in fields(config):
         value = getattr(config, field.name)
-        if value == getattr(plain, field.name) or field.name in _NOT_IN_COMMAND:
+        if value == getattr(plain, field.name) or not field.metadata.get("recorded", True):
             continue
         name = field.name.replace("_", "-")
         if isinstance(value, bool):

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from agegen import runs
 from agegen.backbone import Backbone
-from agegen.batches.sources import AUGMENT, SourceOptions, scan_for
+from agegen.batches.sources import SourceOptions, scan_for
 from agegen.data.labels import Baseline, find_baseline
-from agegen.data.manifests import ReadOptions
 from agegen.data.scan import ProgressHook, Scan
 from agegen.data.soft_labels import DistillationTargets, read_soft_labels
 from agegen.data.splits import (
@@ -36,9 +35,11 @@ from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_checkpoint, find_weights, parse_shipped
+from agegen.options import ReadOptions
 from agegen.plugins import Plugin, build_backbone, load_backbone
 from agegen.runs import RunFolder
-from agegen.train.config import FitSettings, TrainConfig
+from agegen.train.config import TrainConfig
+from agegen.train.loop import FitSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,8 +159,6 @@ def choose_settings(
     balance = defaults.age_balance if config.age_balance is None else config.age_balance
     if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
         raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
-    if config.augment not in AUGMENT:
-        raise AgegenError(f"--augment is one of {', '.join(AUGMENT)}")
     if batch_size < 2 * dist.world_size:
         raise AgegenError(
             f"--batch-size {batch_size} is too small for {dist.world_size} processes: 2 faces each at least"

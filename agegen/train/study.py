@@ -9,14 +9,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agegen.data.manifests import ReadOptions
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import (
     apply_split,
@@ -38,8 +37,9 @@ from agegen.evaluate.study import OUT_OF_FOLD
 from agegen.faces.matching import load_cropped
 from agegen.files import write_json
 from agegen.machine import choose_compute
+from agegen.options import ReadOptions, from_plain, select_fields, to_plain
 from agegen.runs import STUDY_FILE, RunFolder, create_run, list_sources
-from agegen.train.config import TrainConfig, read_config, resolve_sources
+from agegen.train.config import StudyConfig, TrainConfig, read_config, reject_changes, resolve_sources
 from agegen.train.loop import PartStart, StudyEvent, StudyResult
 from agegen.train.record import format_time
 from agegen.train.train import train_run
@@ -100,24 +100,6 @@ def write_out_of_fold(path: Path, parts: list[RunFolder], teacher: str) -> None:
     write_predictions(path, pd.concat(tables, ignore_index=True), teacher)
 
 
-# What may differ between two calls that work on one study.
-_FREE = ("out", "resume", "workers", "cache_dir", "save_every", "device")
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """Options of ``agegen train`` with ``--folds`` or ``--seeds``.
-
-    ``train`` holds what is common to all trainings; its ``out`` is the study's folder. ``fold`` asks for one training
-    of a cross-validation, None for all that aren't finished.
-    """
-
-    train: TrainConfig
-    folds: int | None = None
-    fold: int | None = None
-    seeds: int | None = None
-
-
 @dataclass(frozen=True)
 class Study:
     """A study's folder: ``study.json``, ``splits/``, a run folder for each training, and the summary.
@@ -156,7 +138,7 @@ def train_study(
     study = dist.run_on_main(
         lambda: open_study(config.train.resume) if config.train.resume else begin_study(config, started)
     )
-    free = {name: getattr(config.train, name) for name in _FREE if name not in ("out", "resume")}
+    free = {name: getattr(config.train, name) for name in _list_free()}
     study = replace(study, config=replace(study.config, **free))
     dist.run_on_main(lambda: write_splits(study, on_progress))
     parts = study.list_parts()
@@ -190,13 +172,11 @@ def read_study(path: Path, given: dict[str, Any], fold: int | None = None) -> St
         AgegenError: it can't be used, or an option contradicts it.
     """
     study = open_study(path)
-    free = {name: value for name, value in given.items() if value is not None and name in _FREE}
-    kept = _list_options(study.config)
-    fixed = {name: value for name, value in given.items() if value is not None and name not in _FREE}
-    if clashes := [name for name, value in fixed.items() if _phrase(value) != _phrase(kept.get(name))]:
-        said = ", ".join(f"--{name.replace('_', '-')}" for name in clashes)
-        raise AgegenError(f"{path} was begun without {said}, or with another value; leave that out, or begin anew")
-    return StudyConfig(replace(study.config, **(free | {"resume": path})), fold=fold)
+    kept = to_plain(study.config)
+    free = select_fields(TrainConfig, study="free")
+    reject_changes(path, kept, given, free)
+    changed = {name: value for name, value in given.items() if name in free}
+    return StudyConfig(replace(study.config, **(changed | {"resume": path})), fold=fold)
 
 
 def begin_study(config: StudyConfig, started: float) -> Study:
@@ -216,7 +196,7 @@ def begin_study(config: StudyConfig, started: float) -> Study:
             raise AgegenError(f"{out} holds a study with other options; choose another --out, or --resume {out}")
         return kept
     study = Study(create_run(out, f"{config.train.model}-{kind}").path, kind, count, common)
-    content = {"kind": kind, "count": count, "started": format_time(started), "options": _list_options(study.config)}
+    content = {"kind": kind, "count": count, "started": format_time(started), "options": to_plain(study.config)}
     write_json(study.path / STUDY_FILE, content)
     return study
 
@@ -229,7 +209,7 @@ def open_study(path: Path) -> Study:
     """
     try:
         content = json.loads((path / STUDY_FILE).read_text(encoding="utf-8"))
-        options = {name: _restore(name, value) for name, value in content["options"].items()}
+        options = from_plain(TrainConfig, content["options"])
         return Study(path, str(content["kind"]), int(content["count"]), TrainConfig(**options))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / STUDY_FILE} is damaged: {error}") from error
@@ -273,7 +253,8 @@ def configure_part(study: Study, number: int) -> TrainConfig:
     """Return the options of one training of a study, counted from 0; one that was begun goes on."""
     run = study.list_parts()[number]
     if (run.path / "run.json").is_file():
-        return read_config(run.path, {name: getattr(study.config, name) for name in _FREE if name != "resume"})
+        free = {name: getattr(study.config, name) for name in select_fields(TrainConfig, resume="free")}
+        return read_config(run.path, free)
     # Killed before it had anything to go on with.
     shutil.rmtree(run.path, ignore_errors=True)
     seed = study.config.seed + (number if study.kind == "seeds" else 0)
@@ -287,21 +268,12 @@ def is_finished(run: RunFolder) -> bool:
     return (run.path / "run.json").is_file() and bool(run.read().get("finished"))
 
 
-def _phrase(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _list_options(config: TrainConfig) -> dict[str, Any]:
-    plain = asdict(config)
-    return {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+def _list_free() -> list[str]:
+    """Return the options that may differ between the runs of a study and belong to no folder."""
+    never = select_fields(TrainConfig, resume="never")
+    return [name for name in select_fields(TrainConfig, study="free") if name not in never]
 
 
 def _list_fixed(config: TrainConfig) -> dict[str, Any]:
-    return {name: value for name, value in _list_options(config).items() if name not in _FREE}
-
-
-def _restore(name: str, value: Any) -> Any:
-    kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
-    if value is not None and "Path" in kinds[name]:
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value
+    free = select_fields(TrainConfig, study="free")
+    return {name: value for name, value in to_plain(config).items() if name not in free}

@@ -10,11 +10,12 @@ import numpy as np
 
 from agegen.data.images import RGB, resize_image
 from agegen.data.loading import load_sources
-from agegen.data.manifests import DEFAULT_READ_OPTIONS
 from agegen.errors import AgegenError
+from agegen.evaluate.config import EvalConfig
 from agegen.evaluate.estimates import read_predictions
-from agegen.evaluate.evaluate import EvalConfig, find_subject, match_records
+from agegen.evaluate.evaluate import find_subject, match_records
 from agegen.model.metadata import read_info
+from agegen.options import DEFAULT_READ_OPTIONS
 from agegen.predict.annotation import draw_annotation
 from agegen.predict.results import FacePrediction, PhotoPrediction, choose_gender
 from agegen.runs import RunFolder

@@ -37,8 +37,7 @@ from agegen.data.splits import split_scan
 from agegen.machine import choose_compute, keep_freed_memory
 from agegen.model.network import AgeGenderModel
 from agegen.plugins import load_backbone
-from agegen.train.config import FitSettings
-from agegen.train.loop import fit, make_trainer
+from agegen.train.loop import FitSettings, fit, make_trainer
 
 EPOCHS = 10
 

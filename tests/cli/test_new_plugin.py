@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agegen.cli.new_plugin import NewPluginConfig, write_plugin
+from agegen.cli.new_plugin import write_plugin
 from agegen.errors import AgegenError
 
 
@@ -82,13 +82,13 @@ def test_what_it_writes_is_clean(installed):
 
 @pytest.mark.parametrize("name", ["Tiny", "1st", "a b", "../x", "", "tiny-", "class"])
 def test_names_that_are_none(name, tmp_path):
-    with pytest.raises(AgegenError, match="is no name for a plugin"):
-        write_plugin(NewPluginConfig(name, tmp_path / "p"))
+    with pytest.raises(AgegenError, match="is not a valid plugin name"):
+        write_plugin(name, tmp_path / "p")
 
 
 def test_what_is_there_already_stays(tmp_path, agegen):
     with pytest.raises(AgegenError, match="the name 'scratch' is taken by agegen"):
-        write_plugin(NewPluginConfig("scratch", tmp_path / "p"))
+        write_plugin("scratch", tmp_path / "p")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     result = agegen("new-plugin", "mine", "--out", tmp_path / "full")

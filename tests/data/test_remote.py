@@ -29,7 +29,8 @@ def list_answers(files):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory, faces_folder):
     """Drawn faces as two Parquet files with the pictures inside."""
-    from agegen.datatools.convert import ConvertConfig, convert_data
+    from agegen.datatools.config import ConvertConfig
+    from agegen.datatools.convert import convert_data
 
     folder = tmp_path_factory.mktemp("shards")
     halves = [folder / "one", folder / "two"]

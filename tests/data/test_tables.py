@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from agegen.data.loading import load_records
-from agegen.data.manifests import ReadOptions
 from agegen.data.tables import GroupStore
 from agegen.errors import DataError
+from agegen.options import ReadOptions
 
 ROWS = [("a.jpg", "20-29", "f"), ("b.jpg", "35", "m")]
 

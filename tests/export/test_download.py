@@ -29,7 +29,7 @@ def test_yunet_is_fetched_and_then_preferred(tmp_path, portrait):
     with serve_hub({PLACE: content}) as (address, asked):
         done = run(["download"], tmp_path, HF_ENDPOINT=address)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "detector yunet: at hand\n"
+        assert done.stdout == "detector yunet: available\n"
         assert asked
         count = len(asked)
         # It is at hand: nothing more is asked for, by nobody.
@@ -59,6 +59,6 @@ def test_offline_never_asks(tmp_path, words):
 def test_all_names_what_is_missing_and_goes_on(tmp_path):
     done = run(["download", "--all", "--offline"], tmp_path)
     assert done.returncode == 1
-    assert "detector mtcnn: at hand" in done.stdout
-    assert "backbone compact: at hand" in done.stdout
+    assert "detector mtcnn: available" in done.stdout
+    assert "backbone compact: available" in done.stdout
     assert "timm/vgg16.tv_in1k are not in the Hugging Face cache" in done.stderr

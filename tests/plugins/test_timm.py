@@ -12,8 +12,7 @@ from agegen.errors import AgegenError
 from agegen.model.network import AgeGenderModel
 from agegen.plugins import build_backbone, find_plugin, load_backbone
 from agegen.testing import check_backbone
-from agegen.train.config import FitSettings
-from agegen.train.loop import make_optimizer
+from agegen.train.loop import FitSettings, make_optimizer
 
 # Small ones of each family, at the size of input that keeps the test quick.
 FAMILIES = {

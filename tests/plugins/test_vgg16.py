@@ -6,7 +6,8 @@ import torch
 from agegen_vgg16 import VGG16Backbone, create_base
 
 from agegen.errors import AgegenError, CheckpointError
-from agegen.evaluate.evaluate import EvalConfig, evaluate_run
+from agegen.evaluate.config import EvalConfig
+from agegen.evaluate.evaluate import evaluate_run
 from agegen.model.checkpoint import fingerprint_tensors, load_checkpoint
 from agegen.model.network import AgeGenderModel, count_parameters
 from agegen.train.config import TrainConfig

@@ -36,7 +36,7 @@ def test_table(agegen, trained_run, folder):
     assert done.exit_code == 1
     for text in ("90 % interval", "faces: mtcnn", "no_face", "unreadable: not a readable picture", "webp"):
         assert text in done.stdout
-    assert "2 faces in 4 photographs, 1 without a face, 1 unreadable" in done.stderr
+    assert "2 faces in 4 photos, 1 without a face, 1 unreadable" in done.stderr
     assert agegen("predict", folder / "1.jpg", "--run", trained_run).exit_code == 0
 
 
@@ -94,7 +94,7 @@ def test_resume_goes_on_after_the_last_finished_file(agegen, trained_run, folder
     output.write_text("\n".join(whole.splitlines()[:3]) + "\n/tmp/ph")
     done = agegen("predict", folder, "--run", trained_run, "--csv", output, "--resume")
     assert output.read_text() == whole
-    assert "1 files were finished before" in done.stderr
+    assert "1 files already processed" in done.stderr
 
 
 def test_demo(agegen, trained_run):

@@ -62,7 +62,7 @@ def test_shards(table, expected, agegen, tmp_path):
     out = tmp_path / "out"
     result = agegen("predict", table, "--no-detect", "--parquet", out)
     assert result.exit_code == 1
-    assert "59 faces in 60 photographs" in result.stderr
+    assert "59 faces in 60 photos" in result.stderr
     assert result.stdout == ""
     assert sorted(path.name for path in out.iterdir()) == ["_job.json", *map(name_shard, range(15))]
     check_rows(read_rows(out), expected)
@@ -82,7 +82,7 @@ def test_what_is_missing_is_made(table, expected, agegen, tmp_path):
         (out / name_shard(number)).unlink()
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
     done = agegen("predict", table, "--no-detect", "--parquet", out, "--resume")
-    assert "52 files were finished before" in done.stderr
+    assert "52 files already processed" in done.stderr
     check_rows(read_rows(out), expected)
     assert all((out / name).stat().st_mtime_ns == when for name, when in kept.items())
     other = agegen("predict", table, "--no-detect", "--parquet", out, "--resume", "--model", "scratch")
@@ -103,7 +103,7 @@ def test_further_columns_and_files(faces_folder, agegen, tmp_path):
 def test_one_that_is_not_there_is_told(agegen):
     done = agegen("predict", "nowhere.jpg", "--no-detect", "--parquet", "out")
     assert done.exit_code == 1
-    assert "0 faces in 1 photographs, 0 without a face, 1 unreadable" in done.stderr
+    assert "0 faces in 1 photos, 0 without a face, 1 unreadable" in done.stderr
     assert [row["status"] for row in read_rows("out")] == ["unreadable"]
 
 
@@ -129,8 +129,8 @@ def test_at_an_address():
     ("words", "reason"),
     [
         (["--cluster", "local"], "give --parquet OUT"),
-        (["--parquet", "out", "--csv", "a.csv"], "--parquet goes without --csv"),
-        (["--parquet", "out", "--annotate", "boxes"], "--parquet goes without --annotate"),
+        (["--parquet", "out", "--csv", "a.csv"], "--parquet cannot be combined with --csv"),
+        (["--parquet", "out", "--annotate", "boxes"], "--parquet cannot be combined with --annotate"),
         (["--parquet", "nothing://out"], "Protocol not known"),
         (["--parquet", "out", "--cluster", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
     ],
@@ -171,7 +171,7 @@ def test_a_worker_is_killed_in_the_midst(table, expected, tmp_path):
     os.kill(actors[0], signal.SIGKILL)
     _, told = process.communicate(timeout=180)
     assert process.returncode == 1, told
-    assert "59 faces in 60 photographs" in told
+    assert "59 faces in 60 photos" in told
     assert "Traceback" not in told
     check_rows(read_rows(out), expected)
 

@@ -22,7 +22,7 @@ def unfinished(faces_folder, tmp_path):
 
 def test_options_that_contradict_the_run_are_refused(unfinished, faces_folder, agegen):
     with pytest.raises(AgegenError, match=r"--epochs 5 \(the run has 2\), --seed 3 \(the run has 0\)"):
-        read_config(unfinished, {"epochs": 5, "seed": 3, "batch_size": 12, "workers": 1, "lr": None})
+        read_config(unfinished, {"epochs": 5, "seed": 3, "batch_size": 12, "workers": 1})
     done = agegen("train", "--resume", unfinished, "--model", "vgg16")
     assert done.exit_code == 1
     assert "--model vgg16 (the run has scratch)" in done.stderr
@@ -30,7 +30,7 @@ def test_options_that_contradict_the_run_are_refused(unfinished, faces_folder, a
 
 
 def test_finished_and_foreign_runs_are_refused(trained_run, tmp_path, agegen):
-    with pytest.raises(AgegenError, match="is finished; there is nothing to go on with"):
+    with pytest.raises(AgegenError, match="is finished; there is nothing to resume"):
         read_config(trained_run, {})
     with pytest.raises(CheckpointError, match="no run at"):
         read_config(tmp_path / "none", {})

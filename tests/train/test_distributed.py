@@ -21,9 +21,9 @@ from agegen.errors import AgegenError
 from agegen.machine import choose_compute
 from agegen.model.loss import compute_loss
 from agegen.model.network import Outputs
-from agegen.train.config import FitSettings, TrainConfig, choose_settings
-from agegen.train.loop import make_trainer
-from agegen.train.setup import prepare_training
+from agegen.train.config import TrainConfig
+from agegen.train.loop import FitSettings, make_trainer
+from agegen.train.setup import choose_settings, prepare_training
 
 # Backbones without batch norm and dropout, whose faces know nothing of each other: one that trains, one that is frozen.
 PLAIN = """

@@ -16,8 +16,8 @@ from agegen.faces.alignment import AlignmentTemplate
 from agegen.model.loss import Targets, compute_loss, make_age_distribution
 from agegen.model.network import AgeGenderModel, Outputs
 from agegen.plugins import Plugin
-from agegen.train.config import FitSettings, TrainConfig, read_config
-from agegen.train.loop import make_optimizer
+from agegen.train.config import TrainConfig, read_config
+from agegen.train.loop import FitSettings, make_optimizer
 from agegen.train.train import train_run
 
 

@@ -20,8 +20,17 @@ from agegen.data.scan import scan_images
 from agegen.errors import AgegenError
 from agegen.machine import choose_compute
 from agegen.model.network import Outputs
-from agegen.train.config import FitSettings, TrainConfig
-from agegen.train.loop import BatchResult, EpochResult, average_network, fit, make_optimizer, make_trainer, scale_lr
+from agegen.train.config import TrainConfig
+from agegen.train.loop import (
+    BatchResult,
+    EpochResult,
+    FitSettings,
+    average_network,
+    fit,
+    make_optimizer,
+    make_trainer,
+    scale_lr,
+)
 from agegen.train.train import train_run
 
 SETTINGS = FitSettings(epochs=2, lr=1e-3, weight_decay=0.05)

@@ -16,8 +16,8 @@ from holding import Held
 from agegen.errors import AgegenError, CheckpointError, TrainingInterrupted
 from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
-from agegen.train.config import FitSettings, TrainConfig, read_config
-from agegen.train.loop import BatchResult, EpochResult, TrainNotice, make_trainer
+from agegen.train.config import TrainConfig, read_config
+from agegen.train.loop import BatchResult, EpochResult, FitSettings, TrainNotice, make_trainer
 from agegen.train.state import StateFiles
 from agegen.train.train import train_run
 

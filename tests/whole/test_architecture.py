@@ -11,7 +11,7 @@ import agegen
 ROOT = Path(agegen.__file__).parent
 # From the bottom up. A package may import packages of lower layers and its own modules, nothing else.
 LAYERS = (
-    {"errors"},
+    {"errors", "options"},
     {"distributed", "backbone"},
     {"files", "machine", "hub", "plugins"},
     {"data", "runs"},

@@ -149,13 +149,13 @@ def test_a_cache_whose_notes_are_a_list_is_damaged_no_traceback(tmp_path):
 
 
 def test_an_input_that_is_gone_is_named_not_the_output(trained_run, tmp_path, agegen):
-    """`compare` on a run without its checkpoint said "can't write the output"."""
+    """`compare` on a run without its checkpoint said "cannot write the output"."""
     for name in ("one", "two"):
         shutil.copytree(trained_run, tmp_path / name)
     (tmp_path / "one" / "best.safetensors").unlink()
     done = agegen("compare", tmp_path / "one", tmp_path / "two")
     assert done.exit_code == 1
-    assert "can't write the output" not in done.stderr
+    assert "cannot write the output" not in done.stderr
     assert "best.safetensors" in done.stderr
 
 
@@ -306,7 +306,8 @@ def test_no_model_is_built_of_weights_that_half_precision_can_not_hold(trained_r
 
 
 def test_a_good_picture_is_no_copy_of_one_that_goes_itself(faces_folder, tmp_path):
-    from agegen.datatools.check import CheckConfig, check_data, list_removals
+    from agegen.datatools.check import check_data, list_removals
+    from agegen.datatools.config import CheckConfig
 
     first, second, *_ = sorted(faces_folder.iterdir())
     # The first of two near-duplicates is tiny, and goes: the second, full-sized one stays.
@@ -378,6 +379,8 @@ def test_the_systems_refusals_are_told_by_name():
     from agegen.cli.app import explain_os_error
 
     assert explain_os_error(FileNotFoundError(2, "No such file", "x.bin")) == "x.bin: No such file"
-    assert explain_os_error(OSError(28, "No space left on device")) == "can't write the output: No space left on device"
+    assert (
+        explain_os_error(OSError(28, "No space left on device")) == "cannot write the output: No space left on device"
+    )
     nowhere = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
-    assert "set TMPDIR to a folder that can be written" in explain_os_error(nowhere)
+    assert "set TMPDIR to a writable folder" in explain_os_error(nowhere)

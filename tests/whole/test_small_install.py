@@ -65,5 +65,5 @@ def test_it_predicts_and_says_what_it_leaves_out(small, portrait):
     for words in (["train", "--model", "scratch", "--data", "demo"], ["eval"], ["compare"], ["models"]):
         done = run(small / "agegen", *words)
         assert done.returncode == 1
-        assert "and this is a small installation for predicting: pip install agegen" in done.stderr
+        assert "which the small installation lacks: pip install agegen" in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr

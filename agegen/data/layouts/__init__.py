@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from agegen.data.layouts import file_names, label_tables
-from agegen.data.manifests import ReadOptions
 from agegen.data.records import FaceRecords
 from agegen.errors import DataError
+from agegen.options import ReadOptions
 from agegen.plugins import list_entries, load_entry
 
 GROUP = "agegen.layouts"

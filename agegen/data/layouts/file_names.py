@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from agegen.data.images import list_images
 from agegen.data.labels import MAX_AGE
-from agegen.data.manifests import ReadOptions, build_records
+from agegen.data.manifests import build_records
 from agegen.data.records import Exclusion, FaceRecords, FileStore
 from agegen.data.tables import RawTable
 from agegen.data.values import parse_age, parse_gender
+from agegen.options import ReadOptions
 
 # A folder has a layout if at least this share of its image names match: a few other names must not hide a dataset, and
 # a few accidental matches must not make one.

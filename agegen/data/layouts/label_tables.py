@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agegen.data.images import list_images
-from agegen.data.manifests import ReadOptions, build_records, load_manifest
+from agegen.data.manifests import build_records, load_manifest
 from agegen.data.records import Exclusion, FaceRecords
 from agegen.data.tables import RawTable, read_table
 from agegen.errors import DataError
+from agegen.options import ReadOptions
 
 if TYPE_CHECKING:
     import pandas as pd

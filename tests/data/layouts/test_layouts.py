@@ -6,8 +6,8 @@ from scipy.io import savemat
 
 from agegen.data.layouts import list_layouts
 from agegen.data.loading import load_records
-from agegen.data.manifests import ReadOptions
 from agegen.errors import DataError, PluginError
+from agegen.options import ReadOptions
 
 NAN = float("nan")
 
@@ -134,7 +134,7 @@ def test_imdb_wiki(tmp_path):
     }
     assert list(records.frame["identity"]) == ["A B", "C D"]
     (tmp_path / "wiki.mat").write_bytes(b"no Matlab")
-    with pytest.raises(DataError, match="is no file of IMDB-WIKI"):
+    with pytest.raises(DataError, match="is not an IMDB-WIKI file"):
         load_records(str(tmp_path))
 
 

@@ -1,0 +1,89 @@
+"""Help: every command and option is described, the reference is current, and every topic can be shown."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from agegen.cli.help import find_pages, format_reference, list_commands
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+COMMANDS = dict(list_commands())
+
+
+def list_shown(command):
+    return [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_described_with_an_example(name):
+    command = COMMANDS[name]
+    summary = command.help.splitlines()[0]
+    assert summary.endswith(".")
+    assert len(summary) <= 70
+    assert command.epilog.startswith(f"Example: {name}")
+    assert f"`{name}" in README, f"README does not mention {name}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_described(name):
+    for parameter in list_shown(COMMANDS[name]):
+        assert parameter.help, f"{name}: {parameter.name} has no help"
+
+
+def test_help_lists_commands_by_panel(agegen):
+    shown = agegen("--help").stdout
+    panels = re.findall(r"─ (Use|Train|Data|Share|Extend) ─", shown)
+    assert panels == ["Use", "Train", "Data", "Share", "Extend"]
+    order = re.findall(r"│ (predict|serve|train|eval|data|split|export|new-plugin|help) ", shown)
+    assert order == ["predict", "serve", "train", "eval", "data", "split", "export", "new-plugin", "help"]
+
+
+def test_options_are_grouped_in_panels(agegen):
+    for command, panels in (
+        ("predict", ("Output", "Faces", "Video", "Model")),
+        ("train", ("Model", "Data", "Training")),
+    ):
+        shown = agegen(command, "--help").stdout
+        places = [shown.index(f"─ {panel} ─") for panel in panels]
+        assert places == sorted(places)
+        assert "Example: agegen" in shown.rstrip().splitlines()[-1]
+
+
+def test_the_reference_is_current():
+    """After a change: agegen help commands > agegen/cli/topics/commands.md."""
+    reference = format_reference()
+    assert find_pages()["commands"].read_text(encoding="utf-8") == reference
+    for name, command in COMMANDS.items():
+        assert f"\n## {name}\n" in reference
+        section = reference.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        for parameter in list_shown(command):
+            if parameter.param_type_name == "option":
+                assert parameter.opts[0] in section
+
+
+def test_every_topic_can_be_shown(agegen):
+    listed = agegen("help").stdout
+    topics = [line.split()[0] for line in listed.splitlines()[1:]]
+    assert topics == sorted(find_pages())
+    for topic in topics:
+        shown = agegen("help", topic)
+        assert shown.exit_code == 0
+        assert shown.stdout.startswith("# ")
+    wrong = agegen("help", "nonsense")
+    assert wrong.exit_code == 1
+    assert "unknown topic 'nonsense'. Choose one of commands, crops" in wrong.stderr
+
+
+def test_topics_are_rendered_on_a_terminal(monkeypatch, agegen):
+    import io
+
+    from rich.console import Console
+
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100)
+    monkeypatch.setattr("agegen.cli.help.make_output_console", lambda: console)
+    assert agegen("help", "onnx").exit_code == 0
+    shown = stream.getvalue()
+    assert "\x1b[" in shown
+    assert "```" not in shown
