@@ -1,135 +1,84 @@
-"""Compare trained runs on the same faces: paired differences with intervals, cost, groups, a verdict."""
+"""Compare models on the same faces: paired differences with intervals, costs, groups, datasets, and a verdict."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from agegen.compare.costs import Cost, measure_cost
-from agegen.compare.differences import LEAST_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
+from agegen.compare.differences import MIN_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
 from agegen.compare.models import ComparedModel, ComparedRun, choose_models, name_models
 from agegen.data.labels import AGE_BOUNDS, read_labels
 from agegen.data.records import SOURCE_COLUMN
 from agegen.data.scan import ProgressHook, ignore_progress
-from agegen.data.splits import HASH_COLUMN, find_seen, read_split, unpack_hashes
 from agegen.errors import AgegenError
 from agegen.evaluate.config import CompareConfig, EvalConfig
 from agegen.evaluate.estimates import read_predictions
 from agegen.evaluate.evaluate import evaluate_run
 from agegen.evaluate.evaluation import round_number
-from agegen.evaluate.metrics import Metric, measure_age, measure_brackets, measure_gender, widen_brackets
+from agegen.evaluate.metrics import (
+    Metric,
+    MetricSpec,
+    define_age_metrics,
+    define_bracket_metrics,
+    define_gender_metrics,
+    measure_all,
+    widen_brackets,
+)
+from agegen.evaluate.subject import TrainingSplit, read_training_split
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
-from agegen.runs import list_sources
+from agegen.runs import RunFolder, list_sources
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_LABEL_COLUMNS = ("age", "female", *AGE_BOUNDS)
+
 
 @dataclass(frozen=True)
 class SourceCell:
-    """A run on a data set: a metric with its interval; NaN where the set has no such labels."""
+    """The metrics of a model on one dataset, with intervals; NaN if the dataset has no such labels."""
 
     name: str
     mae: Metric
     in_bracket: Metric
     accuracy: Metric
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the stable JSON form."""
+        metrics = {name: _metric_to_json(getattr(self, name)) for name in ("mae", "in_bracket", "accuracy")}
+        return {"run": self.name, **metrics}
+
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A data set: its name, its faces, and each run on it."""
+    """A dataset: its name, its number of faces, and each model on it."""
 
     source: str
     n: int
     cells: list[SourceCell]
 
 
-def measure_sources(names: tuple[str, ...], tables: dict[str, pd.DataFrame]) -> list[SourceRow]:
-    """Return a row per data set; none where the faces are of one set only."""
-    first = tables[names[0]]
-    if SOURCE_COLUMN not in first.columns:
-        return []
-    rows = []
-    for source in first[SOURCE_COLUMN].unique():
-        inside = (first[SOURCE_COLUMN] == source).to_numpy()
-        rows.append(SourceRow(str(source), int(inside.sum()), [_measure(name, tables[name][inside]) for name in names]))
-    return rows
-
-
-def _measure(name: str, table: pd.DataFrame) -> SourceCell:
-    labels = read_labels(table)
-    age, p_female = (table[column].to_numpy(dtype=float) for column in ("estimated_age", "p_female"))
-    low, high = labels.low.astype(float), labels.high.astype(float)
-    exact, wide, known = labels.exact, labels.bracketed, labels.gendered
-    return SourceCell(
-        name,
-        measure_age(age[exact], low[exact]).mae,
-        measure_brackets(age[wide], widen_brackets(low[wide], high[wide])).in_bracket,
-        measure_gender(p_female[known], np.asarray(labels.female[known] > 0.5)).accuracy,
-    )
-
-
-def write_verdict(
-    names: tuple[str, ...],
-    n: int,
-    age: list[MetricRow],
-    gender: list[MetricRow],
-    costs: list[Cost],
-    trainings: tuple[int, ...] = (1, 1),
-    trained: bool = False,
-) -> str:
-    """Return one plain sentence on the first two runs, made from the numbers alone.
-
-    Args:
-        trainings: how many of each model there are.
-        trained: whether the faces are those of the training split.
-    """
-    more = f" (of {len(names)} runs, this speaks of the first two)" if len(names) > 2 else ""
-    if min(trainings[:2]) > 1:
-        judged = f"This compares the models, by {trainings[0]} trainings of {names[0]} and {trainings[1]} of {names[1]}"
-        once = ""
-    else:
-        judged, once = "This compares one training of each, not the models as such", "this training of "
-    parts = []
-    if row := next((row for row in age if row.name in ("mae", "in_bracket")), None):
-        values = tuple(_phrase_value(row.name, metric.value) for metric in row.values[:2])
-        parts.append(_phrase("age", "an MAE" if row.name == "mae" else "in the bracket", names, values, row, once))
-    if gender:
-        values = tuple(_phrase_value("accuracy", metric.value) for metric in gender[0].values[:2])
-        parts.append(_phrase("gender", "an accuracy", names, values, gender[0], once))
-    spent = [_phrase_cost(name, cost) for name, cost in zip(names[:2], costs[:2], strict=True)]
-    faces = "faces that both were trained on" if trained else "faces that neither was trained on"
-    return f"On {n:,} {faces}, {', and '.join(parts)}; {spent[0]}, {spent[1]}. {judged}{more}."
-
-
-def _phrase_value(metric: str, value: float) -> str:
-    return f"{value:.2f} years" if metric == "mae" else f"{value * 100:.1f} %"
-
-
-def _phrase(task: str, measure: str, names: tuple[str, ...], values: tuple[str, ...], row: MetricRow, once: str) -> str:
-    better = row.better[0]
-    if better is None:
-        both = " and ".join(f"{value} for {name}" for name, value in zip(names, values, strict=False))
-        return f"{task} shows no clear difference ({measure} of {both})"
-    best, other = (0, 1) if better == names[0] else (1, 0)
-    return f"{once}{better} is better at {task} ({measure} of {values[best]} against {values[other]})"
-
-
-def _phrase_cost(name: str, cost: Cost) -> str:
-    once = f" after {cost.feature_minutes:.0f} for its features" if cost.feature_minutes else ""
-    spent = "" if cost.minutes is None else f" in {cost.minutes:.0f} minutes"
-    return f"{name} trained {cost.trainable / 1e6:.2f}M parameters{spent}{once}"
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Everything that ``agegen compare`` shows.
 
-    ``runs`` are what was named, and ``trainings`` how many each of them holds.
-    ``predictions`` holds each run's table over the same faces in the same order; ``curves`` its epochs; ``data`` and
-    ``reading`` say where the faces are and how they are read.
+    Attributes:
+        names: of the models, short and distinct.
+        runs: what the user named, and ``trainings`` the number of trainings that each of them has.
+        n: the number of faces, and ``source`` where they come from.
+        age: the rows of the age table, and ``gender`` those of the gender table.
+        costs: of the first training of each model.
+        groups: differences between the first two models.
+        verdict: a sentence about the first two models.
+        notices: what the user should know about the data.
+        predictions: of the first training of each model, on the same faces in the same order.
+        curves: the epochs of each model's first training; weights without a run have none.
+        data: the datasets, and ``reading`` how they are read, to show images of.
+        sources: the metrics by dataset; empty for a single one.
     """
 
     names: tuple[str, ...]
@@ -161,9 +110,9 @@ class Comparison:
             "age": [self._row_to_json(row) for row in self.age],
             "gender": [self._row_to_json(row) for row in self.gender],
             "groups": [{**vars(group), "difference": _metric_to_json(group.difference)} for group in self.groups.rows],
-            "groups_looked_at": self.groups.looked_at,
+            "groups_looked_at": self.groups.count,
             "sources": [
-                {"source": row.source, "n": row.n, "runs": [_cell_to_json(cell) for cell in row.cells]}
+                {"source": row.source, "n": row.n, "runs": [cell.to_json() for cell in row.cells]}
                 for row in self.sources
             ],
             "verdict": self.verdict,
@@ -181,59 +130,89 @@ class Comparison:
         }
 
 
+def _metric_to_json(metric: Metric) -> dict[str, Any]:
+    interval = [round_number(metric.low), round_number(metric.high)]
+    return {"value": round_number(metric.value), "ci95": None if interval[0] is None else interval}
+
+
 def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progress) -> Comparison:
-    """Compare runs, or weights that ship, on the faces that all of them can be tested on.
+    """Compare runs, or bundled weights, on the faces that all of them can be tested on.
 
     Raises:
-        AgegenError: fewer than two runs, weights alone without data, or too few faces that none of them trained on.
+        AgegenError: fewer than two models, weights without a run and without data, or too few faces that none of the
+            models was trained on.
     """
     models = choose_models(config.runs)
     names = name_models(models)
+    _check_data(names, models, config.data)
     every = [training for model in models for training in model.trainings]
-    alone = [name for name, model in zip(names, models, strict=True) if model.trainings[0].run is None]
-    if alone and not config.data:
-        raise AgegenError(f"{alone[0]} has no run that names its faces: give --data PATH")
     collected, notices = collect_predictions(every, config, on_progress)
-    trainings, source = align_predictions(names, models, collected, config)
+    trainings, whole = align_predictions(names, models, collected, config.split)
     tables = {name: tables[0] for name, tables in trainings.items()}
-    first = next(iter(tables.values()))
+    n = len(tables[names[0]])
     age, gender = measure_rows(names, trainings)
     counts = tuple(len(model.trainings) for model in models)
-    firsts = [model.trainings[0] for model in models]
-    runs = {name: first.run for name, first in zip(names, firsts, strict=True) if first.run is not None}
-    record = next(iter(runs.values())).read() if runs else {}
     if max(counts) > 1:
-        notices.append("groups, data sets, curves, costs and faces are those of the first training of each model")
-    costs = [measure_cost(first, name, config.device, on_progress) for name, first in zip(names, firsts, strict=True)]
+        notices.append(
+            "groups, datasets, learning curves, costs and images are those of the first training of each model"
+        )
+    firsts = {name: model.trainings[0] for name, model in zip(names, models, strict=True)}
+    costs = [measure_cost(first, name, config.device, on_progress) for name, first in firsts.items()]
+    runs = {name: first.run for name, first in firsts.items() if first.run is not None}
+    data, reading = _locate_data(config.data, list(runs.values()))
     return Comparison(
         names=names,
         runs=tuple(model.given for model in models),
         trainings=counts,
-        n=len(first),
-        source=source,
+        n=n,
+        source=_name_faces(config.data, config.split, whole),
         age=age,
         gender=gender,
         costs=costs,
         groups=find_group_differences(names, tables),
-        verdict=write_verdict(names, len(first), age, gender, costs, counts, trained=config.split == "train"),
+        verdict=write_verdict(names, n, age, gender, costs, counts, trained=config.split == "train"),
         notices=tuple(dict.fromkeys(notices)),
         predictions=tables,
         curves={name: run.read_epochs() for name, run in runs.items()},
-        data=config.data or list_sources(record),
-        reading=DEFAULT_READ_OPTIONS if config.data else DEFAULT_READ_OPTIONS.fill_from(record),
+        data=data,
+        reading=reading,
         sources=measure_sources(names, tables),
     )
+
+
+def _check_data(names: Sequence[str], models: Sequence[ComparedModel], data: tuple[str, ...]) -> None:
+    """Check that there are faces to compare on: those of the runs, or ``data``."""
+    without_run = [name for name, model in zip(names, models, strict=True) if model.trainings[0].run is None]
+    if without_run and not data:
+        raise AgegenError(f"{without_run[0]} has no run folder and therefore no test faces. Give --data PATH.")
+
+
+def _locate_data(data: tuple[str, ...], runs: Sequence[RunFolder]) -> tuple[tuple[str, ...], ReadOptions]:
+    """Return the datasets whose faces are compared, and how they are read: the given ones, or those of the runs."""
+    if data:
+        return data, DEFAULT_READ_OPTIONS
+    record = runs[0].read()
+    return list_sources(record), DEFAULT_READ_OPTIONS.fill_from(record)
+
+
+def _name_faces(data: tuple[str, ...], split: str, whole: bool) -> str:
+    """Return a description of the compared faces; ``whole`` if they are all that each model was tested on."""
+    if data or split != "test":
+        return f"split '{split}' of {' + '.join(data) or 'the runs’ data'}"
+    return "all test faces" if whole else "the common test faces"
 
 
 def collect_predictions(
     trainings: list[ComparedRun], config: CompareConfig, on_progress: ProgressHook
 ) -> tuple[list[pd.DataFrame], list[str]]:
-    """Return each training's predictions (those that its run kept of its test split, else made anew), with ``seen``:
-    which faces any of the trainings saw, or a near-duplicate of.
+    """Return each training's predictions, with the column ``seen``, and notices.
+
+    The predictions are those that the run folder has for its test set, otherwise computed now. ``seen`` marks faces
+    that this or, for predictions from run folders, any of the trainings has seen, or a near-duplicate of them.
     """
     runs = [training.run for training in trainings if training.run is not None]
     if not config.data and config.split == "test":
-        splits = [read_split(run.split) for run in runs]
+        splits = [read_training_split(run) for run in runs]
         kept = [read_predictions(run.predictions) for run in runs]
         return [mark_seen(table, split, splits) for table, split in zip(kept, splits, strict=True)], []
     tables: list[pd.DataFrame] = []
@@ -248,65 +227,135 @@ def collect_predictions(
     return tables, notices
 
 
-def mark_seen(table: pd.DataFrame, own: pd.DataFrame, splits: list[pd.DataFrame]) -> pd.DataFrame:
-    """Return predictions with the column ``seen``: whether any of the trainings behind ``splits`` saw the face."""
-    hashes = None
-    if HASH_COLUMN in own.columns:
-        known = dict(zip(own["sha256"], own[HASH_COLUMN], strict=True))
-        hashes = unpack_hashes(known[digest] for digest in table["sha256"])
-    seen = np.zeros(len(table), dtype=bool)
-    for split in splits:
-        seen |= find_seen(split, list(table["sha256"]), hashes)
-    return table.assign(seen=seen)
+def mark_seen(table: pd.DataFrame, own: TrainingSplit, splits: Sequence[TrainingSplit]) -> pd.DataFrame:
+    """Return predictions with the column ``seen``: whether any of the trainings with these splits has seen the face.
+
+    ``own``: the split of the training that made the predictions; it knows the faces' perceptual hashes.
+    """
+    sha256 = list(table["sha256"])
+    hashes = own.find_hashes(sha256)
+    return table.assign(seen=np.any([split.find_seen(sha256, hashes) for split in splits], axis=0))
 
 
 def align_predictions(
-    names: tuple[str, ...], models: list[ComparedModel], tables: list[pd.DataFrame], config: CompareConfig
-) -> tuple[dict[str, list[pd.DataFrame]], str]:
-    """Return each model's tables, one per training, over the faces that all have and no training saw, in one order.
+    names: Sequence[str], models: Sequence[ComparedModel], tables: list[pd.DataFrame], split: str
+) -> tuple[dict[str, list[pd.DataFrame]], bool]:
+    """Return the predictions of each model, a table per training, for the faces that all have and none has seen.
 
-    With ``--split train`` the faces that trainings saw are what is asked for, and stay.
+    All tables have the same faces in the same order. With the split ``train``, seen faces are kept. Also returns
+    whether these are all faces of every table.
 
     Raises:
-        AgegenError: fewer than 30 such faces, or labels that differ between the runs.
+        AgegenError: there are fewer than 30 such faces, or their labels differ between the tables.
     """
     tables = [table.drop_duplicates("sha256").set_index("sha256", drop=False) for table in tables]
     common = set.intersection(*(set(table.index) for table in tables))
-    if config.split != "train":
+    if split != "train":
         for table in tables:
             common -= set(table.index[table["seen"]])
-    if len(common) < LEAST_FACES:
+    if len(common) < MIN_FACES:
         owners = [name for name, model in zip(names, models, strict=True) for _ in model.trainings]
         counts = ", ".join(f"{name} {len(table):,}" for name, table in zip(owners, tables, strict=True))
         raise AgegenError(
-            f"these runs can't be compared: only {len(common)} faces are in the test set of each ({counts}) and in "
-            "nobody's training split; train with the same data and --seed, or with --split-file, or give --data"
+            f"cannot compare these models: only {len(common)} faces are in every test set ({counts}) and in no "
+            "training set. Train with the same data and --seed or with --split-file, or give --data."
         )
     order = [digest for digest in tables[0].index if digest in common]
     ordered = [table.loc[order].drop(columns="seen").reset_index(drop=True) for table in tables]
     _check_labels(ordered)
     rest = iter(ordered)
     aligned = {name: [next(rest) for _ in model.trainings] for name, model in zip(names, models, strict=True)}
-    faces = "all test faces" if all(len(table) == len(order) for table in tables) else "the common test faces"
-    whole = config.data or config.split != "test"
-    return aligned, f"split '{config.split}' of {' + '.join(config.data) or 'the runs’ data'}" if whole else faces
-
-
-_LABELS = ("age", "female", *AGE_BOUNDS)
+    return aligned, all(len(table) == len(order) for table in tables)
 
 
 def _check_labels(tables: list[pd.DataFrame]) -> None:
     first, *others = tables
     for table in others:
-        if any(not first[name].equals(table[name]) for name in _LABELS if name in first.columns):
-            raise AgegenError("these runs can't be compared: the same faces have different labels in their data")
+        if any(not first[name].equals(table[name]) for name in _LABEL_COLUMNS if name in first.columns):
+            raise AgegenError("cannot compare these models: the same faces have different labels in their data")
 
 
-def _cell_to_json(cell: SourceCell) -> dict[str, Any]:
-    metrics = {name: _metric_to_json(getattr(cell, name)) for name in ("mae", "in_bracket", "accuracy")}
-    return {"run": cell.name, **metrics}
+def measure_sources(names: tuple[str, ...], tables: dict[str, pd.DataFrame]) -> list[SourceRow]:
+    """Return a row per dataset; none if all faces are from one dataset."""
+    first = tables[names[0]]
+    if SOURCE_COLUMN not in first.columns:
+        return []
+    rows = []
+    for source in first[SOURCE_COLUMN].unique():
+        inside = (first[SOURCE_COLUMN] == source).to_numpy()
+        cells = _measure_source({name: tables[name][inside] for name in names})
+        rows.append(SourceRow(str(source), int(inside.sum()), cells))
+    return rows
 
 
-def _metric_to_json(metric: Metric) -> dict[str, Any]:
-    interval = [round_number(metric.low), round_number(metric.high)]
-    return {"value": round_number(metric.value), "ci95": None if interval[0] is None else interval}
+def _measure_source(tables: dict[str, pd.DataFrame]) -> list[SourceCell]:
+    """Return the metrics of each model, from its predictions on the faces of one dataset."""
+    specs: list[MetricSpec[Any]] = []
+    for table in tables.values():
+        labels = read_labels(table)
+        age, p_female = (table[column].to_numpy(dtype=float) for column in ("estimated_age", "p_female"))
+        low, high = labels.low.astype(float), labels.high.astype(float)
+        exact, bracketed, gendered = labels.exact, labels.bracketed, labels.gendered
+        specs += [
+            define_age_metrics(age[exact], low[exact]),
+            define_bracket_metrics(age[bracketed], widen_brackets(low[bracketed], high[bracketed])),
+            define_gender_metrics(p_female[gendered], np.asarray(labels.female[gendered] > 0.5)),
+        ]
+    measured = iter(measure_all(specs))
+    return [SourceCell(name, next(measured).mae, next(measured).in_bracket, next(measured).accuracy) for name in tables]
+
+
+def write_verdict(
+    names: tuple[str, ...],
+    n: int,
+    age: list[MetricRow],
+    gender: list[MetricRow],
+    costs: list[Cost],
+    trainings: tuple[int, ...] = (1, 1),
+    trained: bool = False,
+) -> str:
+    """Return a sentence about the first two models, derived from the numbers alone.
+
+    Args:
+        names: of all models.
+        n: the number of faces.
+        age: the rows of the age table, and ``gender`` those of the gender table.
+        gender: see ``age``.
+        costs: of each model.
+        trainings: the number of trainings of each model.
+        trained: whether the faces are those of the training set.
+    """
+    several = min(trainings[:2]) > 1
+    prefix = "" if several else "this training of "
+    parts = []
+    if row := next((row for row in age if row.name in ("mae", "in_bracket")), None):
+        parts.append(_phrase_difference("age", row, names, prefix))
+    if gender:
+        parts.append(_phrase_difference("gender", gender[0], names, prefix))
+    spent = [_phrase_cost(name, cost) for name, cost in zip(names[:2], costs[:2], strict=True)]
+    faces = "faces that both were trained on" if trained else "faces that neither was trained on"
+    scope = (
+        f"This compares the models, with {trainings[0]} trainings of {names[0]} and {trainings[1]} of {names[1]}"
+        if several
+        else "This compares one training of each model, not the models in general"
+    )
+    more = f" (the first two of {len(names)} models)" if len(names) > 2 else ""
+    return f"On {n:,} {faces}, {', and '.join(parts)}; {spent[0]}, {spent[1]}. {scope}{more}."
+
+
+def _phrase_difference(task: str, row: MetricRow, names: tuple[str, ...], prefix: str) -> str:
+    measure = {"mae": "MAE", "in_bracket": "share in the bracket", "accuracy": "accuracy"}[row.name]
+    values = [
+        f"{metric.value:.2f} years" if row.name == "mae" else f"{metric.value * 100:.1f} %" for metric in row.values[:2]
+    ]
+    better = row.better[0]
+    if better is None:
+        return f"{task} shows no clear difference ({measure} {values[0]} for {names[0]} and {values[1]} for {names[1]})"
+    best, other = (0, 1) if better == names[0] else (1, 0)
+    return f"{prefix}{better} is better at {task} ({measure} {values[best]} versus {values[other]})"
+
+
+def _phrase_cost(name: str, cost: Cost) -> str:
+    once = f" after {cost.feature_minutes:.0f} for its features" if cost.feature_minutes else ""
+    spent = "" if cost.minutes is None else f" in {cost.minutes:.0f} minutes"
+    return f"{name} trained {cost.trainable / 1e6:.2f}M parameters{spent}{once}"

@@ -1,4 +1,4 @@
-"""What a run costs: parameters, size, time until learning settled, speed."""
+"""The cost of a model: parameters, file size, time to convergence, and speed."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from agegen.model.checkpoint import load_checkpoint
 from agegen.model.network import AgeGenderModel, count_parameters, run_views
 from agegen.runs import RunFolder, count_seconds
 
-# Validation losses of neighbouring epochs differ by about as much once nothing is learnt any more.
-SETTLED_WITHIN = 0.02
-# One lucky epoch is no end of learning.
+# After convergence, the validation losses of neighbouring epochs still differ by about as much.
+CONVERGED_WITHIN = 0.02
+# A single low loss is not convergence: the mean of three epochs counts.
 SMOOTHED_EPOCHS = 3
-# Batches as prediction makes them; the median of three leaves one disturbance out.
+# A batch as in prediction; the median of three repeats ignores one disturbance.
 _SPEED_FACES, _SPEED_REPEATS = 32, 3
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs; what only a run's record tells is None for weights alone.
+    """What a model costs. Fields that only a run folder has are None for weights without one.
 
     Attributes:
-        checkpoint_bytes: of the file of weights.
-        settled_epoch: see :func:`find_settled_epoch`; ``settled_minutes`` after the first step.
-        minutes: of the whole training, reading the data and evaluating included, cached features not.
-        feature_minutes: that computing the cached features took, once for all trainings on the same data;
-            0 for trainable backbones.
-        images_per_second: of the whole model on decoded crops, both views; None where it can't load.
+        parameters: of the whole model, and ``trainable`` those that were trained.
+        checkpoint_bytes: the size of the checkpoint.
+        epochs: of the training.
+        settled_epoch: the epoch of convergence; see :func:`find_converged_epoch`.
+        settled_minutes: from the first step to that epoch.
+        minutes: of the whole training with loading and evaluation, without computing cached features.
+        feature_minutes: for computing cached features, once for all trainings on the same data; 0 for trainable
+            backbones.
+        images_per_second: of the whole model on decoded crops, both views; None if the model cannot be loaded.
     """
 
     parameters: int
@@ -48,20 +51,8 @@ class Cost:
     images_per_second: float | None
 
 
-def find_settled_epoch(val_loss: Floats) -> int:
-    """Return the epoch, from 1, at which learning settled.
-
-    The validation loss is smoothed (mean of an epoch and up to two before it); learning has settled
-    at the first epoch from which on the smoothed loss stays within 2 % of its lowest value.
-    """
-    smoothed = np.array([val_loss[max(0, end - SMOOTHED_EPOCHS) : end].mean() for end in range(1, len(val_loss) + 1)])
-    outside = np.flatnonzero(smoothed > smoothed.min() * (1 + SETTLED_WITHIN))
-    # The last epochs may drift out again: then nothing stays, and the last epoch counts.
-    return min(int(outside[-1]) + 2 if len(outside) else 1, len(val_loss))
-
-
 def measure_cost(training: ComparedRun, name: str, device: str, on_progress: ProgressHook) -> Cost:
-    """Return what a training cost, and measure its speed."""
+    """Return the cost of a training, and measure its speed on ``device``; ``name`` is shown as progress."""
     if training.run is not None:
         return _measure_run(training.run, name, device, on_progress)
     _, model = load_checkpoint(training.checkpoint)
@@ -73,7 +64,7 @@ def measure_cost(training: ComparedRun, name: str, device: str, on_progress: Pro
 def _measure_run(run: RunFolder, name: str, device: str, on_progress: ProgressHook) -> Cost:
     record = run.read()
     epochs = run.read_epochs()
-    settled = find_settled_epoch(epochs["val_loss"].to_numpy(dtype=float))
+    converged = find_converged_epoch(epochs["val_loss"].to_numpy(dtype=float))
     try:
         speed: float | None = measure_speed(load_checkpoint(run.checkpoint)[1], name, device, on_progress)
     except AgegenError:
@@ -83,16 +74,28 @@ def _measure_run(run: RunFolder, name: str, device: str, on_progress: ProgressHo
         trainable=int(record["parameters"]["trainable"]),
         checkpoint_bytes=run.checkpoint.stat().st_size,
         epochs=len(epochs),
-        settled_epoch=settled,
-        settled_minutes=round(float(epochs["seconds"].iloc[settled - 1]) / 60, 2),
+        settled_epoch=converged,
+        settled_minutes=round(float(epochs["seconds"].iloc[converged - 1]) / 60, 2),
         minutes=round(count_seconds(record) / 60, 2),
         feature_minutes=round(float(record["seconds"].get("features", 0.0)) / 60, 2),
         images_per_second=speed,
     )
 
 
+def find_converged_epoch(val_loss: Floats) -> int:
+    """Return the epoch, from 1, at which the training has converged.
+
+    It is the first epoch from which on the validation loss, smoothed as the mean of an epoch and up to two before it,
+    stays within 2 % of its lowest value.
+    """
+    smoothed = np.array([val_loss[max(0, end - SMOOTHED_EPOCHS) : end].mean() for end in range(1, len(val_loss) + 1)])
+    outside = np.flatnonzero(smoothed > smoothed.min() * (1 + CONVERGED_WITHIN))
+    # If the last epochs diverge again, the last epoch counts.
+    return min(int(outside[-1]) + 2 if len(outside) else 1, len(val_loss))
+
+
 def measure_speed(model: AgeGenderModel, name: str, device: str, on_progress: ProgressHook) -> float:
-    """Return how many decoded crops a second the whole model estimates, both views, in batches of 32."""
+    """Return the throughput of the whole model in crops per second: decoded crops, both views, batches of 32."""
     import torch
 
     compute = choose_compute(device)

@@ -22,23 +22,12 @@ if TYPE_CHECKING:
     from agegen.compare.differences import MetricRow
     from agegen.evaluate.metrics import Metric
 
-
 NO_DIFFERENCE = "no clear difference"
 UNKNOWN = "–"
-# More rows than this nobody reads; JSON holds them all.
+# Enough for a reader; JSON has all groups.
 _GROUPS_SHOWN = 10
-_POINTS = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece")
-
-
-def make_tables(comparison: Comparison) -> list[PlainTable]:
-    """Return the tables of a comparison: age, gender, cost, and the groups where the runs differ most."""
-    tables = [
-        _make_metric_table("Table 1: age", comparison.names, comparison.age),
-        _make_metric_table("Table 2: gender", comparison.names, comparison.gender),
-        _make_cost_table(comparison),
-    ]
-    tables += [_make_source_table(comparison)] if comparison.sources else []
-    return [*tables, _make_group_table(comparison)] if comparison.groups.rows else tables
+# Metrics whose differences are shown in percentage points.
+_SHARES = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece")
 
 
 def render_comparison(comparison: Comparison) -> Group:
@@ -48,11 +37,31 @@ def render_comparison(comparison: Comparison) -> Group:
     return Group(heading, *tables, Text(comparison.verdict))
 
 
-def format_difference(name: str, metric: Metric) -> str:
-    """Return a signed difference with its interval; of shares in percentage points."""
-    factor, digits = (100, 1) if name in _POINTS else (1, 4 if name in ("roc_auc", "brier") else 2)
-    value, low, high = (f"{number * factor:+.{digits}f}" for number in (metric.value, metric.low, metric.high))
-    return f"{value} ({low} to {high})"
+def write_html_report(path: Path, comparison: Comparison) -> None:
+    """Write the report of a comparison as one self-contained HTML page."""
+    write_text(path, render_html(comparison))
+
+
+def render_html(comparison: Comparison) -> str:
+    """Return the report as an HTML document; faces are shown if the data is still available."""
+    return render_page(
+        "compare.html.j2",
+        comparison=comparison,
+        tables=make_tables(comparison),
+        figures=draw_figures(comparison),
+        galleries=show_galleries(comparison),
+    )
+
+
+def make_tables(comparison: Comparison) -> list[PlainTable]:
+    """Return the tables: age, gender, cost, datasets, and the groups with the clearest differences."""
+    tables = [
+        _make_metric_table("Table 1: age", comparison.names, comparison.age),
+        _make_metric_table("Table 2: gender", comparison.names, comparison.gender),
+        _make_cost_table(comparison),
+    ]
+    tables += [_make_source_table(comparison)] if comparison.sources else []
+    return [*tables, _make_group_table(comparison)] if comparison.groups.rows else tables
 
 
 def _make_metric_table(title: str, names: tuple[str, ...], rows: list[MetricRow]) -> PlainTable:
@@ -70,29 +79,50 @@ def _make_metric_table(title: str, names: tuple[str, ...], rows: list[MetricRow]
     return PlainTable(title, columns, cells)
 
 
+def format_difference(name: str, metric: Metric) -> str:
+    """Return a signed difference with its interval; for shares in percentage points."""
+    factor, digits = (100, 1) if name in _SHARES else (1, 4 if name in ("roc_auc", "brier") else 2)
+    value, low, high = (f"{number * factor:+.{digits}f}" for number in (metric.value, metric.low, metric.high))
+    return f"{value} ({low} to {high})"
+
+
 def _make_cost_table(comparison: Comparison) -> PlainTable:
     costs = comparison.costs
     rows = [
         ["parameters", *(f"{cost.parameters:,}" for cost in costs)],
-        ["of these trained", *(f"{cost.trainable:,}" for cost in costs)],
+        ["trained parameters", *(f"{cost.trainable:,}" for cost in costs)],
         ["checkpoint", *(format_size(cost.checkpoint_bytes) for cost in costs)],
-        ["epochs until learning settled", *(_format_settled(cost) for cost in costs)],
-        ["minutes until learning settled", *(_format_number(cost.settled_minutes, 1) for cost in costs)],
-        ["minutes of this training", *(_format_number(cost.minutes, 1) for cost in costs)],
+        ["epochs until convergence", *(_format_converged(cost) for cost in costs)],
+        ["minutes until convergence", *(_format_number(cost.settled_minutes, 1) for cost in costs)],
+        ["minutes of training", *(_format_number(cost.minutes, 1) for cost in costs)],
         ["minutes for cached features, once", *(_format_number(cost.feature_minutes, 1) for cost in costs)],
         ["images/s, whole model, evaluation", *(_format_number(cost.images_per_second, 0) for cost in costs)],
     ]
-    # Of weights alone no record tells how they were trained.
+    # How weights without a run were trained is not recorded.
     known = [row for row in rows if set(row[1:]) != {UNKNOWN}]
     return PlainTable("Table 3: cost", ["", *comparison.names], known)
 
 
-def _format_settled(cost: Cost) -> str:
+def _format_converged(cost: Cost) -> str:
     return UNKNOWN if cost.epochs is None else f"{cost.settled_epoch} of {cost.epochs}"
 
 
 def _format_number(value: float | None, digits: int) -> str:
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
+
+
+def _make_source_table(comparison: Comparison) -> PlainTable:
+    rows, ends = [], []
+    for row in comparison.sources:
+        for place, cell in enumerate(row.cells):
+            shown = [cell.mae, cell.in_bracket, cell.accuracy]
+            cells = []
+            for name, metric in zip(("mae", "in_bracket", "accuracy"), shown, strict=True):
+                cells += [format_value(name, metric.value), format_interval(name, metric)]
+            rows.append([*((row.source, f"{row.n:,}") if not place else ("", "")), cell.name, *cells])
+        ends.append(len(rows) - 1)
+    columns = ["data", "faces", "model", "MAE (years)", "95 %", "in the bracket", "95 %", "accuracy", "95 %"]
+    return PlainTable("Table 4: by dataset", columns, rows, left=3, sections=frozenset(ends[:-1]))
 
 
 def _make_group_table(comparison: Comparison) -> PlainTable:
@@ -111,40 +141,10 @@ def _make_group_table(comparison: Comparison) -> PlainTable:
         ]
         for group in comparison.groups.rows[:_GROUPS_SHOWN]
     ]
-    title = f"By group: the {len(rows)} clearest of {comparison.groups.looked_at} differences"
-    caption = f"95 % for all {comparison.groups.looked_at} intervals together, not for each"
+    count = comparison.groups.count
+    title = f"By group: the {len(rows)} clearest of {count} differences"
+    caption = f"The intervals hold simultaneously, at 95 % for all {count} differences together."
     return PlainTable(title, columns, rows, left=3, caption=caption)
-
-
-def _make_source_table(comparison: Comparison) -> PlainTable:
-    rows, ends = [], []
-    for row in comparison.sources:
-        for place, cell in enumerate(row.cells):
-            shown = [cell.mae, cell.in_bracket, cell.accuracy]
-            cells = []
-            for name, metric in zip(("mae", "in_bracket", "accuracy"), shown, strict=True):
-                cells += [format_value(name, metric.value), format_interval(name, metric)]
-            rows.append([*((row.source, f"{row.n:,}") if not place else ("", "")), cell.name, *cells])
-        ends.append(len(rows) - 1)
-    columns = ["data", "faces", "model", "MAE (years)", "95 %", "in the bracket", "95 %", "accuracy", "95 %"]
-    return PlainTable("Table 4: by data set", columns, rows, left=3, sections=frozenset(ends[:-1]))
-
-
-def write_html_report(path: Path, comparison: Comparison) -> None:
-    """Write the report of a comparison, whole or not at all."""
-    write_text(path, render_html(comparison))
-
-
-def render_html(comparison: Comparison) -> str:
-    """Return the report as one HTML document; the faces are shown where the data is still at hand."""
-    return render_page(
-        "compare.html.j2",
-        names=comparison.names,
-        comparison=comparison,
-        tables=make_tables(comparison),
-        figures=draw_figures(comparison),
-        galleries=show_galleries(comparison),
-    )
 
 
 def draw_figures(comparison: Comparison) -> list[Figure]:
@@ -154,17 +154,17 @@ def draw_figures(comparison: Comparison) -> list[Figure]:
         *_draw_curves(comparison),
         Figure(
             "Estimated against true age",
-            "Each hexagon counts faces, darker for more; on the line the estimate is right.",
+            "Hexagons count faces; darker ones contain more. Estimates on the line are correct.",
             encode_figure(draw_scatter(tables)),
         ),
         Figure(
             "Error by age",
-            "Left: mean absolute error by true age. Right: mean signed error; above 0 people are taken for older.",
+            "Left: mean absolute error by true age. Right: mean signed error; above 0, ages are overestimated.",
             encode_figure(draw_errors(tables)),
         ),
         Figure(
             "Calibration of gender",
-            "On the line, of the faces given P(female) = x a share x is labelled female. Larger dots are more faces.",
+            "On the line, a share x of the faces with P(female) = x is labelled female. Larger dots are more faces.",
             encode_figure(draw_calibration(tables)),
             width=40,
         ),
@@ -172,7 +172,7 @@ def draw_figures(comparison: Comparison) -> list[Figure]:
 
 
 def _draw_curves(comparison: Comparison) -> list[Figure]:
-    """Return the learning curves of runs; weights alone have none."""
+    """Return the learning curves; none for weights without a run."""
     if not comparison.curves:
         return []
     caption = "Validation loss, MAE and accuracy after each epoch, against epochs (above) and minutes (below)."
@@ -180,7 +180,7 @@ def _draw_curves(comparison: Comparison) -> list[Figure]:
 
 
 def show_galleries(comparison: Comparison) -> list[Gallery]:
-    """Return each model's faces with the largest errors in age; none where the data can't be read."""
+    """Return for each model the faces with the largest age errors; none if the data cannot be read."""
     try:
         records = load_sources(comparison.data, comparison.reading)
     except AgegenError:

@@ -1,4 +1,4 @@
-"""What a data set hides: duplicates, conflicting labels, heaped ages, leaks, clusters, likely wrong labels."""
+"""Check a dataset for duplicates, conflicting labels, heaped ages, leakage and label errors; write a clean manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from agegen.data.duplicates import find_duplicates, find_mirrored, join_pairs, mirror_hashes
 from agegen.data.labels import (
-    AGE_BOUNDS,
     AGE_CLASSES,
     IDENTITY_COLUMNS,
     SMALL_GROUP,
@@ -21,31 +20,44 @@ from agegen.data.labels import (
     format_age,
     format_gender,
     label_groups,
-    write_labels,
 )
 from agegen.data.loading import load_sources
 from agegen.data.records import Exclusion, FaceRecords, locate_picture
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import SHARES, count_leaking_groups, number_persons
 from agegen.datatools.config import CheckConfig
+from agegen.datatools.convert import format_path, make_manifest
 from agegen.datatools.label_issues import LabelIssue, find_label_issues
 from agegen.errors import DataError
+from agegen.evaluate.subject import EvaluationSubject, open_subject
 from agegen.faces.matching import describe_crops, survey_crops
 from agegen.files import replace_atomically
-from agegen.model.weights import find_checkpoint
+from agegen.machine import choose_compute
 
-# Labels of one photograph that are further apart, in years, contradict each other.
+# Ages of one photo that differ by more years contradict each other.
 CONFLICT_YEARS = 1.0
+# Images with a shorter side below this, in pixels, show too little of a face.
+TINY_SIDE = 48
+# The time of capture in UTKFace's file names, here up to the second: 20170116174525125.
+_CAPTURE_SECOND = re.compile(r"_(\d{14})\d{0,3}\.")
+# The mean over 20 random splits is known to about a fifth of the standard deviation between splits.
+_RANDOM_SPLITS = 20
+# Years on each side of an age: fewer are noise, more reach the next heap, five years away.
+_NEIGHBOURS = 3
+# An age is heaped if its count exceeds that of its neighbours by this ratio, and chance by so many standard deviations.
+_MIN_RATIO, _MIN_SIGMAS = 1.4, 4.0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures of (nearly) the same content.
+    """Two images that are equal or near-duplicates.
 
     Attributes:
-        distance: 0–256 bits of their hashes, 0 also for equal files.
-        ages: as the labels say them, and ``genders``; a dash where one isn't known.
-        gap: years between the two ages, or between their brackets; NaN where one isn't known.
+        first: the path of one image, and ``second`` that of the other.
+        distance: how many bits of their hashes differ, 0–256; 0 also for equal files.
+        same_file: whether the files are equal.
+        ages: as labelled, and ``genders``; a dash if unknown.
+        gap: years between the two ages or their brackets; NaN if one is unknown.
     """
 
     first: str
@@ -63,7 +75,7 @@ class Pair:
 
     @property
     def genders_differ(self) -> bool:
-        """Whether both genders are known and not the same."""
+        """Whether both genders are known and differ."""
         return "–" not in self.genders and self.genders[0] != self.genders[1]
 
     def to_json(self) -> dict[str, Any]:
@@ -77,10 +89,10 @@ class Duplicates:
 
     Attributes:
         pairs: all of them.
-        faces: that have one.
-        groups: that they form.
-        age_gap: mean difference of the ages of a pair in years; NaN without pairs.
-        gender_gap: the share of pairs, 0–1, that differ in gender; NaN without pairs.
+        faces: the number of faces that have a duplicate.
+        groups: the number of groups that they form.
+        age_gap: the mean age difference of a pair in years; NaN without pairs.
+        gender_gap: the share of pairs, 0–1, with different genders; NaN without pairs.
     """
 
     pairs: list[Pair]
@@ -91,13 +103,216 @@ class Duplicates:
 
     @property
     def conflicts(self) -> list[Pair]:
-        """The pairs whose labels contradict each other, the widest apart first."""
+        """The pairs whose labels contradict each other, largest age gap first."""
         found = [pair for pair in self.pairs if pair.conflicting]
         return sorted(found, key=lambda pair: (-np.nan_to_num(pair.gap), pair.first))
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the stable JSON form."""
+        return {
+            "pairs": [pair.to_json() for pair in self.pairs],
+            "faces": self.faces,
+            "groups": self.groups,
+            "age_gap": None if np.isnan(self.age_gap) else round(self.age_gap, 3),
+            "gender_gap": None if np.isnan(self.gender_gap) else round(self.gender_gap, 4),
+        }
+
+
+@dataclass(frozen=True)
+class ClusterLeakage:
+    """The data leakage that a random 80/10/10 split would cause for clusters of one kind.
+
+    Attributes:
+        kind: ``near-duplicates``, ``capture second``, or the column that identifies the person.
+        clusters: the number of clusters of at least two faces.
+        faces: the number of faces in them.
+        largest: the number of faces in the largest.
+        split_fraction: the share of these clusters, 0–1, whose faces are in more than one part of a random split.
+        leak_fraction: the share of all test faces, 0–1, with a face of the same cluster in the training set.
+    """
+
+    kind: str
+    clusters: int
+    faces: int
+    largest: int
+    split_fraction: float
+    leak_fraction: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stable JSON form, with the fractions as ``torn`` and ``leaking``."""
+        return {
+            "kind": self.kind,
+            "clusters": self.clusters,
+            "faces": self.faces,
+            "largest": self.largest,
+            "torn": self.split_fraction,
+            "leaking": self.leak_fraction,
+        }
+
+
+@dataclass(frozen=True)
+class HeapedAge:
+    """An age with more faces (``n``) than its neighbours suggest (``expected``)."""
+
+    age: int
+    n: int
+    expected: float
+
+
+@dataclass(frozen=True)
+class GroupCount:
+    """The number of faces in a group; ``small`` marks fewer than 30."""
+
+    column: str
+    value: str
+    n: int
+    small: bool
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Everything that ``agegen data check`` finds.
+
+    Attributes:
+        source: the names of the datasets.
+        faces: the number of usable faces.
+        excluded: unusable files and rows, with reasons.
+        tiny: images whose shorter side is below 48 pixels.
+        groups: the sizes of the groups.
+        duplicates: equal files and near-duplicates.
+        mirrored: pairs in which one image is a near-duplicate of the other's mirror image.
+        heaped: ages that stand out from their neighbours.
+        whipple: Whipple's index of age heaping: 100 for none, 500 if all ages end in 0 or 5.
+        cluster_leakage: the leakage that a random split would cause, by kind of cluster.
+        leaking_groups: the number of near-duplicate groups in more than one of the dataset's own splits; None without
+            splits.
+        label_issues: likely label errors, likeliest first; None if no model was given.
+        notices: how the data was read, and what looks wrong with it as a whole.
+        frame: the labels, and ``records`` the images.
+    """
+
+    source: str
+    faces: int
+    excluded: list[Exclusion]
+    tiny: list[Exclusion]
+    groups: list[GroupCount]
+    duplicates: Duplicates
+    mirrored: list[Pair]
+    heaped: list[HeapedAge]
+    whipple: float
+    cluster_leakage: list[ClusterLeakage]
+    leaking_groups: int | None
+    label_issues: list[LabelIssue] | None
+    notices: tuple[str, ...]
+    frame: pd.DataFrame = field(repr=False)
+    records: FaceRecords = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stable JSON form."""
+        return {
+            "source": self.source,
+            "faces": self.faces,
+            "excluded": [asdict(item) for item in self.excluded],
+            "tiny": [asdict(item) for item in self.tiny],
+            "groups": [asdict(group) for group in self.groups],
+            "duplicates": self.duplicates.to_json(),
+            "mirrored": [pair.to_json() for pair in self.mirrored],
+            "heaped_ages": [asdict(age) for age in self.heaped],
+            "whipple": None if np.isnan(self.whipple) else round(self.whipple, 1),
+            "straddles": [leakage.to_json() for leakage in self.cluster_leakage],
+            "leaks": self.leaking_groups,
+            "notices": list(self.notices),
+            "suspects": None if self.label_issues is None else [issue.to_json() for issue in self.label_issues],
+        }
+
+
+def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress) -> DataReport:
+    """Check datasets; with a model, also for label errors.
+
+    Raises:
+        AgegenError: the data or the model cannot be used at all.
+    """
+    scan = scan_images(load_sources(config.data, config.reading), None, on_progress)
+    frame = scan.records.frame
+    pairs = find_duplicates(scan.hashes, scan.sha256, on_progress)
+    mirrored = find_mirrored(scan.hashes, scan.sha256, on_progress)
+    groups = join_pairs(len(scan.hashes), pairs)
+    notices = _describe_data(scan)
+    issues = None
+    if (config.run, config.model, config.weights) != (None, None, None):
+        subject = open_subject(
+            config.data,
+            config.run,
+            config.model,
+            config.weights,
+            reading=config.reading,
+            on_progress=on_progress,
+            scan=scan,
+        )
+        issues, swapped = _check_labels(subject, config.device, on_progress)
+        notices += [*swapped, *_describe_seen(subject)]
+    ages = frame["age"].dropna().to_numpy()
+    return DataReport(
+        source=" + ".join(config.data),
+        faces=len(frame),
+        excluded=list(scan.records.excluded),
+        tiny=find_tiny(scan),
+        groups=count_groups(scan),
+        duplicates=describe_duplicates(scan, pairs, groups),
+        mirrored=describe_pairs(scan, mirrored, mirror_hashes(scan.hashes[mirrored[:, 1]])),
+        heaped=find_heaped_ages(ages),
+        whipple=compute_whipple(ages),
+        cluster_leakage=[measure_leakage(kind, labels) for kind, labels in list_clusters(frame, groups).items()],
+        leaking_groups=count_leaking_groups(frame.assign(group=groups)) if "split" in frame.columns else None,
+        label_issues=issues,
+        notices=tuple(notices),
+        frame=frame,
+        records=scan.records,
+    )
+
+
+def _describe_data(scan: Scan) -> list[str]:
+    layout = [f"data: {scan.records.layout}, {len(scan.records):,} faces"] if scan.records.layout else []
+    return [*layout, *scan.records.notices, *describe_crops(survey_crops(scan.records))]
+
+
+def _check_labels(
+    subject: EvaluationSubject, device: str, on_progress: ProgressHook
+) -> tuple[list[LabelIssue], list[str]]:
+    every = np.ones(len(subject.splits), dtype=bool)
+    estimates, labels = subject.estimate(every, choose_compute(device), on_progress=on_progress)
+    paths = subject.scan.records.frame["path"].to_numpy()
+    return find_label_issues(estimates, labels, paths, subject.calibration)
+
+
+def _describe_seen(subject: EvaluationSubject) -> list[str]:
+    """Return a notice if the training has seen some of the faces, or if that is unknown."""
+    seen = int(subject.seen.sum())
+    notice = f"the model was trained on {seen:,} of these faces, in which it finds fewer label errors"
+    return [*([notice] if seen else []), *subject.describe_overlap()]
+
+
+def find_tiny(scan: Scan) -> list[Exclusion]:
+    """Return the images that are too small to show much of a face."""
+    names = scan.records.frame["path"]
+    rows = np.flatnonzero(scan.sides < TINY_SIDE)
+    return [Exclusion(str(names.iloc[row]), f"the shorter side has {scan.sides[row]} pixels") for row in rows]
+
+
+def count_groups(scan: Scan) -> list[GroupCount]:
+    """Return the number of faces by age band, gender and each of the dataset's own group columns."""
+    frame, counts = scan.records.frame, []
+    for column, labels in label_groups(frame, scan.records.group_columns).items():
+        for value, n in labels.value_counts(sort=False).items():
+            counts.append(GroupCount(column, str(value), int(n), int(n) < SMALL_GROUP))
+    return counts
+
 
 def describe_duplicates(scan: Scan, pairs: NDArray[np.int64], groups: NDArray[np.int64]) -> Duplicates:
-    """Return the pairs (P, 2) and equal files with their labels, and how far these disagree."""
+    """Return the pairs (P, 2) of equal files and near-duplicates with their labels, and how far the labels disagree.
+
+    ``groups`` (N,): the group number of each face.
+    """
     found = describe_pairs(scan, pairs, scan.hashes[pairs[:, 1]])
     sizes = np.bincount(groups, minlength=len(groups))
     gaps = [pair.gap for pair in found if not np.isnan(pair.gap)]
@@ -112,7 +327,7 @@ def describe_duplicates(scan: Scan, pairs: NDArray[np.int64], groups: NDArray[np
 
 
 def describe_pairs(scan: Scan, pairs: NDArray[np.int64], seconds: NDArray[np.bool_]) -> list[Pair]:
-    """Return the pairs (P, 2) with their labels; ``seconds`` (P, bits) are the hashes that the second ones count by."""
+    """Return the pairs (P, 2) with their labels; ``seconds`` (P, 256) are the hashes of the second images."""
     names, labels = scan.records.frame["path"].to_numpy(), scan.records.labels
     return [
         Pair(
@@ -122,295 +337,103 @@ def describe_pairs(scan: Scan, pairs: NDArray[np.int64], seconds: NDArray[np.boo
             scan.sha256[first] == scan.sha256[second],
             tuple(format_age(labels.low[row], labels.high[row]) for row in (first, second)),
             tuple(format_gender(labels.female[row]) for row in (first, second)),
-            measure_gap(labels, first, second),
+            compute_age_gap(labels, first, second),
         )
         for (first, second), hashed in zip(pairs.tolist(), seconds, strict=True)
     ]
 
 
-def measure_gap(labels: Labels, first: int, second: int) -> float:
-    """Return how many years lie between two ages or brackets; 0 where they touch, NaN where one isn't known."""
+def compute_age_gap(labels: Labels, first: int, second: int) -> float:
+    """Return the years between two ages or brackets; 0 if they overlap, NaN if one is unknown."""
     low, high = max(labels.low[first], labels.low[second]), min(labels.high[first], labels.high[second])
     known = not (np.isnan(labels.low[first]) or np.isnan(labels.low[second]))
     return round(float(max(low - high, 0.0)), 4) if known else float("nan")
 
 
-# UTKFace's names hold the time of capture to the millisecond: 20170116174525125.
-_MOMENT = re.compile(r"_(\d{14})\d{0,3}\.")
-# The mean of so many random splits is known to about a fifth of one split's own scatter.
-_REPEATS = 20
-
-
-@dataclass(frozen=True)
-class ClusterLeakage:
-    """What a random 80/10/10 split would do to clusters of a kind.
-
-    Attributes:
-        kind: ``near-duplicates``, ``capture second``, or the column that names the person.
-        clusters: of at least two faces, ``faces`` in them, ``largest`` of them.
-        torn: the share of these clusters, 0–1, that lie in more than one part of a random split.
-        leaking: the share of all test faces, 0–1, that have a fellow in the training part.
-    """
-
-    kind: str
-    clusters: int
-    faces: int
-    largest: int
-    torn: float
-    leaking: float
-
-
-def list_clusters(frame: pd.DataFrame, groups: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Return the cluster number of each face (N,), by kind; -1 for a face of which it isn't known."""
-    import pandas as pd
-
-    clusters = {"near-duplicates": groups}
-    for column in frame.columns:
-        if str(column).lower() in IDENTITY_COLUMNS:
-            clusters[str(column)] = number_persons(frame[column])
-    moments = frame["path"].map(_find_moment)
-    if moments.notna().mean() > 0.5:
-        clusters["capture second"] = np.asarray(pd.factorize(moments)[0], dtype=np.int64)
-    return clusters
-
-
-def measure_straddle(kind: str, labels: NDArray[np.int64], seed: int = 0) -> ClusterLeakage:
-    """Return what random splits (the mean of 20) do to clusters given as a number per face, -1 for none."""
-    rng = np.random.default_rng(seed)
-    known = labels >= 0
-    # Faces without a cluster are one each.
-    whole = np.where(known, labels, labels.max(initial=0) + 1 + np.arange(len(labels)))
-    _, index = np.unique(whole, return_inverse=True)
-    sizes = np.bincount(index)
-    torn, leaking = [], []
-    for _ in range(_REPEATS):
-        part = rng.choice(len(SHARES), len(labels), p=list(SHARES.values()))
-        parts = np.stack([np.bincount(index, part == number, len(sizes)) for number in range(len(SHARES))])
-        multiple = (parts > 0).sum(axis=0) > 1
-        torn.append(multiple[sizes > 1].mean() if (sizes > 1).any() else 0.0)
-        test = part == list(SHARES).index("test")
-        leaking.append((parts[0][index[test]] > 0).mean() if test.any() else 0.0)
-    return ClusterLeakage(
-        kind=kind,
-        clusters=int((sizes > 1).sum()),
-        faces=int(sizes[sizes > 1].sum()),
-        largest=int(sizes.max(initial=0)),
-        torn=round(float(np.mean(torn)), 4),
-        leaking=round(float(np.mean(leaking)), 4),
-    )
-
-
-def _find_moment(path: Any) -> str | None:
-    match = _MOMENT.search(str(path))
-    return match[1] if match else None
-
-
-# So many years on each side: fewer would be noise, more would span the next heap, five years on.
-_NEIGHBOURS = 3
-# An age is heaped where its count is so many times its neighbours', and that far beyond chance.
-_LEAST_RATIO, _LEAST_SIGMAS = 1.4, 4.0
-
-
-@dataclass(frozen=True)
-class HeapedAge:
-    """An age with more faces than its neighbours let one expect: ``n`` against ``expected``."""
-
-    age: int
-    n: int
-    expected: float
-
-
 def find_heaped_ages(ages: NDArray[Any]) -> list[HeapedAge]:
-    """Return the ages (of n faces, years) that stand out from the medians of three neighbours on each side."""
+    """Return the ages (of n faces, in years) whose counts stand out from the medians of their neighbours."""
     counts = np.bincount(ages.astype(int), minlength=AGE_CLASSES)
     found = []
     for age in range(AGE_CLASSES):
         sides = counts[max(0, age - _NEIGHBOURS) : age], counts[age + 1 : age + 1 + _NEIGHBOURS]
-        # The larger of both sides: at the edge of a distribution one of them is empty.
+        # The larger of both sides: at the end of a distribution, one of them is empty.
         expected = float(max(np.median(side) for side in sides if len(side)))
         excess = counts[age] - expected
-        if excess > _LEAST_SIGMAS * np.sqrt(expected + 1) and counts[age] >= _LEAST_RATIO * expected:
+        if excess > _MIN_SIGMAS * np.sqrt(expected + 1) and counts[age] >= _MIN_RATIO * expected:
             found.append(HeapedAge(age, int(counts[age]), expected))
     return found
 
 
-def measure_whipple(ages: NDArray[Any]) -> float:
-    """Return Whipple's index of heaping on 0 and 5: 100 without, 500 where every age ends so; NaN for no ages.
+def compute_whipple(ages: NDArray[Any]) -> float:
+    """Return Whipple's index of ages that end in 0 and 5: 100 for no preference, 500 if all do; NaN without ages.
 
-    Source: United Nations, "Demographic Yearbook 1955"; counts the ages 23 to 62.
+    It counts the ages 23 to 62. Source: United Nations, "Demographic Yearbook 1955".
     """
     inside = ages.astype(int)
     inside = inside[(inside >= 23) & (inside <= 62)]
     return float((inside % 5 == 0).mean() * 500) if len(inside) else float("nan")
 
 
-# Pictures with a shorter side below it hold too little of a face.
-TINY_SIDE = 48
+def list_clusters(frame: pd.DataFrame, groups: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Return the cluster number of each face (N,), by kind of cluster; -1 if unknown.
 
-
-@dataclass(frozen=True)
-class GroupCount:
-    """How many faces a group has; ``small`` where they are fewer than 30."""
-
-    column: str
-    value: str
-    n: int
-    small: bool
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """All that ``agegen data check`` finds.
-
-    Attributes:
-        excluded: files and rows that can't be used, each with its reason.
-        tiny: pictures whose shorter side is below 48 pixels.
-        mirrored: pairs of which one is the mirror image of the other, or nearly.
-        heaped: ages that stand out from their neighbours; ``whipple`` is Whipple's index (100: none, 500: all).
-        straddles: how much of the data, by kind of cluster, a random split would tear apart.
-        leaks: groups of near-duplicates in more than one of the data's own splits; None without splits.
-        suspects: likely wrong labels, the likeliest first; None where no model looked.
-        notices: how the data was read, and what looks wrong with it as a whole.
+    ``groups`` (N,): the near-duplicate group of each face.
     """
-
-    source: str
-    faces: int
-    excluded: list[Exclusion]
-    tiny: list[Exclusion]
-    groups: list[GroupCount]
-    duplicates: Duplicates
-    mirrored: list[Pair]
-    heaped: list[HeapedAge]
-    whipple: float
-    straddles: list[ClusterLeakage]
-    leaks: int | None
-    suspects: list[LabelIssue] | None
-    notices: tuple[str, ...]
-    frame: pd.DataFrame = field(repr=False)
-    records: FaceRecords = field(repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the stable JSON form."""
-        pairs = self.duplicates
-        return {
-            "source": self.source,
-            "faces": self.faces,
-            "excluded": [asdict(item) for item in self.excluded],
-            "tiny": [asdict(item) for item in self.tiny],
-            "groups": [asdict(group) for group in self.groups],
-            "duplicates": {
-                "pairs": [pair.to_json() for pair in pairs.pairs],
-                "faces": pairs.faces,
-                "groups": pairs.groups,
-                "age_gap": None if np.isnan(pairs.age_gap) else round(pairs.age_gap, 3),
-                "gender_gap": None if np.isnan(pairs.gender_gap) else round(pairs.gender_gap, 4),
-            },
-            "mirrored": [pair.to_json() for pair in self.mirrored],
-            "heaped_ages": [asdict(age) for age in self.heaped],
-            "whipple": None if np.isnan(self.whipple) else round(self.whipple, 1),
-            "straddles": [asdict(straddle) for straddle in self.straddles],
-            "leaks": self.leaks,
-            "notices": list(self.notices),
-            "suspects": None if self.suspects is None else [asdict(suspect) for suspect in self.suspects],
-        }
+    clusters = {"near-duplicates": groups}
+    for column in frame.columns:
+        if str(column).lower() in IDENTITY_COLUMNS:
+            clusters[str(column)] = number_persons(frame[column])
+    seconds = frame["path"].map(_find_capture_second)
+    if seconds.notna().mean() > 0.5:
+        clusters["capture second"] = np.asarray(pd.factorize(seconds)[0], dtype=np.int64)
+    return clusters
 
 
-def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress) -> DataReport:
-    """Check a data set.
+def _find_capture_second(path: Any) -> str | None:
+    match = _CAPTURE_SECOND.search(str(path))
+    return match[1] if match else None
 
-    Raises:
-        AgegenError: the data or the run can't be used at all.
-    """
-    scan = scan_images(load_sources(config.data, config.reading), None, on_progress)
-    frame = scan.records.frame
-    pairs = find_duplicates(scan.hashes, scan.sha256, on_progress)
-    mirrored = find_mirrored(scan.hashes, scan.sha256, on_progress)
-    groups = join_pairs(len(scan.hashes), pairs)
-    clusters = list_clusters(frame, groups)
-    suspects, notices = None, [*scan.records.notices, *describe_crops(survey_crops(scan.records))]
-    if scan.records.layout:
-        notices.insert(0, f"data: {scan.records.layout}, {len(frame):,} faces")
-    if (config.run, config.model, config.weights) != (None, None, None):
-        checkpoint = find_checkpoint(config.model, config.run, config.weights)
-        suspects, swapped = find_label_issues(checkpoint, scan, config.device, on_progress)
-        notices += [swapped] if swapped else []
-    return DataReport(
-        source=" + ".join(config.data),
-        faces=len(frame),
-        excluded=list(scan.records.excluded),
-        tiny=find_tiny(scan),
-        groups=count_groups(scan),
-        duplicates=describe_duplicates(scan, pairs, groups),
-        mirrored=describe_pairs(scan, mirrored, mirror_hashes(scan.hashes[mirrored[:, 1]])),
-        heaped=find_heaped_ages(frame["age"].dropna().to_numpy()),
-        whipple=measure_whipple(frame["age"].dropna().to_numpy()),
-        straddles=[measure_straddle(kind, labels) for kind, labels in clusters.items()],
-        leaks=count_leaking_groups(frame.assign(group=groups)) if "split" in frame.columns else None,
-        suspects=suspects,
-        notices=tuple(notices),
-        frame=frame,
-        records=scan.records,
+
+def measure_leakage(kind: str, labels: NDArray[np.int64], seed: int = 0) -> ClusterLeakage:
+    """Return the leakage of random splits for clusters, given as a number per face (N,), -1 for none."""
+    rng = np.random.default_rng(seed)
+    # Each face without a cluster is a cluster of its own.
+    whole = np.where(labels >= 0, labels, labels.max(initial=0) + 1 + np.arange(len(labels)))
+    _, index = np.unique(whole, return_inverse=True)
+    sizes = np.bincount(index)
+    separated, leaking = [], []
+    for _ in range(_RANDOM_SPLITS):
+        part = rng.choice(len(SHARES), len(labels), p=list(SHARES.values()))
+        counts = np.stack([np.bincount(index, part == number, len(sizes)) for number in range(len(SHARES))])
+        multiple = (counts > 0).sum(axis=0) > 1
+        separated.append(multiple[sizes > 1].mean() if (sizes > 1).any() else 0.0)
+        train, test = counts[list(SHARES).index("train")], part == list(SHARES).index("test")
+        leaking.append((train[index[test]] > 0).mean() if test.any() else 0.0)
+    return ClusterLeakage(
+        kind=kind,
+        clusters=int((sizes > 1).sum()),
+        faces=int(sizes[sizes > 1].sum()),
+        largest=int(sizes.max(initial=0)),
+        split_fraction=round(float(np.mean(separated)), 4),
+        leak_fraction=round(float(np.mean(leaking)), 4),
     )
 
 
-def find_tiny(scan: Scan) -> list[Exclusion]:
-    """Return the pictures that are too small to show much of a face."""
-    names = scan.records.frame["path"]
-    rows = np.flatnonzero(scan.sides < TINY_SIDE)
-    return [Exclusion(str(names.iloc[row]), f"its shorter side has {scan.sides[row]} pixels") for row in rows]
-
-
-def count_groups(scan: Scan) -> list[GroupCount]:
-    """Return how many faces each age band, gender and group of the data's own has."""
-    frame, counts = scan.records.frame, []
-    for column, labels in label_groups(frame, scan.records.group_columns).items():
-        for value, n in labels.value_counts(sort=False).items():
-            counts.append(GroupCount(column, str(value), int(n), int(n) < SMALL_GROUP))
-    return counts
-
-
-def list_removals(report: DataReport) -> list[Exclusion]:
-    """Return what a clean manifest leaves out, each with its reason.
-
-    Unusable and tiny pictures; of equal files and agreeing near-duplicates all but the first; of conflicting
-    ones both; and likely wrong labels, where a model looked.
-    """
-    removed: dict[str, str] = {item.path: item.reason for item in [*report.excluded, *report.tiny]}
-    for pair in report.duplicates.pairs:
-        if pair.conflicting:
-            for name, other in ((pair.first, pair.second), (pair.second, pair.first)):
-                removed.setdefault(name, f"its labels contradict those of its duplicate {other}")
-    for suspect in report.suspects or ():
-        removed.setdefault(suspect.path, f"likely a wrong label: {suspect.reason}")
-    # Last, so that no good picture goes as the copy of one that goes itself.
-    for pair in report.duplicates.pairs:
-        if not pair.conflicting and pair.first not in removed:
-            removed.setdefault(pair.second, f"a {'copy' if pair.same_file else 'near-duplicate'} of {pair.first}")
-    return [Exclusion(path, reason) for path, reason in removed.items()]
-
-
 def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
-    """Write what is clean as a manifest, and beside it ``NAME.left-out.csv`` with a reason for every other row.
+    """Write the clean part of a dataset as a manifest, and ``NAME.left-out.csv`` with a reason for each other row.
 
-    Paths are relative to the manifest's folder where they lie in it, absolute elsewhere. Returns how many rows
-    each of the two has.
+    Paths inside the manifest's folder are relative to it, others absolute. Returns the number of rows of both files.
 
     Raises:
-        DataError: the pictures lie inside a file, not in files of their own.
+        DataError: the images are not files of their own, so a manifest cannot refer to them.
     """
     paths = [locate_picture(report.records.images, int(row)) for row in report.frame["row"]]
     if None in paths:
-        raise DataError(f"{report.source} holds its pictures inside; a manifest can't name them")
+        raise DataError(f"cannot write a manifest: the images of {report.source} are stored inside another file")
     removals = list_removals(report)
     kept = ~report.frame["path"].isin({item.path for item in removals})
-    frame = report.frame[kept]
-    files = [file.absolute() for file, stays in zip(paths, kept, strict=True) if stays and file is not None]
-    base = path.absolute().parent
-    places = [str(file.relative_to(base) if file.is_relative_to(base) else file) for file in files]
-    ages, genders = write_labels(frame)
-    clean = frame.drop(columns=["row", "female", "age", *AGE_BOUNDS], errors="ignore").assign(path=places)
-    clean.insert(1, "age", ages)
-    clean.insert(2, "gender", genders)
+    files = [format_path(file, path.parent) for file, clean in zip(paths, kept, strict=True) if clean and file]
+    clean = make_manifest(report.frame[kept].drop(columns="row"), files)
     for target, table in (
         (path, clean),
         (path.with_name(f"{path.stem}.left-out.csv"), pd.DataFrame(removals, columns=["path", "reason"])),
@@ -418,3 +441,23 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
         with replace_atomically(target) as temporary:
             table.to_csv(temporary, index=False)
     return len(clean), len(removals)
+
+
+def list_removals(report: DataReport) -> list[Exclusion]:
+    """Return what a clean manifest leaves out, with reasons.
+
+    These are unusable and tiny images; of equal files and near-duplicates with the same labels all but the first; both
+    images of conflicting pairs; and likely label errors, if a model was given.
+    """
+    removed: dict[str, str] = {item.path: item.reason for item in [*report.excluded, *report.tiny]}
+    for pair in report.duplicates.pairs:
+        if pair.conflicting:
+            for name, other in ((pair.first, pair.second), (pair.second, pair.first)):
+                removed.setdefault(name, f"the labels contradict those of the duplicate {other}")
+    for issue in report.label_issues or ():
+        removed.setdefault(issue.path, f"likely a label error: {issue.reason}")
+    # Last, so that no clean image is removed as a copy of one that is itself removed.
+    for pair in report.duplicates.pairs:
+        if not pair.conflicting and pair.first not in removed:
+            removed.setdefault(pair.second, f"a {'copy' if pair.same_file else 'near-duplicate'} of {pair.first}")
+    return [Exclusion(path, reason) for path, reason in removed.items()]

@@ -1,87 +1,101 @@
-"""Likely wrong labels: faces that a trained model finds hard to believe."""
+"""Likely label errors: faces whose labels a trained model contradicts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source
-from agegen.data.labels import format_age, format_gender
-from agegen.data.scan import ProgressHook, Scan
-from agegen.evaluate.estimates import estimate_batches
-from agegen.evaluate.evaluate import describe_swap
-from agegen.machine import choose_compute
-from agegen.model.calibration import read_calibration, scale_spreads
-from agegen.model.checkpoint import load_checkpoint
+from agegen.data.labels import Labels, format_age, format_gender
+from agegen.evaluate.estimates import Estimates
+from agegen.evaluate.evaluation import describe_swapped_genders
+from agegen.model.calibration import Calibration, scale_spreads
 
-# An age is doubted beyond so many half-widths of its 90 % interval, a gender below that probability.
-_DOUBTED_WIDTHS, _DOUBTED_PROBABILITY = 2.0, 0.02
-# Below it an age is no likely mistake, however sure a model is of another one.
-_LEAST_YEARS = 15.0
+# A label is an issue if the age is outside the estimate by more than so many half-widths of its 90 % interval …
+_MAX_WIDTHS = 2.0
+# … and by more than so many years, however certain the model is,
+_MIN_YEARS = 15.0
+# or if the model gives the gender a lower probability than this.
+_MIN_PROBABILITY = 0.02
 
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """A face whose label a model doubts, with its estimate; the higher ``doubt``, the likelier it is wrong."""
+    """A face whose label a model contradicts, with the estimate; a label with a higher ``score`` is likelier wrong.
+
+    A score of 1 is at the limit of what is reported.
+    """
 
     path: str
     age: str
     gender: str
     estimated_age: float
     p_female: float
-    doubt: float
+    score: float
     reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stable JSON form, with the score as ``doubt``."""
+        return {
+            "path": self.path,
+            "age": self.age,
+            "gender": self.gender,
+            "estimated_age": self.estimated_age,
+            "p_female": self.p_female,
+            "doubt": self.score,
+            "reason": self.reason,
+        }
 
 
 def find_label_issues(
-    checkpoint: Path, scan: Scan, device: str, on_progress: ProgressHook
-) -> tuple[list[LabelIssue], str | None]:
-    """Return the faces whose labels a trained model doubts, the likeliest wrong first; and a notice where the genders
-    look swapped as a whole: then no single one is doubted.
+    estimates: Estimates, labels: Labels, paths: NDArray[Any], calibration: Calibration
+) -> tuple[list[LabelIssue], list[str]]:
+    """Return the faces whose labels a model contradicts, likeliest errors first, and notices.
 
-    A model doubts less of what it was trained on: cross-check with one that never saw these faces.
+    If the genders look swapped as a whole, that is the notice, and no single gender is an issue. A model contradicts
+    fewer labels of faces that it was trained on.
 
-    Raises:
-        AgegenError: the checkpoint can't be used.
+    Args:
+        estimates: of N faces.
+        labels: of the same faces.
+        paths: of the same faces, (N,).
+        calibration: of the model.
     """
-    info, model = load_checkpoint(checkpoint)
-    options = SourceOptions(choose_compute(device), 0, views=EVAL_VIEWS)
-    network, source = make_eval_source(model, scan, np.ones(len(scan.sha256), dtype=bool), options, on_progress)
-    estimates = estimate_batches(network.to(options.compute.device), source, options.compute)
-    calibration = read_calibration(info.calibration)
-    labels = source.labels
-    half = np.maximum(scale_spreads(estimates.age, calibration) * estimates.spread, _LEAST_YEARS / _DOUBTED_WIDTHS)
-    outside = np.maximum(np.maximum(labels.low - estimates.age, estimates.age - labels.high), 0)
-    widths = np.nan_to_num(outside) / half
-    female = labels.female
-    believed = np.where(female > 0.5, estimates.p_female, 1 - estimates.p_female)
-    # A gender that isn't known can't be doubted.
-    believed = np.where(labels.gendered, believed, 1.0)
+    widths = _measure_age_gaps(estimates, labels, calibration)
+    believed = np.where(labels.female > 0.5, estimates.p_female, 1 - estimates.p_female)
     known = believed[labels.gendered]
-    swapped = describe_swap(float((known >= 0.5).mean()) if len(known) else 1.0, len(known))
-    if swapped:
-        believed = np.ones_like(believed)
-    names = scan.records.frame["path"].to_numpy()
-    suspects = []
-    for row in np.flatnonzero((widths > _DOUBTED_WIDTHS) | (believed < _DOUBTED_PROBABILITY)):
-        reasons = []
-        if widths[row] > _DOUBTED_WIDTHS:
-            reasons.append(f"labelled {format_age(labels.low[row], labels.high[row])}, looks {estimates.age[row]:.0f}")
-        if believed[row] < _DOUBTED_PROBABILITY:
-            said = "female" if female[row] > 0.5 else "male"
-            reasons.append(f"labelled {said}, of which the model gives {believed[row]:.1%}")
-        doubt = max(widths[row] / _DOUBTED_WIDTHS, np.log(believed[row] + 1e-9) / np.log(_DOUBTED_PROBABILITY))
-        suspects.append(
-            LabelIssue(
-                path=str(names[row]),
-                age=format_age(labels.low[row], labels.high[row]),
-                gender=format_gender(female[row]),
-                estimated_age=round(float(estimates.age[row]), 1),
-                p_female=round(float(estimates.p_female[row]), 4),
-                doubt=round(float(doubt), 3),
-                reason="; ".join(reasons),
-            )
+    swapped = describe_swapped_genders(float((known >= 0.5).mean()) if len(known) else 1.0, len(known))
+    # Unknown genders cannot be wrong.
+    believed = np.where(labels.gendered & (not swapped), believed, 1.0)
+    scores = np.maximum(widths / _MAX_WIDTHS, np.log(believed + 1e-9) / np.log(_MIN_PROBABILITY))
+    issues = [
+        LabelIssue(
+            path=str(paths[row]),
+            age=format_age(labels.low[row], labels.high[row]),
+            gender=format_gender(labels.female[row]),
+            estimated_age=round(float(estimates.age[row]), 1),
+            p_female=round(float(estimates.p_female[row]), 4),
+            score=round(float(scores[row]), 3),
+            reason=_explain(labels, row, float(estimates.age[row]), float(widths[row]), float(believed[row])),
         )
-    return sorted(suspects, key=lambda suspect: (-suspect.doubt, suspect.path)), swapped
+        for row in np.flatnonzero((widths > _MAX_WIDTHS) | (believed < _MIN_PROBABILITY)).tolist()
+    ]
+    return sorted(issues, key=lambda issue: (-issue.score, issue.path)), swapped
+
+
+def _measure_age_gaps(estimates: Estimates, labels: Labels, calibration: Calibration) -> NDArray[np.float64]:
+    """Return how far the labelled ages are from the estimates (N,), in half-widths of the intervals; 0 if unknown."""
+    half = np.maximum(scale_spreads(estimates.age, calibration) * estimates.spread, _MIN_YEARS / _MAX_WIDTHS)
+    outside = np.maximum(np.maximum(labels.low - estimates.age, estimates.age - labels.high), 0)
+    return np.asarray(np.nan_to_num(outside) / half, dtype=np.float64)
+
+
+def _explain(labels: Labels, row: int, estimated_age: float, widths: float, believed: float) -> str:
+    reasons = []
+    if widths > _MAX_WIDTHS:
+        reasons.append(f"labelled {format_age(labels.low[row], labels.high[row])}, estimated {estimated_age:.0f}")
+    if believed < _MIN_PROBABILITY:
+        reasons.append(f"labelled {format_gender(labels.female[row])}, estimated with probability {believed:.1%}")
+    return "; ".join(reasons)

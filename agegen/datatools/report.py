@@ -1,4 +1,4 @@
-"""The report of ``agegen data check``: lines and tables for the terminal, and an HTML page with pictures."""
+"""The report of ``agegen data check``: lines and tables for the terminal, and an HTML page with images."""
 
 from __future__ import annotations
 
@@ -22,94 +22,20 @@ from agegen.render.tables import PlainTable, render_table
 if TYPE_CHECKING:
     import pandas as pd
 
-# As many pictures as fill a page without scrolling for ever.
-_SHOWN = 24
-# As many rows as a terminal shows at once.
+# Pairs and faces on the page; JSON has all of them.
+_IMAGES_SHOWN = 24
+# Rows of a table in the terminal.
 _ROWS_SHOWN = 20
+# Small groups in the list of findings.
+_GROUPS_SHOWN = 8
+# Reasons for exclusions in the list of findings, the most frequent first.
+_REASONS_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class _ShownPair:
     uris: list[str]
     caption: str
-
-
-def list_findings(report: DataReport) -> list[str]:
-    """Return what was found, a line each."""
-    lines = [f"{report.faces:,} usable faces", *report.notices]
-    for reason, count in Counter(item.reason for item in report.excluded).most_common(5):
-        first = next(item.path for item in report.excluded if item.reason == reason)
-        lines.append(f"{count:,} left out: {reason} (the first: {first})")
-    if report.tiny:
-        lines.append(f"{len(report.tiny):,} smaller than {TINY_SIDE} pixels (the first: {report.tiny[0].path})")
-    lines += _list_duplicates(report)
-    if report.heaped:
-        heaped = ", ".join(str(age.age) for age in report.heaped)
-        index = "" if np.isnan(report.whipple) else f"; Whipple's index is {report.whipple:.0f}"
-        lines.append(f"ages heap at {heaped}{index}")
-    small = [f"{group.column} {group.value} ({group.n})" for group in report.groups if group.small and group.n]
-    if small:
-        lines.append(f"too few faces to report on: {', '.join(small[:8])}{' …' if len(small) > 8 else ''}")
-    lines += _list_leaks(report)
-    if report.suspects is not None:
-        lines.append(f"the model doubts the labels of {len(report.suspects):,} faces")
-    return lines
-
-
-def _list_duplicates(report: DataReport) -> list[str]:
-    found = report.duplicates
-    mirrored = [
-        f"{len(report.mirrored):,} pairs are mirror images of each other, the first {pair.first} and {pair.second}; "
-        "training mirrors its faces, and to it they are the same"
-        for pair in report.mirrored[:1]
-    ]
-    if not found.pairs:
-        return mirrored
-    same = sum(pair.same_file for pair in found.pairs)
-    return [
-        f"{found.faces:,} faces ({found.faces / report.faces:.1%}) have a near-duplicate, in {found.groups:,} groups; "
-        f"{len(found.pairs):,} pairs, {same:,} of them equal files",
-        f"the labels of {len(found.conflicts):,} pairs conflict; those of a pair differ by {found.age_gap:.1f} "
-        f"years on average, and in gender for {found.gender_gap:.1%}",
-        *mirrored,
-    ]
-
-
-def _list_leaks(report: DataReport) -> list[str]:
-    lines = [
-        f"{one.kind}: a random 80/10/10 split tears {one.torn:.0%} of {one.clusters:,} clusters apart, and "
-        f"{one.leaking:.1%} of its test faces have a fellow in training"
-        for one in report.straddles
-        if one.clusters
-    ]
-    if report.leaks is not None:
-        lines.append(f"{report.leaks:,} groups of near-duplicates straddle the splits that came with the data")
-    return lines
-
-
-def make_tables(report: DataReport) -> list[PlainTable]:
-    """Return the tables: groups, heaped ages, clusters, conflicts and suspects."""
-    groups = [[group.column, group.value, f"{group.n:,}{'*' if group.small else ''}"] for group in report.groups]
-    tables = [PlainTable("Groups (* fewer than 30 faces)", ["group", "value", "faces"], groups, left=2)]
-    if report.heaped:
-        rows = [[str(age.age), f"{age.n:,}", f"{age.expected:,.0f}"] for age in report.heaped]
-        tables.append(PlainTable("Heaped ages", ["age", "faces", "expected"], rows, left=0))
-    rows = [
-        [one.kind, f"{one.clusters:,}", f"{one.faces:,}", f"{one.largest:,}", f"{one.torn:.1%}", f"{one.leaking:.1%}"]
-        for one in report.straddles
-    ]
-    columns = ["cluster", "clusters", "faces", "largest", "torn by a random split", "test faces that leak"]
-    tables.append(PlainTable("Clusters and a random 80/10/10 split", columns, rows))
-    if conflicts := report.duplicates.conflicts:
-        shown = conflicts[:_ROWS_SHOWN]
-        rows = [[pair.first, pair.second, _describe_side(pair, 0), _describe_side(pair, 1)] for pair in shown]
-        title = f"Duplicates with conflicting labels ({len(rows)} of {len(conflicts):,})"
-        tables.append(PlainTable(title, ["first", "second", "labelled", "labelled"], rows, left=4))
-    if report.suspects:
-        rows = [[one.path, one.reason] for one in report.suspects[:_ROWS_SHOWN]]
-        title = f"Likely wrong labels ({len(rows)} of {len(report.suspects):,})"
-        tables.append(PlainTable(title, ["face", "why"], rows, left=2))
-    return tables
 
 
 def render_check(report: DataReport) -> Group:
@@ -119,55 +45,153 @@ def render_check(report: DataReport) -> Group:
 
 
 def write_check_page(path: Path, report: DataReport) -> None:
-    """Write the report as one self-contained HTML page, whole or not at all."""
+    """Write the report as one self-contained HTML page."""
     write_text(path, render_check_page(report))
 
 
 def render_check_page(report: DataReport) -> str:
-    """Return the report as HTML, with pictures of the conflicts and suspects."""
+    """Return the report as HTML, with images of conflicting duplicates and likely label errors."""
     positions = {name: index for index, name in enumerate(report.frame["path"])}
-    figures = [
-        Figure(
-            "Ages",
-            "How many faces each year of age has.",
-            encode_figure(draw_ages(report.frame, [age.age for age in report.heaped])),
-        ),
-        Figure(
-            "Groups",
-            "How many faces each group has.",
-            encode_figure(draw_groups([(f"{group.column} {group.value}", group.n) for group in report.groups])),
-            width=40,
-        ),
-    ]
-    shown = [_show_pair(report, positions, pair) for pair in report.duplicates.conflicts[:_SHOWN]]
-    suspects = []
-    for suspect in (report.suspects or [])[:_SHOWN]:
-        if uri := encode_face(report.records, positions.get(suspect.path)):
-            suspects.append(Face(uri, suspect.age, f"{suspect.path}: {suspect.reason}"))
     return render_page(
         "data_check.html.j2",
         report=report,
         findings=list_findings(report),
-        figures=figures,
+        figures=_draw_figures(report),
         tables=make_tables(report),
-        pairs=[pair for pair in shown if len(pair.uris) == 2],
-        suspects=suspects,
+        pairs=_show_conflicts(report, positions),
+        issues=_show_label_issues(report, positions),
         max_distance=MAX_DISTANCE,
     )
 
 
-def _show_pair(report: DataReport, positions: dict[str, int], pair: Pair) -> _ShownPair:
-    found = [encode_face(report.records, positions.get(name)) for name in (pair.first, pair.second)]
-    caption = f"{_describe_side(pair, 0)} and {_describe_side(pair, 1)}: {pair.first}, {pair.second}"
-    return _ShownPair([uri for uri in found if uri], caption)
+def list_findings(report: DataReport) -> list[str]:
+    """Return the findings, one per line."""
+    lines = [f"{report.faces:,} usable faces", *report.notices]
+    for reason, count in Counter(item.reason for item in report.excluded).most_common(_REASONS_SHOWN):
+        first = next(item.path for item in report.excluded if item.reason == reason)
+        lines.append(f"{count:,} excluded: {reason} (the first: {first})")
+    if report.tiny:
+        lines.append(f"{len(report.tiny):,} smaller than {TINY_SIDE} pixels (the first: {report.tiny[0].path})")
+    lines += _list_duplicates(report)
+    if report.heaped:
+        heaped = ", ".join(str(age.age) for age in report.heaped)
+        index = "" if np.isnan(report.whipple) else f"; Whipple's index is {report.whipple:.0f}"
+        lines.append(f"heaped ages: {heaped}{index}")
+    small = [f"{group.column} {group.value} ({group.n})" for group in report.groups if group.small and group.n]
+    if small:
+        more = " …" if len(small) > _GROUPS_SHOWN else ""
+        lines.append(f"groups with too few faces to report on: {', '.join(small[:_GROUPS_SHOWN])}{more}")
+    lines += _list_leakage(report)
+    if report.label_issues is not None:
+        lines.append(f"the model contradicts the labels of {len(report.label_issues):,} faces")
+    return lines
 
 
-def _describe_side(pair: Pair, side: int) -> str:
+def _list_duplicates(report: DataReport) -> list[str]:
+    found = report.duplicates
+    mirrored = [
+        f"{len(report.mirrored):,} pairs are mirror images of each other, the first {pair.first} and {pair.second}; "
+        "training with mirrored images treats them as duplicates"
+        for pair in report.mirrored[:1]
+    ]
+    if not found.pairs:
+        return mirrored
+    same = sum(pair.same_file for pair in found.pairs)
+    return [
+        f"{found.faces:,} faces ({found.faces / report.faces:.1%}) have a near-duplicate, in {found.groups:,} groups; "
+        f"{len(found.pairs):,} pairs, {same:,} of them equal files",
+        f"the labels of {len(found.conflicts):,} pairs conflict; ages within a pair differ by {found.age_gap:.1f} "
+        f"years on average, genders in {found.gender_gap:.1%} of the pairs",
+        *mirrored,
+    ]
+
+
+def _list_leakage(report: DataReport) -> list[str]:
+    lines = [
+        f"{one.kind}: a random 80/10/10 split would separate {one.split_fraction:.0%} of {one.clusters:,} clusters; "
+        f"{one.leak_fraction:.1%} of its test faces would have a face of the same cluster in the training set"
+        for one in report.cluster_leakage
+        if one.clusters
+    ]
+    if report.leaking_groups is not None:
+        lines.append(
+            f"{report.leaking_groups:,} groups of near-duplicates are in more than one of the dataset's own splits"
+        )
+    return lines
+
+
+def make_tables(report: DataReport) -> list[PlainTable]:
+    """Return the tables: groups, heaped ages, clusters, conflicting duplicates and likely label errors."""
+    groups = [[group.column, group.value, f"{group.n:,}{'*' if group.small else ''}"] for group in report.groups]
+    tables = [PlainTable("Groups (* fewer than 30 faces)", ["group", "value", "faces"], groups, left=2)]
+    if report.heaped:
+        rows = [[str(age.age), f"{age.n:,}", f"{age.expected:,.0f}"] for age in report.heaped]
+        tables.append(PlainTable("Heaped ages", ["age", "faces", "expected"], rows, left=0))
+    tables.append(_make_leakage_table(report))
+    if conflicts := report.duplicates.conflicts:
+        shown = conflicts[:_ROWS_SHOWN]
+        rows = [[pair.first, pair.second, _format_labels(pair, 0), _format_labels(pair, 1)] for pair in shown]
+        title = f"Duplicates with conflicting labels ({len(rows)} of {len(conflicts):,})"
+        tables.append(PlainTable(title, ["first", "second", "labelled", "labelled"], rows, left=4))
+    if report.label_issues:
+        rows = [[issue.path, issue.reason] for issue in report.label_issues[:_ROWS_SHOWN]]
+        title = f"Likely label errors ({len(rows)} of {len(report.label_issues):,})"
+        tables.append(PlainTable(title, ["face", "reason"], rows, left=2))
+    return tables
+
+
+def _make_leakage_table(report: DataReport) -> PlainTable:
+    rows = [
+        [
+            one.kind,
+            f"{one.clusters:,}",
+            f"{one.faces:,}",
+            f"{one.largest:,}",
+            f"{one.split_fraction:.1%}",
+            f"{one.leak_fraction:.1%}",
+        ]
+        for one in report.cluster_leakage
+    ]
+    columns = ["cluster", "clusters", "faces", "largest", "clusters separated", "test faces that leak"]
+    return PlainTable("Clusters and a random 80/10/10 split", columns, rows)
+
+
+def _format_labels(pair: Pair, side: int) -> str:
     return f"{pair.ages[side]}, {pair.genders[side]}"
 
 
+def _show_conflicts(report: DataReport, positions: dict[str, int]) -> list[_ShownPair]:
+    """Return the pairs with the largest conflicts whose images are both readable."""
+    shown = []
+    for pair in report.duplicates.conflicts[:_IMAGES_SHOWN]:
+        found = [encode_face(report.records, positions.get(name)) for name in (pair.first, pair.second)]
+        uris = [uri for uri in found if uri]
+        caption = f"{_format_labels(pair, 0)} and {_format_labels(pair, 1)}: {pair.first}, {pair.second}"
+        if len(uris) == len(found):
+            shown.append(_ShownPair(uris, caption))
+    return shown
+
+
+def _show_label_issues(report: DataReport, positions: dict[str, int]) -> list[Face]:
+    """Return the faces with the likeliest label errors whose images are readable."""
+    faces = []
+    for issue in (report.label_issues or [])[:_IMAGES_SHOWN]:
+        if uri := encode_face(report.records, positions.get(issue.path)):
+            faces.append(Face(uri, issue.age, f"{issue.path}: {issue.reason}"))
+    return faces
+
+
+def _draw_figures(report: DataReport) -> list[Figure]:
+    heaped = [age.age for age in report.heaped]
+    groups = [(f"{group.column} {group.value}", group.n) for group in report.groups]
+    return [
+        Figure("Ages", "Number of faces by age.", encode_figure(draw_ages(report.frame, heaped))),
+        Figure("Groups", "Number of faces by group.", encode_figure(draw_groups(groups)), width=40),
+    ]
+
+
 def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
-    """Draw how many faces each year of age has, by gender (columns age, female); heaped ages are marked."""
+    """Draw the number of faces by age and gender (columns ``age``, ``female``); heaped ages are labelled."""
     figure, axes = make_figure(1, 1, 11, 3.6)
     axis = axes[0][0]
     years = range(AGE_CLASSES)
@@ -179,14 +203,14 @@ def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
         below = [low + count for low, count in zip(below, counts, strict=True)]
     for age in heaped:
         axis.annotate(str(age), (age, below[age]), ha="center", va="bottom", fontsize=8)
-    axis.set_xlabel("age (years); numbered: heaped")
+    axis.set_xlabel("age (years); heaped ages are labelled")
     axis.set_ylabel("faces")
     axis.legend(fontsize=8)
     return figure
 
 
 def draw_groups(counts: list[tuple[str, int]]) -> Any:
-    """Draw how many faces each group has, as bars from above: (name, faces)."""
+    """Draw the number of faces by group as horizontal bars, from top to bottom: (name, faces)."""
     figure, axes = make_figure(1, 1, 7, 0.8 + 0.26 * len(counts))
     axis = axes[0][0]
     names, values = zip(*reversed(counts), strict=True)

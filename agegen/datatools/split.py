@@ -1,4 +1,4 @@
-"""Write a leak-free split alone, so that others train and test on the same faces."""
+"""Write a leak-free split to a file, so that others can train and test on the same faces."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class SplitResult:
     """A split that was written.
 
     Attributes:
-        counts: faces in each part.
-        doubles: faces with a near-duplicate, or with another picture of the same person.
-        leaks: groups of these that lie in more than one part, as only a split that the data brings can have.
-        fingerprint: of which content lies in which part; runs and cards name theirs so.
-        notices: what the user should know of the data.
-        excluded: pictures that were left out.
+        counts: the number of faces in each part.
+        doubles: the number of faces with a near-duplicate or with another image of the same person.
+        leaks: the number of groups of these in more than one part; 0 unless the split comes with the data.
+        fingerprint: of which content is in which part, as run folders and model cards have it.
+        notices: what the user should know about the data.
+        excluded: images that were left out, with reasons.
     """
 
     counts: dict[str, int]
@@ -44,16 +44,16 @@ class SplitResult:
 
 
 def write_data_split(config: SplitConfig, on_progress: ProgressHook = ignore_progress) -> SplitResult:
-    """Split data sets as ``agegen train`` does with the same seed, and write ``split.csv``.
+    """Split datasets as ``agegen train`` does with the same seed, and write the split as CSV.
 
-    Its columns: ``path``, ``sha256`` of the file, ``group`` (near-duplicates and the pictures of one person share
-    theirs), ``split`` (train, val, test), ``hash`` (perceptual, 256 bits).
+    Columns: ``path``, ``sha256`` of the file, ``group`` (shared by near-duplicates and by the images of one person),
+    ``split`` (train, val, test), ``hash`` (perceptual, 256 bits).
 
     Raises:
-        AgegenError: the data can't be used, or the file can't be written.
+        AgegenError: the data cannot be used, or the file cannot be written.
     """
     if config.out.suffix.lower() != ".csv":
-        raise AgegenError(f"{config.out}: give a name that ends in .csv")
+        raise AgegenError(f"{config.out}: the output file name must end in .csv")
     scan = scan_images(load_cropped(config.data, config.reading, config.detector), None, on_progress)
     shares = None
     if config.protocol is not None:

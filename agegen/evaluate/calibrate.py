@@ -1,4 +1,4 @@
-"""Fit a model's intervals and its threshold for gender anew, to labelled faces of one's own."""
+"""Recalibrate a model's age intervals and gender threshold on one's own labelled faces."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from pathlib import Path
 
 import numpy as np
 
-from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
 from agegen.data.labels import Labels
-from agegen.data.loading import load_sources
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.engines.loading import ONNX_SUFFIX
 from agegen.engines.onnx_export import export_model
 from agegen.errors import AgegenError, DataError
-from agegen.evaluate.config import CalibrateConfig, EvalConfig
-from agegen.evaluate.estimates import Estimates, estimate_batches
-from agegen.evaluate.evaluate import find_subject, locate_splits, match_records
+from agegen.evaluate.config import CalibrateConfig
+from agegen.evaluate.estimates import Estimates
+from agegen.evaluate.subject import EvaluationSubject, open_subject
 from agegen.machine import choose_compute
-from agegen.model.calibration import COVERAGE, Calibration, bound_ages, calibrate, read_calibration
-from agegen.model.checkpoint import load_checkpoint, save_checkpoint
+from agegen.model.calibration import COVERAGE, Calibration, bound_ages, calibrate
+from agegen.model.checkpoint import save_checkpoint
 
-# With fewer, the share that intervals hold is known to no better than ±9 points.
-LEAST_FACES = 50
+# With fewer faces, the true coverage of the intervals is known to no better than ±9 points.
+MIN_FACES = 50
 
 
 @dataclass(frozen=True)
 class CalibrateResult:
-    """A calibration that was fitted and written.
+    """A calibrated copy of a model.
 
     Attributes:
-        written: the files: a checkpoint, and the ONNX file beside it where the backbone has one.
-        faces: to which the intervals were fitted.
-        before: the share of these, 0–1, that the model's own intervals held; NaN without exact ages.
-        sure: the share of further faces like these, 0–1, that the new ones hold, with 95 % certainty: from, to.
-        notices: what the user should know.
+        written: the files: a checkpoint, and an ONNX file beside it if the original has one.
+        calibration: the new one.
+        faces: the number of faces that the intervals were fitted to.
+        before: the share, 0–1, of their ages inside the model's previous intervals; NaN without exact ages.
+        sure: the 95 % confidence bounds of the share, 0–1, of further faces like these whose ages are inside the new
+            intervals.
+        notices: what the user should know about the data.
     """
 
     written: tuple[Path, ...]
@@ -46,58 +46,75 @@ class CalibrateResult:
 
 
 def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_progress) -> CalibrateResult:
-    """Write a copy of a model whose intervals hold on one's own faces; its weights stay as they are.
+    """Write a copy of a model whose age intervals and gender threshold are fitted to the given faces.
 
-    Faces that the model's training saw take no part: its errors on them are too small.
+    The weights do not change. Faces that the model was trained on are left out: its errors on them are too small.
 
     Raises:
-        AgegenError: the model or the data can't be used, fewer than 50 faces with an age are left, or a file is there.
+        AgegenError: the model or the data cannot be used, fewer than 50 faces with an age remain, or ``out`` exists.
     """
-    if config.out.suffix != ".safetensors":
-        raise AgegenError(f"{config.out}: give a name that ends in .safetensors")
-    if config.out.exists():
-        raise AgegenError(f"{config.out} is there already; choose another --out")
-    subject = find_subject(EvalConfig(config.run, config.model, config.data, weights=config.weights))
-    info, model = load_checkpoint(subject.checkpoint)
-    records, notices = match_records(load_sources(config.data, config.reading), subject, info, config.detector)
-    scan, origin = locate_splits(scan_for(model.backbone, records, on_progress), subject, info)
-    fresh = ~origin.seen
-    if not fresh.all():
-        notices.append(f"{int((~fresh).sum()):,} faces that the model was trained on took no part")
-    if not fresh.any():
-        raise DataError(f"the model was trained on all faces of {subject.source}; calibrate on others")
-    options = SourceOptions(choose_compute(config.device), 0, views=EVAL_VIEWS, cache_dir=config.cache_dir)
-    network, source = make_eval_source(model, scan, fresh, options, on_progress)
-    estimates = estimate_batches(network.to(options.compute.device), source, options.compute)
-    origins = scan.records.list_origins()[fresh]
-    fitted = calibrate(estimates.age, estimates.spread, estimates.p_female, source.labels, origins)
-    if fitted.faces < LEAST_FACES:
-        raise DataError(f"{fitted.faces} faces of {subject.source} have an age; intervals need about {LEAST_FACES}")
-    before = measure_coverage(estimates, source.labels, read_calibration(info.calibration))
-    info = replace(info, calibration=fitted.to_json())
-    save_checkpoint(config.out, model, info)
-    written = [config.out]
-    if subject.checkpoint.with_suffix(ONNX_SUFFIX).is_file():
-        written.append(config.out.with_suffix(ONNX_SUFFIX))
-        export_model(info, model, config.out, written[-1])
-    return CalibrateResult(tuple(written), fitted, fitted.faces, before, bound_coverage(fitted.faces), tuple(notices))
+    _check_out(config.out)
+    compute = choose_compute(config.device)
+    subject = open_subject(
+        config.data, config.run, config.model, config.weights, config.detector, config.reading, on_progress
+    )
+    unseen = ~subject.seen
+    if not unseen.any():
+        raise DataError(f"the model was trained on all faces of {subject.source}. Calibrate on other faces.")
+    estimates, labels = subject.estimate(unseen, compute, config.cache_dir, on_progress)
+    origins = subject.scan.records.list_origins()[unseen]
+    fitted = calibrate(estimates.age, estimates.spread, estimates.p_female, labels, origins)
+    if fitted.faces < MIN_FACES:
+        raise DataError(
+            f"only {fitted.faces} faces of {subject.source} have an age; calibration requires at least {MIN_FACES}"
+        )
+    return CalibrateResult(
+        written=_write_model(config.out, subject, fitted),
+        calibration=fitted,
+        faces=fitted.faces,
+        before=measure_coverage(estimates, labels, subject.calibration),
+        sure=bound_coverage(fitted.faces),
+        notices=(*subject.notices, *_describe_seen(int(subject.seen.sum())), *subject.describe_overlap()),
+    )
+
+
+def _check_out(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise AgegenError(f"{path}: the output file name must end in .safetensors")
+    if path.exists():
+        raise AgegenError(f"{path} already exists. Choose another --out.")
+
+
+def _describe_seen(seen: int) -> list[str]:
+    return [f"{seen:,} faces left out: the model was trained on them"] if seen else []
+
+
+def _write_model(out: Path, subject: EvaluationSubject, calibration: Calibration) -> tuple[Path, ...]:
+    """Write the checkpoint, and an ONNX file if the original has one; return their paths."""
+    info = replace(subject.info, calibration=calibration.to_json())
+    save_checkpoint(out, subject.model, info)
+    if not subject.checkpoint.with_suffix(ONNX_SUFFIX).is_file():
+        return (out,)
+    onnx = out.with_suffix(ONNX_SUFFIX)
+    export_model(info, subject.model, out, onnx)
+    return out, onnx
 
 
 def measure_coverage(estimates: Estimates, labels: Labels, calibration: Calibration) -> float:
-    """Return the share, 0–1, of exact ages that a calibration's intervals hold; NaN where there are none."""
+    """Return the share, 0–1, of exact ages inside a calibration's intervals; NaN without exact ages."""
     low, high = (bound[labels.exact] for bound in bound_ages(estimates.age, estimates.spread, calibration))
     ages = labels.low[labels.exact]
     return float(np.mean((low <= ages) & (ages <= high))) if len(ages) else float("nan")
 
 
 def bound_coverage(faces: int, share: float = COVERAGE) -> tuple[float, float]:
-    """Return between which shares, 0–1, the true coverage of intervals lies that were fitted to n faces.
+    """Return the 95 % confidence bounds of the true coverage, 0–1, of intervals that were fitted to n faces.
 
-    Over calibration sets it has a Beta distribution. Source: Vovk, "Conditional validity of inductive conformal
-    predictors", ACML 2012.
+    Over random calibration sets, the coverage has a Beta distribution. Source: Vovk, "Conditional validity of inductive
+    conformal predictors", ACML 2012.
     """
     from scipy.stats import beta
 
     left = int(np.floor((faces + 1) * (1 - share)))
-    law = beta(faces + 1 - left, max(left, 1))
-    return float(law.ppf(0.025)), float(law.ppf(0.975))
+    distribution = beta(faces + 1 - left, max(left, 1))
+    return float(distribution.ppf(0.025)), float(distribution.ppf(0.975))

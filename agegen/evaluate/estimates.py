@@ -1,4 +1,4 @@
-"""Estimates beside labels: the table that a run folder keeps and comparisons read."""
+"""Estimates of labelled faces, and the table of predictions that run folders keep and comparisons read."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ESTIMATE_COLUMNS = ("estimated_age", "age_low", "age_high", "p_female")
-# P(age) over the whole years 0–116, where a training was told to keep it.
+# The column with P(age) over the whole years 0–116; optional, half a kilobyte per face.
 DISTRIBUTION = "distribution"
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """Estimates for N faces: ages and the spread (standard deviation) of each age distribution in years,
-    P(female) 0–1.
+    """Estimates for N faces.
 
-    ``loss`` is the mean loss over the faces where labels were at hand, NaN elsewhere; ``distributions`` (N, 117) are
-    P(age) where they were kept.
+    Attributes:
+        age: (N,) in years.
+        spread: the standard deviation of each age distribution, (N,) in years.
+        p_female: P(female), (N,), 0–1.
+        loss: the mean loss of the faces with labels; NaN if it was not computed.
+        distributions: P(age) over 0–116, (N, 117), if they were kept.
     """
 
     age: NDArray[np.float64]
@@ -44,64 +47,6 @@ class Estimates:
     p_female: NDArray[np.float64]
     loss: float = float("nan")
     distributions: NDArray[np.float32] | None = None
-
-
-def make_predictions(
-    estimates: Estimates, frame: pd.DataFrame, sha256: NDArray[np.str_], calibration: Calibration
-) -> pd.DataFrame:
-    """Return one row per face: path, sha256, labels, group columns, the four estimate columns, and P(age) if kept."""
-    kept = [name for name in frame.columns if name not in ("row", "split")]
-    low, high = bound_ages(estimates.age, estimates.spread, calibration)
-    table = frame[kept].assign(
-        sha256=sha256,
-        estimated_age=estimates.age,
-        age_low=low,
-        age_high=high,
-        p_female=estimates.p_female,
-    )
-    return table if estimates.distributions is None else table.assign(**{DISTRIBUTION: list(estimates.distributions)})
-
-
-def write_predictions(path: Path, predictions: pd.DataFrame, teacher: str = "") -> None:
-    """Write the table as Parquet, or as CSV where the name ends so; Parquet's metadata say who estimated."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with replace_atomically(path) as temporary:
-        if path.suffix.lower() == ".csv":
-            predictions.to_csv(temporary, index=False)
-            return
-        table = pa.Table.from_pandas(predictions, preserve_index=False)
-        named = {TEACHER_KEY: teacher.encode()} if teacher else {}
-        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **named}), temporary)
-
-
-def read_predictions(path: Path) -> pd.DataFrame:
-    """Read the table of a run folder.
-
-    Raises:
-        CheckpointError: it isn't there, is damaged or lacks a column.
-    """
-    import pandas as pd
-
-    try:
-        predictions = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"can't read {path}: {error}") from error
-    missing = {"path", "sha256", "age", "female", *ESTIMATE_COLUMNS} - set(predictions.columns)
-    if missing:
-        raise CheckpointError(f"{path} lacks the column {sorted(missing)[0]}")
-    return predictions
-
-
-class _BatchEstimates(NamedTuple):
-    """Of the N faces of a batch: columns (N,) and distributions (N, 117), on the CPU; the mean loss."""
-
-    age: Tensor
-    spread: Tensor
-    p_female: Tensor
-    distributions: Tensor | None
-    loss: float
 
 
 def estimate_batches(
@@ -112,10 +57,15 @@ def estimate_batches(
     keep: bool = False,
     dist: DistContext = SINGLE_PROCESS,
 ) -> Estimates:
-    """Run a network (whole model on pictures, or heads on features) over labelled batches.
+    """Run a network (the whole model on images, or the heads on features) over labelled batches.
 
-    ``keep``: whether the age distributions are kept too, half a kilobyte a face. The processes of a ``team`` share the
-    batches, and each gets the estimates of all.
+    Args:
+        network: in evaluation mode afterwards.
+        source: all faces in order.
+        compute: device and precision.
+        loss_settings: of the mean loss.
+        keep: whether to keep the age distributions, half a kilobyte per face.
+        dist: the processes that share the batches; each of them gets the estimates of all faces.
     """
     network.eval()
     with torch.inference_mode():
@@ -124,12 +74,22 @@ def estimate_batches(
             for batch in source.iterate(0, dist.rank, dist.world_size)
         ]
     shared = dist.all_gather(own)
-    # Batches were dealt out in turns, the first to the first process.
+    # Process r computed the batches r, r + world size, …
     batches = [shared[number % dist.world_size][number // dist.world_size] for number in range(sum(map(len, shared)))]
     age, spread, p_female = (torch.cat(column).double().numpy() for column in list(zip(*batches, strict=True))[:3])
     kept = torch.cat([batch.distributions for batch in batches if batch.distributions is not None]) if keep else None
     loss = sum(batch.loss * len(batch.age) for batch in batches) / max(len(age), 1)
     return Estimates(age, spread, p_female, loss, None if kept is None else kept.numpy())
+
+
+class _BatchEstimates(NamedTuple):
+    """Estimates for the N faces of a batch, on the CPU: columns (N,), distributions (N, 117), and the mean loss."""
+
+    age: Tensor
+    spread: Tensor
+    p_female: Tensor
+    distributions: Tensor | None
+    loss: float
 
 
 def _estimate_batch(
@@ -140,3 +100,51 @@ def _estimate_batch(
     ages, p_female = average_outputs(outputs)
     age, spread = expect_age(ages).cpu(), measure_spread(ages).cpu()
     return _BatchEstimates(age, spread, p_female.cpu(), ages.cpu() if keep else None, loss)
+
+
+def make_predictions(
+    estimates: Estimates, frame: pd.DataFrame, sha256: NDArray[np.str_], calibration: Calibration
+) -> pd.DataFrame:
+    """Return one row per face: path, labels, group columns, sha256, the four estimate columns, and P(age) if kept."""
+    columns = [name for name in frame.columns if name not in ("row", "split")]
+    low, high = bound_ages(estimates.age, estimates.spread, calibration)
+    table = frame[columns].assign(
+        sha256=sha256,
+        estimated_age=estimates.age,
+        age_low=low,
+        age_high=high,
+        p_female=estimates.p_female,
+    )
+    return table if estimates.distributions is None else table.assign(**{DISTRIBUTION: list(estimates.distributions)})
+
+
+def write_predictions(path: Path, predictions: pd.DataFrame, teacher: str = "") -> None:
+    """Write predictions as CSV if the name ends in .csv, else as Parquet, whose metadata then name the ``teacher``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with replace_atomically(path) as temporary:
+        if path.suffix.lower() == ".csv":
+            predictions.to_csv(temporary, index=False)
+            return
+        table = pa.Table.from_pandas(predictions, preserve_index=False)
+        metadata = {TEACHER_KEY: teacher.encode()} if teacher else {}
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata}), temporary)
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read the predictions of a run folder.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or lacks a column.
+    """
+    import pandas as pd
+
+    try:
+        predictions = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    missing = {"path", "sha256", "age", "female", *ESTIMATE_COLUMNS} - set(predictions.columns)
+    if missing:
+        raise CheckpointError(f"{path} has no column '{sorted(missing)[0]}'")
+    return predictions

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agegen.evaluate.evaluate import EvalResult
-from agegen.evaluate.evaluation import Evaluation, GroupMetrics
+from agegen.evaluate.evaluation import Evaluation, GroupMetrics, list_metrics
 from agegen.files import write_text
 from agegen.model.calibration import COVERAGE
 from agegen.render.figures import COLORS, draw_calibration, draw_scatter, make_figure
@@ -20,14 +20,35 @@ from agegen.render.tables import METRIC_TITLES, PlainTable, format_bounds, forma
 if TYPE_CHECKING:
     from agegen.evaluate.metrics import AnyMetrics, Metric
 
+# The groups by true and by estimated age, with the names of their axes.
+_AGE_BANDS = {"age_band": "true age", "estimated_age": "estimated age"}
+
+
+def write_eval_report(path: Path, result: EvalResult) -> None:
+    """Write the report of an evaluation as one self-contained HTML page."""
+    write_text(path, render_html(result))
+
+
+def render_html(result: EvalResult) -> str:
+    """Return the report as an HTML document; faces are shown if their images are available."""
+    evaluation = result.evaluation
+    return render_page(
+        "eval.html.j2",
+        result=result,
+        group_count=len(evaluation.groups),
+        tables=[make_metrics_table(evaluation, "Metrics"), make_groups_table(evaluation)],
+        figures=draw_figures(result),
+        gallery=show_worst_faces(result.model, result.predictions, result.records),
+    )
+
 
 def make_metrics_table(evaluation: Evaluation, title: str) -> PlainTable:
-    """Return the overall metrics with their intervals beside the trivial baseline."""
+    """Return the overall metrics with their intervals, next to those of the constant baseline."""
     counts, baseline = evaluation.counts, evaluation.baseline
     parts = [
-        _list_rows("age", counts["age"], [evaluation.age, evaluation.interval], baseline[0]),
-        _list_rows("age bracket", counts["bracket"], [evaluation.bracket], baseline[1]),
-        _list_rows("gender", counts["gender"], [evaluation.gender, evaluation.confident], baseline[2]),
+        _list_metric_rows("age", counts["age"], [evaluation.age, evaluation.interval], baseline[0]),
+        _list_metric_rows("age bracket", counts["bracket"], [evaluation.bracket], baseline[1]),
+        _list_metric_rows("gender", counts["gender"], [evaluation.gender, evaluation.confident], baseline[2]),
     ]
     shown = [part for part in parts if part]
     ends = frozenset(itertools.accumulate(len(part) for part in shown[:-1]))
@@ -36,33 +57,8 @@ def make_metrics_table(evaluation: Evaluation, title: str) -> PlainTable:
     return PlainTable(title, columns, rows, left=3, sections=frozenset(end - 1 for end in ends))
 
 
-def make_groups_table(evaluation: Evaluation) -> PlainTable:
-    """Return MAE, the age intervals and accuracy by group; groups of fewer than 30 faces are marked."""
-    groups = evaluation.groups
-    exact, brackets = evaluation.counts["age"] > 0, evaluation.counts["bracket"] > 0
-    starts = [index for index, group in enumerate(groups) if not index or groups[index - 1].column != group.column]
-    rows = [
-        [group.column if index in starts else "", *_list_cells(group, exact, brackets)]
-        for index, group in enumerate(groups)
-    ]
-    columns = ["group", "value", "faces"]
-    columns += ["MAE", "95 % interval", "90 % covers", "width"] if exact else []
-    columns += ["in bracket", "95 % interval"] if brackets else []
-    columns += ["accuracy", "95 % interval"]
-    ends = frozenset(start - 1 for start in starts[1:])
-    return PlainTable("by group (* fewer than 30 faces)", columns, rows, left=2, sections=ends)
-
-
-def format_interval(name: str, metric: Metric) -> str:
-    """Return a metric's interval, low–high."""
-    if math.isnan(metric.low):
-        return "–"
-    return format_bounds(name, metric.low, metric.high)
-
-
-def _list_rows(label: str, faces: int, measured: list[AnyMetrics], baseline: AnyMetrics) -> list[list[str]]:
-    from agegen.evaluate.evaluation import list_metrics
-
+def _list_metric_rows(label: str, faces: int, measured: list[AnyMetrics], baseline: AnyMetrics) -> list[list[str]]:
+    """Return a row per metric; none without faces. Only the first row has the label and the number of faces."""
     if not faces:
         return []
     trivial = dict(list_metrics(baseline))
@@ -74,7 +70,24 @@ def _list_rows(label: str, faces: int, measured: list[AnyMetrics], baseline: Any
     return rows
 
 
-def _list_cells(group: GroupMetrics, exact: bool, brackets: bool) -> list[str]:
+def make_groups_table(evaluation: Evaluation) -> PlainTable:
+    """Return MAE, age intervals and accuracy by group; groups of fewer than 30 faces are marked."""
+    groups = evaluation.groups
+    exact, brackets = evaluation.counts["age"] > 0, evaluation.counts["bracket"] > 0
+    starts = [index for index, group in enumerate(groups) if not index or groups[index - 1].column != group.column]
+    rows = [
+        [group.column if index in starts else "", *_list_group_cells(group, exact, brackets)]
+        for index, group in enumerate(groups)
+    ]
+    columns = ["group", "value", "faces"]
+    columns += ["MAE", "95 % interval", "90 % coverage", "width"] if exact else []
+    columns += ["in bracket", "95 % interval"] if brackets else []
+    columns += ["accuracy", "95 % interval"]
+    ends = frozenset(start - 1 for start in starts[1:])
+    return PlainTable("by group (* fewer than 30 faces)", columns, rows, left=2, sections=ends)
+
+
+def _list_group_cells(group: GroupMetrics, exact: bool, brackets: bool) -> list[str]:
     cells = [group.value, f"{group.n:,}{'*' if group.small else ' '}"]
     shown: list[tuple[str, Metric, bool]] = []
     if exact:
@@ -88,77 +101,64 @@ def _list_cells(group: GroupMetrics, exact: bool, brackets: bool) -> list[str]:
     return cells
 
 
-# Columns of groups by true and by estimated age, and how they are told apart.
-_BANDS = {"age_band": "true age", "estimated_age": "estimated age"}
-
-
-def write_eval_report(path: Path, result: EvalResult) -> None:
-    """Write the report of an evaluation, whole or not at all."""
-    write_text(path, render_html(result))
-
-
-def render_html(result: EvalResult) -> str:
-    """Return the report as one HTML document; the faces are shown where the data is at hand."""
-    evaluation = result.evaluation
-    return render_page(
-        "eval.html.j2",
-        result=result,
-        looked_at=len(evaluation.groups),
-        tables=[make_metrics_table(evaluation, "Metrics"), make_groups_table(evaluation)],
-        figures=draw_figures(result),
-        gallery=show_worst_faces(result.model, result.predictions, result.records),
-    )
+def format_interval(name: str, metric: Metric) -> str:
+    """Return a metric's interval as low–high; a dash if it is undefined."""
+    if math.isnan(metric.low):
+        return "–"
+    return format_bounds(name, metric.low, metric.high)
 
 
 def draw_figures(result: EvalResult) -> list[Figure]:
-    """Return what the labels allow: estimates against ages, errors and coverage by age, calibration of gender."""
+    """Return the figures that the labels allow: estimates against ages, errors and coverage by age, calibration."""
     evaluation, tables, figures = result.evaluation, {result.model: result.predictions}, []
     if evaluation.counts["age"]:
         figures += [
             Figure(
                 "Estimated against true age",
-                "Each hexagon counts faces, darker for more; on the line the estimate is right.",
+                "Hexagons count faces; darker ones contain more. Estimates on the line are correct.",
                 encode_figure(draw_scatter(tables)),
                 width=40,
             ),
             Figure(
                 "Error by age",
-                "Mean absolute error by true and by estimated age; bars hold 95 %.",
+                "Mean absolute error by true and by estimated age, with 95 % confidence intervals.",
                 encode_figure(draw_bands(evaluation, "mae")),
             ),
             Figure(
                 "Coverage by age",
-                f"How many ages the {COVERAGE:.0%} intervals hold; bars hold 95 % (Wilson's).",
+                f"Share of ages inside the {COVERAGE:.0%} intervals, with 95 % confidence intervals (Wilson's).",
                 encode_figure(draw_bands(evaluation, "coverage")),
             ),
         ]
     if evaluation.counts["gender"]:
         caption = (
-            "On the line, of the faces given P(female) = x a share x is labelled female. Larger dots are more faces."
+            "On the line, a share x of the faces with P(female) = x is labelled female. Larger dots are more faces."
         )
         figures.append(Figure("Calibration of gender", caption, encode_figure(draw_calibration(tables)), width=40))
     return figures
 
 
 def draw_bands(evaluation: Evaluation, name: str) -> Any:
-    """Draw a metric (``mae`` or ``coverage``) by true and by estimated age, each band with its interval."""
-    figure, axes = make_figure(1, len(_BANDS), 11, 3.8)
-    for axis, (column, title) in zip(axes[0], _BANDS.items(), strict=True):
+    """Draw a metric (``mae`` or ``coverage``) by true and by estimated age, with the interval of each age band."""
+    figure, axes = make_figure(1, len(_AGE_BANDS), 11, 3.8)
+    for axis, (column, title) in zip(axes[0], _AGE_BANDS.items(), strict=True):
         every = [group for group in evaluation.groups if group.column == column]
-        groups = [group for group in every if not np.isnan(_pick(group, name)[0])]
-        values, lows, highs = (np.array(part) for part in zip(*(_pick(group, name) for group in groups), strict=True))
-        # Of a handful of faces there is no interval.
-        spread = np.nan_to_num(np.array([values - lows, highs - values])).clip(min=0)
+        groups = [group for group in every if not np.isnan(_pick_metric(group, name).value)]
+        metrics = [_pick_metric(group, name) for group in groups]
+        values, lows, highs = (
+            np.array([getattr(metric, part) for metric in metrics]) for part in ("value", "low", "high")
+        )
+        # Rounding can put a share of 0 or 1 just outside Wilson's interval.
+        lengths = np.array([values - lows, highs - values]).clip(min=0)
         places = np.arange(len(groups))
-        axis.errorbar(places, values, yerr=spread, fmt="o", color=COLORS[0], capsize=3)
+        axis.errorbar(places, values, yerr=lengths, fmt="o", color=COLORS[0], capsize=3)
         axis.set_xticks(places, [group.value for group in groups], rotation=45)
         axis.set_xlabel(f"{title} (years)")
-        axis.set_ylabel("mean absolute error (years)" if name == "mae" else "share covered")
+        axis.set_ylabel("mean absolute error (years)" if name == "mae" else "coverage")
         if name == "coverage":
             axis.axhline(COVERAGE, color="#555", linewidth=1)
     return figure
 
 
-def _pick(group: GroupMetrics, name: str) -> tuple[float, float, float]:
-    metric = group.age.mae if name == "mae" else group.interval.coverage
-    return metric.value, metric.low, metric.high
+def _pick_metric(group: GroupMetrics, name: str) -> Metric:
+    return group.age.mae if name == "mae" else group.interval.coverage

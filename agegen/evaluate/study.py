@@ -1,10 +1,10 @@
-"""Evaluate a cross-validation: the estimates of each face by the training that didn't see it, all together."""
+"""Evaluate a cross-validation: for each face, the estimate of the training that did not see it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OUT_OF_FOLD = "out_of_fold.parquet"
+# Columns of out_of_fold.parquet that are no groups.
 _OTHER_COLUMNS = ("path", "sha256", "age", "female", "fold", DISTRIBUTION, *AGE_BOUNDS, *ESTIMATE_COLUMNS)
 
 
 @dataclass(frozen=True)
 class StudyEvaluation:
-    """The pooled metrics of a cross-validation, and the table behind them."""
+    """The pooled metrics of a cross-validation, and the predictions behind them."""
 
     path: Path
     evaluation: Evaluation
@@ -38,23 +39,23 @@ def is_study(path: Path | None) -> bool:
 
 
 def list_seed_runs(path: Path) -> list[Path]:
-    """Return the run folders of a study of seeds, by their numbers; none where it is one of folds."""
+    """Return the run folders of a study of seeds in numeric order; none if the study is a cross-validation."""
     return sorted(path.glob("seed-*"), key=lambda folder: (len(folder.name), folder.name))
 
 
 def evaluate_study(path: Path) -> StudyEvaluation:
     """Evaluate the out-of-fold estimates of a cross-validation.
 
-    Intervals are those that each training gave; ``confident`` has the mean of their thresholds. The baseline is the
-    median age and the majority of all faces.
+    Each face has the age interval that its training gave; ``confident`` uses the mean of the trainings' thresholds. The
+    baseline is the median age and the majority gender of all faces.
 
     Raises:
-        CheckpointError: the study isn't whole yet, or is none of folds.
+        CheckpointError: the study is not finished, or has no folds.
     """
     if not (path / OUT_OF_FOLD).is_file():
         raise CheckpointError(
-            f"{path} has no out-of-fold estimates: its folds aren't all trained yet (`agegen train --resume {path}`), "
-            "or it is a study of seeds, whose runs are evaluated one by one or by `agegen compare`"
+            f"{path} has no out-of-fold estimates. If its folds are not all trained, continue with `agegen train "
+            f"--resume {path}`; evaluate the runs of a study of seeds one by one, or with `agegen compare`."
         )
     predictions = read_predictions(path / OUT_OF_FOLD)
     columns = [str(name) for name in predictions.columns if name not in _OTHER_COLUMNS]
@@ -66,13 +67,13 @@ def evaluate_study(path: Path) -> StudyEvaluation:
     )
     bounds = (predictions["age_low"].to_numpy(dtype=float), predictions["age_high"].to_numpy(dtype=float))
     evaluation = evaluate_estimates(
-        estimates, predictions, ["fold", *groups], find_baseline(predictions), _average_threshold(path), bounds
+        estimates, predictions, ["fold", *groups], find_baseline(predictions), _average_thresholds(path), bounds
     )
     return StudyEvaluation(path, evaluation, predictions)
 
 
-def _average_threshold(path: Path) -> Calibration:
-    """Return a calibration of which the threshold for gender counts: the mean of those of all folds."""
+def _average_thresholds(path: Path) -> Calibration:
+    """Return a calibration whose gender threshold is the mean of those of all folds; its intervals are not used."""
     runs = [RunFolder(folder) for folder in sorted(path.glob("fold-*")) if (folder / "run.json").is_file()]
-    thresholds: list[Any] = [read_calibration(read_info(run.checkpoint).calibration).min_confidence for run in runs]
+    thresholds = [read_calibration(read_info(run.checkpoint).calibration).min_confidence for run in runs]
     return Calibration(UNCALIBRATED.interval_scale, UNCALIBRATED.coverage, float(np.mean(thresholds)), 0)

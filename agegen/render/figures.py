@@ -1,4 +1,4 @@
-"""Figures of reports: matplotlib's plots, and the pairs that reports show side by side."""
+"""Matplotlib figures of reports: learning curves, scatter plots, errors by age, calibration."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ from agegen.files import replace_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-
-# Okabe and Ito's palette: told apart with any colour vision.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _CURVES = (("val_loss", "loss"), ("val_mae", "age MAE (years)"), ("val_accuracy", "gender accuracy"))
 
 
 def import_matplotlib() -> None:
-    """Import matplotlib, its fonts' cache beside agegen's rather than in a folder of its own.
+    """Import matplotlib, with its font cache in agegen's cache folder.
 
     Raises:
-        AgegenError: it finds no place for that: neither this one nor a temporary folder can be written.
+        AgegenError: neither that folder nor a temporary folder is writable.
     """
     from platformdirs import user_cache_path
 
     os.environ.setdefault("MPLCONFIGDIR", str(user_cache_path("agegen") / "matplotlib"))
-    # Where its folder can't be written it takes a temporary one, and says so to the user, who can do without.
+    # It warns if the folder is not writable and it uses a temporary one; that is of no interest to the user.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        import matplotlib  # noqa: F401 - imported where its errors can be explained
+        import matplotlib  # noqa: F401 - only to report its errors
     except OSError as error:
         raise AgegenError(
-            "matplotlib finds no folder for its fonts' cache; set MPLCONFIGDIR or TMPDIR to one that can be written"
+            "matplotlib has no writable folder for its font cache. Set MPLCONFIGDIR or TMPDIR to a writable folder."
         ) from error
 
 
 def make_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """Return a figure without a display and its axes (rows, columns); sizes in inches."""
+    """Return a figure that needs no display, and its axes (rows, columns); sizes in inches."""
     import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,7 +56,7 @@ def make_figure(rows: int, columns: int, width: float, height: float) -> tuple[A
 
 
 def save_figure(figure: Any, target: Any, **options: Any) -> None:
-    """Write a figure to a path or stream; a name with a dollar sign in it is no formula."""
+    """Write a figure to a path or stream; dollar signs in names are not parsed as formulas."""
     import matplotlib
     from matplotlib.text import Text
 
@@ -86,25 +85,13 @@ def draw_curves(epochs: dict[str, pd.DataFrame]) -> Any:
 
 
 def plot_curves(path: Path, epochs: dict[str, pd.DataFrame]) -> None:
-    """Write the learning curves of runs (name: table of epochs) as a picture."""
+    """Write the learning curves of runs (name: table of epochs) as an image."""
     with replace_atomically(path) as temporary:
         save_figure(draw_curves(epochs), temporary, dpi=110)
 
 
-def bin_calibration(
-    p_female: NDArray[np.float64], female: NDArray[np.bool_], bins: int = 10
-) -> list[tuple[float, float, int]]:
-    """Return (mean P(female), share of females, count) of each filled bin of P(female)."""
-    index = np.minimum((p_female * bins).astype(int), bins - 1)
-    rows = []
-    for bin_index in np.unique(index):
-        inside = index == bin_index
-        rows.append((float(p_female[inside].mean()), float(female[inside].mean()), int(inside.sum())))
-    return rows
-
-
 def draw_scatter(tables: dict[str, pd.DataFrame]) -> Any:
-    """Draw estimated against true age, a panel per table of predictions."""
+    """Draw estimated against true age, one panel per table of predictions."""
     figure, axes = make_figure(1, len(tables), 5 * len(tables), 4.6)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         exact = table[table["age"].notna()]
@@ -126,7 +113,7 @@ def draw_scatter(tables: dict[str, pd.DataFrame]) -> Any:
 
 
 def draw_errors(tables: dict[str, pd.DataFrame]) -> Any:
-    """Draw the mean absolute and the mean signed error by true age, in bands of ten years."""
+    """Draw the mean absolute error and the mean signed error by true age, in bands of ten years."""
     figure, axes = make_figure(1, 2, 11, 3.8)
     for color, (name, table) in zip(COLORS * 9, tables.items(), strict=False):
         error = table["estimated_age"] - table["age"]
@@ -158,3 +145,15 @@ def draw_calibration(tables: dict[str, pd.DataFrame]) -> Any:
     axis.set_ylabel("share labelled female")
     axis.legend()
     return figure
+
+
+def bin_calibration(
+    p_female: NDArray[np.float64], female: NDArray[np.bool_], bins: int = 10
+) -> list[tuple[float, float, int]]:
+    """Return (mean P(female), share labelled female, count) of each non-empty bin of P(female)."""
+    index = np.minimum((p_female * bins).astype(int), bins - 1)
+    rows = []
+    for bin_index in np.unique(index):
+        inside = index == bin_index
+        rows.append((float(p_female[inside].mean()), float(female[inside].mean()), int(inside.sum())))
+    return rows

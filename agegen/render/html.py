@@ -1,4 +1,4 @@
-"""Parts that all HTML reports share: figures and faces as data URIs, so that a page needs no other file."""
+"""Self-contained HTML reports: templates, and figures and faces as data URIs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from agegen.render.figures import save_figure
 if TYPE_CHECKING:
     import pandas as pd
 
-
-# Pixels of a face on a page: enough to recognise it by, small enough for dozens of them.
+# The side of a face on a page in pixels: large enough to recognise, small enough for dozens of faces.
 _FACE_SIZE = 160
+# Faces in a gallery: two rows of a page.
+FACES_SHOWN = 12
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as a data URI, with its title and caption; ``width`` in CSS rem at the most."""
+    """A figure as a data URI, with its title, its caption and its greatest ``width`` in CSS rem."""
 
     title: str
     caption: str
@@ -33,7 +34,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Face:
-    """A face as a data URI, with its label in years and a caption."""
+    """A face as a data URI, with its labelled age in years and a caption."""
 
     uri: str
     age: str
@@ -42,14 +43,14 @@ class Face:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Faces under a title."""
+    """Faces with a title."""
 
     name: str
     faces: list[Face]
 
 
 def render_page(template: str, **content: Any) -> str:
-    """Return a template of agegen's, filled, as one HTML document."""
+    """Return a template of this package, filled with ``content``, as an HTML document."""
     from importlib.metadata import version
 
     from jinja2 import Environment, PackageLoader
@@ -60,44 +61,10 @@ def render_page(template: str, **content: Any) -> str:
     return environment.get_template(template).render(version=version("agegen"), **content)
 
 
-def encode_figure(figure: Any) -> str:
-    """Return a matplotlib figure as a PNG data URI."""
-    stream = io.BytesIO()
-    save_figure(figure, stream, dpi=130, format="png")
-    return _encode_uri("image/png", stream.getvalue())
-
-
-def encode_face(records: FaceRecords, position: int | None) -> str | None:
-    """Return the picture of a record as a JPEG data URI; None where it isn't at hand."""
-    if position is None:
-        return None
-    try:
-        return encode_image(resize_image(records.decode(position), _FACE_SIZE))
-    except AgegenError:
-        return None
-
-
-def encode_image(image: RGB) -> str:
-    """Return an RGB picture as a JPEG data URI."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "JPEG", quality=85)
-    return _encode_uri("image/jpeg", stream.getvalue())
-
-
-def _encode_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-# Two rows of faces on a page.
-FACES_SHOWN = 12
-
-
 def show_worst_faces(name: str, table: pd.DataFrame, records: FaceRecords) -> Gallery:
-    """Return the faces with the largest errors in age of a table of predictions, as far as their pictures are there."""
+    """Return the faces with the largest age errors of a table of predictions; unreadable images are skipped."""
     positions = {path: index for index, path in enumerate(records.frame["path"])}
-    # Where no age is exact, this is empty: a bracket says too little of how far off an estimate is.
+    # Only of exact ages: a bracket does not tell how large an error is.
     error = (table["estimated_age"] - table["age"]).abs().dropna()
     worst = table.loc[error.sort_values(ascending=False, kind="stable").index[:FACES_SHOWN]]
     faces = [_show_face(records, positions, row) for row in worst.to_dict("records")]
@@ -111,3 +78,33 @@ def _show_face(records: FaceRecords, positions: dict[str, int], row: dict[Any, A
     label = format_gender(float(row["female"]))
     estimate = f"estimated {row['estimated_age']:.0f}, P(female) {row['p_female']:.2f}"
     return Face(uri, f"{row['age']:.0f}", f"labelled {row['age']:.0f}, {label}; {estimate}")
+
+
+def encode_face(records: FaceRecords, position: int | None) -> str | None:
+    """Return the image of a record as a JPEG data URI; None if the record or its image is missing."""
+    if position is None:
+        return None
+    try:
+        return encode_image(resize_image(records.decode(position), _FACE_SIZE))
+    except AgegenError:
+        return None
+
+
+def encode_image(image: RGB) -> str:
+    """Return an RGB image as a JPEG data URI."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=85)
+    return _encode_uri("image/jpeg", stream.getvalue())
+
+
+def encode_figure(figure: Any) -> str:
+    """Return a matplotlib figure as a PNG data URI."""
+    stream = io.BytesIO()
+    save_figure(figure, stream, dpi=130, format="png")
+    return _encode_uri("image/png", stream.getvalue())
+
+
+def _encode_uri(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

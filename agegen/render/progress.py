@@ -1,4 +1,4 @@
-"""What moves on the terminal: progress bars; and notices."""
+"""Progress bars and notices on the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ProgressDisplay:
-    """Progress bars on a terminal, nothing elsewhere; used as a context and as a progress hook."""
+    """Progress bars on a terminal, nothing elsewhere; a context manager that can be passed as a progress hook."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -40,11 +40,11 @@ class ProgressDisplay:
         self._progress.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is."""
+        """Show the progress of a stage."""
         self.update(stage, done, total)
 
     def update(self, stage: str, done: int, total: int | None, note: str = "") -> None:
-        """Show how far a stage is; a finished one goes, one without a known total stays."""
+        """Show the progress of a stage; its bar disappears at the end, unless the total is unknown (None)."""
         task = self._tasks.get(stage)
         if task is None:
             task = self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
@@ -52,14 +52,13 @@ class ProgressDisplay:
 
 
 def show_notices(console: Console, notices: tuple[str, ...]) -> None:
-    """Print notices, one a line."""
+    """Print each notice on a line of its own."""
     for notice in notices:
         console.print(f"note: {notice}", style="yellow", soft_wrap=True)
 
 
 def show_exclusions(console: Console, excluded: Sequence[Exclusion]) -> None:
-    """Print how many rows were left out, and the first of them with its reason; nothing where there are none."""
+    """Print how many rows were excluded, and the first of them with its reason; nothing if there are none."""
     if excluded:
         first = excluded[0]
-        said = f"{len(excluded):,} rows were left out, the first: {first.path} ({first.reason})"
-        show_notices(console, (said,))
+        show_notices(console, (f"{len(excluded):,} rows excluded, the first: {first.path} ({first.reason})",))

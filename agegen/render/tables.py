@@ -1,4 +1,4 @@
-"""Tables for terminals and pages, and numbers in words."""
+"""Tables for the terminal and for HTML pages, and numbers formatted for people."""
 
 from __future__ import annotations
 
@@ -16,58 +16,21 @@ METRIC_TITLES = {
     "cs5": "CS@5",
     "cs10": "CS@10",
     "in_bracket": "in the bracket",
-    "near_bracket": "in it or the next",
-    "distance": "mean distance to it (years)",
-    "coverage": "90 % interval covers",
-    "width": "its mean width (years)",
+    "near_bracket": "in or next to the bracket",
+    "distance": "distance to the bracket (years)",
+    "coverage": "90 % interval coverage",
+    "width": "90 % interval width (years)",
     "accuracy": "accuracy",
     "roc_auc": "ROC-AUC",
     "ece": "calibration error",
     "brier": "Brier score",
-    "named": "gender named",
-    "named_accuracy": "accuracy where named",
+    "named": "above the gender threshold",
+    "named_accuracy": "accuracy above the threshold",
 }
-
-# Kept as shares of 1, shown as per cent.
+# Metrics that are computed as shares of 1 and shown as percentages.
 _SHARES = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece", "coverage", "named", "named_accuracy")
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration in the two largest fitting units."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def format_size(size: int) -> str:
-    """Return a number of bytes in kB, MB or GB."""
-    value: Any = float(size)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
-def format_bounds(name: str, low: float, high: float) -> str:
-    """Return the bounds of a metric's interval, low–high, the unit once."""
-    return f"{format_value(name, low).removesuffix(' %')}–{format_value(name, high)}"
-
-
-def format_value(name: str, value: float | None) -> str:
-    """Return a metric as people write it: shares as per cent, years with two digits."""
-    if value is None or math.isnan(value):
-        return "–"
-    if name in _SHARES:
-        return f"{value * 100:.1f} %"
-    return f"{value:.4f}" if name in ("roc_auc", "brier") else f"{value:.2f}"
-
-
-# Columns of words that stand among numbers.
-_WORDS = ("better", "gender", "bundled weights, licence", "input", "frozen")
+# Columns of text to the right of columns of numbers.
+_TEXT_COLUMNS = ("better", "gender", "bundled weights, licence", "input", "frozen")
 
 
 @dataclass(frozen=True)
@@ -75,11 +38,13 @@ class PlainTable:
     """A table as text.
 
     Attributes:
-        title: above it; ``caption`` below.
-        columns: names; the first ``left`` of them hold text, the rest numbers.
-        rows: cells, as many as columns.
-        sections: indices of rows under which a line is drawn.
-        alarms: indices of rows that tell of something broken.
+        title: shown above the table.
+        columns: names; the first ``left`` columns hold text, the others numbers.
+        rows: cells, one per column.
+        left: see ``columns``.
+        caption: shown below the table.
+        sections: indices of rows that a line is drawn under.
+        alarms: indices of rows that report a failure.
     """
 
     title: str
@@ -91,8 +56,8 @@ class PlainTable:
     alarms: frozenset[int] = field(default_factory=frozenset)
 
     def is_text(self, index: int) -> bool:
-        """Return whether a column holds text rather than numbers."""
-        return index < self.left or self.columns[index] in _WORDS
+        """Return whether a column holds text, which is aligned left, rather than numbers."""
+        return index < self.left or self.columns[index] in _TEXT_COLUMNS
 
 
 def render_table(plain: PlainTable) -> Table:
@@ -104,9 +69,43 @@ def render_table(plain: PlainTable) -> Table:
         caption_justify="left",
     )
     for index, name in enumerate(plain.columns):
-        # Names of files may be long; they get the room that numbers leave.
+        # Long file names wrap instead of being cut off.
         table.add_column(Text(name), justify="left" if plain.is_text(index) else "right", overflow="fold")
     for index, row in enumerate(plain.rows):
         cells = (Text(cell.encode("utf-8", errors="replace").decode()) for cell in row)
         table.add_row(*cells, end_section=index in plain.sections, style="red" if index in plain.alarms else None)
     return table
+
+
+def format_value(name: str, value: float | None) -> str:
+    """Return a metric as text: shares as percentages, years with two digits, a dash for NaN and None."""
+    if value is None or math.isnan(value):
+        return "–"
+    if name in _SHARES:
+        return f"{value * 100:.1f} %"
+    return f"{value:.4f}" if name in ("roc_auc", "brier") else f"{value:.2f}"
+
+
+def format_bounds(name: str, low: float, high: float) -> str:
+    """Return the bounds of a metric's interval as low–high, with one unit for both."""
+    return f"{format_value(name, low).removesuffix(' %')}–{format_value(name, high)}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in seconds, in minutes and seconds, or in hours and minutes."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def format_size(size: int) -> str:
+    """Return a number of bytes as bytes, kB, MB or GB."""
+    value: Any = float(size)
+    for unit in ("bytes", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

@@ -1,9 +1,9 @@
-"""Time ``agegen data check`` on growing data sets, and its memory.
+"""Measure the time and memory of ``agegen data check`` on datasets of increasing size.
 
     python tests/benchmarks/data_check.py --data ../shared/data/utkface [--sizes 10000,20000,100000]
 
-Beyond the data's own pictures, turned and flipped ones are written beside them; none of these is a
-near-duplicate of another. Reading (decoding, checksum, hash) and comparing are timed apart. Not a test.
+If a size exceeds that of the data, rotated and flipped copies are added, which are not near-duplicates of each
+other. Reading (decoding, checksum, hash) and comparing are timed separately. Not a test.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from agegen.data.loading import load_records
 from agegen.datatools.check import check_data
 from agegen.datatools.config import CheckConfig
 
-TURNS = (None, cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
+ROTATIONS = (None, cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
 
 
 def write_variants(data: str, folder: Path, count: int) -> None:
-    """Write ``count`` pictures: each of the data's in up to eight turns and flips."""
+    """Write ``count`` images: those of the data in up to eight rotations and flips."""
     records = load_records(data)
 
     def write(number: int) -> None:
@@ -35,8 +35,8 @@ def write_variants(data: str, folder: Path, count: int) -> None:
         content = records.read(row)
         if variant:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-            turn = TURNS[variant % 4]
-            image = image if turn is None else cv2.rotate(image, turn)
+            rotation = ROTATIONS[variant % 4]
+            image = image if rotation is None else cv2.rotate(image, rotation)
             content = cv2.imencode(".jpg", image[:, ::-1] if variant >= 4 else image)[1].tobytes()
         (folder / name).write_bytes(content)
 
@@ -44,8 +44,8 @@ def write_variants(data: str, folder: Path, count: int) -> None:
         list(pool.map(write, range(count)))
 
 
-class Watch:
-    """Notes when the comparing starts."""
+class ReadTimer:
+    """A progress hook that records when reading ends."""
 
     def __init__(self) -> None:
         self.read = 0.0
@@ -64,13 +64,13 @@ def main() -> None:
     for size in map(int, options.sizes.split(",")):
         with tempfile.TemporaryDirectory() as name:
             write_variants(options.data, Path(name), size)
-            watch = Watch()
-            report = check_data(CheckConfig((name,)), watch)
-            total = time.monotonic() - watch.started
+            timer = ReadTimer()
+            report = check_data(CheckConfig((name,)), timer)
+            total = time.monotonic() - timer.started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(
-            f"{size:,} pictures: {total:.1f} s, of these reading {watch.read:.1f} s and the rest "
-            f"{total - watch.read:.1f} s; {len(report.duplicates.pairs):,} pairs; peak memory {peak:.2f} GB",
+            f"{size:,} images: {total:.1f} s, of these reading {timer.read:.1f} s and the rest "
+            f"{total - timer.read:.1f} s; {len(report.duplicates.pairs):,} pairs; peak memory {peak:.2f} GB",
             flush=True,
         )
 

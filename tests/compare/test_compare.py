@@ -1,3 +1,5 @@
+"""``agegen compare``: differences, groups, the verdict, several trainings, and what cannot be compared."""
+
 import json
 import shutil
 from pathlib import Path
@@ -6,24 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agegen.compare.compare import (
-    CompareConfig,
-    align_predictions,
-    compare_runs,
-    mark_seen,
-    write_verdict,
-)
-from agegen.compare.costs import Cost, find_settled_epoch
+from agegen.compare.compare import align_predictions, compare_runs, mark_seen, write_verdict
+from agegen.compare.costs import Cost, find_converged_epoch
 from agegen.compare.differences import find_group_differences, measure_rows
 from agegen.compare.models import choose_models, name_models
 from agegen.errors import AgegenError
+from agegen.evaluate.config import CompareConfig
+from agegen.evaluate.subject import read_training_split
 from agegen.runs import RunFolder
 
 NAMES = ("first", "second")
 
 
 def make_table(error, right, n=400, seed=0):
-    """Predictions off by about ``error`` years, right about gender with probability ``right``."""
+    """Predictions with age errors of about ``error`` years and a gender accuracy of ``right``."""
     rng = np.random.default_rng(seed)
     ages = np.random.default_rng(9).integers(0, 90, n).astype(float)
     female = np.random.default_rng(8).random(n) < 0.5
@@ -43,7 +41,7 @@ def make_table(error, right, n=400, seed=0):
     )
 
 
-def test_a_clear_difference_names_the_better_run():
+def test_a_clear_difference_names_the_better_model():
     age, gender = measure_rows(NAMES, {"first": [make_table(10, 0.8)], "second": [make_table(5, 0.95, seed=1)]})
     mae, accuracy = age[0], gender[0]
     assert (mae.name, mae.better) == ("mae", ("second",))
@@ -53,7 +51,7 @@ def test_a_clear_difference_names_the_better_run():
     assert accuracy.differences[0].low > 0
 
 
-def test_equal_runs_show_no_clear_difference_and_pairing_tightens():
+def test_equal_models_show_no_clear_difference_and_pairing_narrows_the_interval():
     table = make_table(6, 0.9)
     shifted = table.assign(estimated_age=table["estimated_age"] + 0.01)
     age, gender = measure_rows(NAMES, {"first": [table], "second": [shifted]})
@@ -62,14 +60,14 @@ def test_equal_runs_show_no_clear_difference_and_pairing_tightens():
     assert difference.high - difference.low < 0.1 * (single.high - single.low)
 
 
-def test_groups_come_with_the_clearest_difference_first():
+def test_groups_are_sorted_by_the_clearest_difference():
     first, second = make_table(5, 0.9), make_table(5, 0.9, seed=1)
     worse = second.assign(
         estimated_age=second["estimated_age"].where(second["race"] != "Asian", second["estimated_age"] + 30)
     )
     found = find_group_differences(NAMES, {"first": first, "second": worse})
     groups = found.rows
-    assert found.looked_at == len(groups)
+    assert found.count == len(groups)
     assert (groups[0].column, groups[0].value, groups[0].metric, groups[0].better) == ("race", "Asian", "mae", "first")
     assert all(group.n >= 30 for group in groups)
 
@@ -83,11 +81,11 @@ def test_groups_come_with_the_clearest_difference_first():
         ([5.0, 3.0, 2.0, 2.0, 2.0, 9.0], 6),
     ],
 )
-def test_settled_epoch(losses, epoch):
-    assert find_settled_epoch(np.array(losses)) == epoch
+def test_converged_epoch(losses, epoch):
+    assert find_converged_epoch(np.array(losses)) == epoch
 
 
-def test_verdict_is_made_from_the_numbers():
+def test_the_verdict_follows_from_the_numbers():
     costs = [
         Cost(10**6, 10**6, 4 * 10**6, 9, 5, 3.0, 12.2, 0.0, 100.0),
         Cost(2 * 10**7, 9 * 10**6, 10**7, 9, 5, 3.0, 30.7, 20.0, None),
@@ -96,18 +94,18 @@ def test_verdict_is_made_from_the_numbers():
     age, gender = measure_rows(NAMES, {name: [table] for name, table in tables.items()})
     verdict = write_verdict(NAMES, 400, age, gender, costs)
     assert verdict.startswith(
-        "On 400 faces that neither was trained on, this training of second is better at age (an MAE of "
+        "On 400 faces that neither was trained on, this training of second is better at age (MAE "
     )
-    assert f"{age[0].values[1].value:.2f} years against {age[0].values[0].value:.2f} years" in verdict
+    assert f"{age[0].values[1].value:.2f} years versus {age[0].values[0].value:.2f} years" in verdict
     assert "gender shows no clear difference" in verdict
     assert "; first trained 1.00M parameters in 12 minutes, second trained" in verdict
     assert " 9.00M parameters in 31 minutes after 20 for its features. This compares one training of each" in verdict
     assert "faces that both were trained on" in write_verdict(NAMES, 400, age, gender, costs, trained=True)
-    assert "(of 3 runs, this speaks of the first two)" in write_verdict((*NAMES, "third"), 400, age, gender, costs)
+    assert "(the first two of 3 models)" in write_verdict((*NAMES, "third"), 400, age, gender, costs)
 
 
-def test_chance_makes_no_group_clear():
-    """Two equal models on 40 groups: at 95 % for each, several would look different; together hardly any does."""
+def test_groups_are_not_clear_by_chance():
+    """Two equal models, many groups: at 95 % for each, several would be clear; simultaneously, hardly any is."""
     rng = np.random.default_rng(0)
     clear = 0
     for seed in range(10):
@@ -126,7 +124,7 @@ def two_runs(trained_run, tmp_path):
     return [str(copy) for copy in copies]
 
 
-def test_runs_of_one_model_are_named_by_their_folders(two_runs):
+def test_runs_of_one_backbone_are_named_by_their_folders(two_runs):
     result = compare_runs(CompareConfig(tuple(two_runs)))
     assert result.names == ("one", "two")
     assert all(row.better == (None,) for row in (*result.age, *result.gender))
@@ -137,30 +135,31 @@ def test_runs_of_one_model_are_named_by_their_folders(two_runs):
     assert name_models(choose_models(["scratch", *two_runs])) == ("scratch", "one", "two")
 
 
-def test_only_faces_that_nobody_trained_on_are_compared(two_runs):
+def test_only_faces_that_no_training_has_seen_are_compared(two_runs):
     runs = [RunFolder(Path(path)) for path in two_runs]
     tables = [pd.read_parquet(run.predictions) for run in runs]
     split = pd.read_csv(runs[1].split)
     moved = tables[0]["sha256"].iloc[:5]
     split.loc[split["sha256"].isin(moved), "split"] = "train"
     split.to_csv(runs[1].split, index=False)
-    splits = [pd.read_csv(run.split) for run in runs]
+    splits = [read_training_split(run) for run in runs]
     tables = [mark_seen(table, own, splits) for table, own in zip(tables, splits, strict=True)]
-    aligned, source = align_predictions(NAMES, choose_models(tuple(two_runs)), tables, CompareConfig())
+    aligned, whole = align_predictions(NAMES, choose_models(tuple(two_runs)), tables, "test")
     assert not set(aligned["first"][0]["sha256"]) & set(moved)
     assert len(aligned["first"][0]) == len(tables[0]) - 5
-    assert source == "the common test faces"
+    assert not whole
+    assert compare_runs(CompareConfig(tuple(two_runs))).source == "the common test faces"
 
 
-def test_what_cannot_be_compared_is_refused_with_the_reason(two_runs):
+def test_what_cannot_be_compared_is_an_error(two_runs):
     runs = [RunFolder(Path(path)) for path in two_runs]
     tables = [pd.read_parquet(run.predictions).assign(seen=False) for run in runs]
     other = tables[1].assign(sha256="x" + tables[1]["sha256"])
     models = choose_models(tuple(two_runs))
-    with pytest.raises(AgegenError, match=r"only 0 faces are in the test set of each \(first 48, second 48\)"):
-        align_predictions(NAMES, models, [tables[0], other], CompareConfig())
+    with pytest.raises(AgegenError, match=r"only 0 faces are in every test set \(first 48, second 48\)"):
+        align_predictions(NAMES, models, [tables[0], other], "test")
     with pytest.raises(AgegenError, match="the same faces have different labels"):
-        align_predictions(NAMES, models, [tables[0], tables[1].assign(age=3.0)], CompareConfig())
+        align_predictions(NAMES, models, [tables[0], tables[1].assign(age=3.0)], "test")
     with pytest.raises(AgegenError, match="at least two different finished runs"):
         choose_models((two_runs[0], two_runs[0]))
     record = runs[0].read()
@@ -169,15 +168,15 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(two_runs):
         choose_models(tuple(two_runs))
 
 
-def test_comparison_on_other_data_runs_both(two_runs, faces_folder):
+def test_models_are_compared_on_other_data(two_runs, faces_folder):
     result = compare_runs(CompareConfig(tuple(two_runs), data=(str(faces_folder),), split="all"))
     trained = set(pd.read_csv(Path(two_runs[0]) / "split.csv").query("split == 'train'")["sha256"])
     assert 0 < result.n <= 60
     assert not set(result.predictions["one"]["sha256"]) & trained
 
 
-def test_the_spread_between_trainings_widens_a_models_intervals():
-    """Three trainings of a model that differ by years: their mean is known less well than one of them by itself."""
+def test_the_variance_between_trainings_widens_the_intervals():
+    """Three trainings that differ by years: the interval of their mean is wider than that of a single one."""
     base = make_table(5, 0.9)
     shifted = [base.assign(estimated_age=base["age"] + (base["estimated_age"] - base["age"]) * by) for by in (1, 2, 3)]
     alone, _ = measure_rows(NAMES, {"first": [shifted[1]], "second": [base]})
@@ -186,22 +185,22 @@ def test_the_spread_between_trainings_widens_a_models_intervals():
     assert mae.values[0].value == pytest.approx(alone[0].values[0].value)
     widths = [row.values[0].high - row.values[0].low for row in (alone[0], mae)]
     assert widths[1] > 3 * widths[0]
-    # Equal trainings add nothing.
+    # Equal trainings add no variance.
     assert mae.values[1].high - mae.values[1].low < 2 * (alone[0].values[1].high - alone[0].values[1].low)
     assert mae.better == (None,)
 
 
-def test_a_verdict_on_several_trainings_speaks_of_models():
+def test_the_verdict_on_several_trainings_is_about_the_models():
     costs = [Cost(10**6, 10**6, 4 * 10**6, 9, 5, 3.0, 12.2, 0.0, 100.0)] * 2
     tables = {"first": [make_table(10, 0.9)] * 2, "second": [make_table(5, 0.9, seed=1)] * 3}
     verdict = write_verdict(NAMES, 400, *measure_rows(NAMES, tables), costs, (2, 3))
     assert "trained on, second is better at age" in verdict
-    assert "This compares the models, by 2 trainings of first and 3 of second." in verdict
+    assert "This compares the models, with 2 trainings of first and 3 of second." in verdict
     assert "one training of each" in write_verdict(NAMES, 400, *measure_rows(NAMES, tables), costs, (1, 3))
 
 
 def test_studies_of_seeds_are_compared(two_runs, trained_run):
-    """A study's folder with two trainings, which here are the same."""
+    """The folder of a study with two trainings, equal ones here."""
     study = Path(two_runs[0]).parent / "study"
     for seed in range(2):
         shutil.copytree(trained_run, study / f"seed-{seed}")
@@ -214,12 +213,12 @@ def test_studies_of_seeds_are_compared(two_runs, trained_run):
     folds = study.parent / "folds"
     folds.mkdir()
     (folds / "study.json").write_text("{}")
-    with pytest.raises(AgegenError, match="holds no trainings with several seeds"):
+    with pytest.raises(AgegenError, match="has no trainings with several seeds"):
         choose_models((str(folds), two_runs[0]))
 
 
-def test_weights_that_ship_are_compared_with_runs(two_runs, faces_folder, agegen):
-    """They need no run: what its record would tell of cost is left open, and curves are drawn of runs alone."""
+def test_bundled_weights_are_compared_with_runs(two_runs, faces_folder, agegen):
+    """Without a run folder, the costs of training are unknown, and there are no learning curves."""
     names = ("compact", "compact/open", two_runs[0])
     result = compare_runs(CompareConfig(names, data=(str(faces_folder),), split="all"))
     assert result.names == ("compact", "compact/open", "scratch")
@@ -232,7 +231,7 @@ def test_weights_that_ship_are_compared_with_runs(two_runs, faces_folder, agegen
     done = agegen("compare", *names[:2], "--data", faces_folder, "--split", "all", "--report", page, "--json", "-")
     assert done.exit_code == 0, done.stderr
     assert [run["run"] for run in json.loads(done.stdout)["runs"]] == ["compact", "compact/open"]
-    assert "minutes of this training" not in page.read_text(encoding="utf-8")
+    assert "minutes of training" not in page.read_text(encoding="utf-8")
     assert "Learning curves" not in page.read_text(encoding="utf-8")
     assert "Estimated against true age" in page.read_text(encoding="utf-8")
 
@@ -240,7 +239,7 @@ def test_weights_that_ship_are_compared_with_runs(two_runs, faces_folder, agegen
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["compact", "scratch"], "compact has no run that names its faces: give --data PATH"),
+        (["compact", "scratch"], "compact has no run folder and therefore no test faces. Give --data PATH."),
         (["compact"], "at least two different"),
         (["compact", "compact"], "at least two different"),
         (["compact/closed", "scratch"], "no weights 'closed' ship for 'compact'"),
@@ -248,7 +247,7 @@ def test_weights_that_ship_are_compared_with_runs(two_runs, faces_folder, agegen
         (["compact", "hf://nonsense"], "is no name on the Hub"),
     ],
 )
-def test_names_that_name_nothing(names, reason, agegen):
+def test_unknown_names_are_errors(names, reason, agegen):
     done = agegen("compare", *names)
     assert done.exit_code == 1
     assert reason in done.stderr

@@ -1,4 +1,4 @@
-"""The HTML report, read as text and in a real browser."""
+"""The HTML report of a comparison, as text and in a browser."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ def comparison(trained_run, tmp_path_factory):
     return compare_runs(CompareConfig((str(trained_run), str(copy))))
 
 
-def test_report_is_self_contained_and_whole(comparison):
+def test_the_report_is_self_contained_and_complete(comparison):
     html = render_html(comparison)
     sources = re.findall(r'src="([^"]{0,40})', html)
     assert len(sources) == 4 + 2 * 12  # four figures, twelve faces of each run
@@ -29,23 +29,23 @@ def test_report_is_self_contained_and_whole(comparison):
         assert text in html
 
 
-def test_report_goes_without_faces_where_the_data_is_gone(comparison, monkeypatch):
+def test_without_the_data_the_report_has_no_faces(comparison, monkeypatch):
     def fail(data, reading):
         raise DataError("gone")
 
     monkeypatch.setattr("agegen.compare.report.load_sources", fail)
     html = render_html(comparison)
-    assert "largest errors" not in html
+    assert "largest age errors" not in html
     assert "Table 1: age" in html
 
 
-def test_a_browser_shows_every_figure_without_an_error(comparison, tmp_path):
+def test_a_browser_shows_every_figure_without_errors(comparison, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium is installed")
     page = tmp_path / "report.html"
     write_html_report(page, comparison)
-    # The page reports on itself: which pictures failed to decode, and whether it is wider than a phone.
+    # The page reports which images failed to decode, and whether it is wider than the window.
     probe = (
         "<script>addEventListener('load', () => {"
         "const bad = [...document.images].filter(image => !image.naturalWidth).length;"

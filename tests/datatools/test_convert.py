@@ -1,4 +1,4 @@
-"""``agegen data convert``: any layout as one manifest."""
+"""``agegen data convert``: datasets of any layout as one manifest."""
 
 import shutil
 
@@ -22,7 +22,7 @@ def wide(faces_folder, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "embed"), [("o.csv", False), ("o.parquet", False), ("o.parquet", True)])
-def test_what_is_written_reads_back_the_same(faces_folder, wide, tmp_path, monkeypatch, name, embed):
+def test_a_manifest_reads_back_the_same(faces_folder, wide, tmp_path, monkeypatch, name, embed):
     monkeypatch.setattr("agegen.datatools.convert._ROWS_AT_ONCE", 7)
     before = load_sources((str(faces_folder), str(wide)))
     done = []
@@ -38,18 +38,18 @@ def test_what_is_written_reads_back_the_same(faces_folder, wide, tmp_path, monke
     assert list(after.frame["source_"]) == list(before.frame["source"])
 
 
-def test_pictures_inside_a_file_stay_inside(faces_folder, tmp_path):
+def test_images_inside_a_file_are_embedded_again(faces_folder, tmp_path):
     inside = tmp_path / "inside.parquet"
     convert_data(ConvertConfig((str(faces_folder),), inside, embed=True))
-    with pytest.raises(DataError, match="write Parquet with --embed"):
+    with pytest.raises(DataError, match="Write Parquet with --embed"):
         convert_data(ConvertConfig((str(inside),), tmp_path / "o.csv"))
     assert convert_data(ConvertConfig((str(inside),), tmp_path / "o.parquet", embed=True)).rows == 60
 
 
-def test_names_and_options_that_do_not_fit(faces_folder, tmp_path, agegen):
-    with pytest.raises(AgegenError, match=r"ends in \.csv or \.parquet"):
+def test_invalid_names_and_options_are_errors(faces_folder, tmp_path, agegen):
+    with pytest.raises(AgegenError, match=r"must end in \.csv or \.parquet"):
         convert_data(ConvertConfig((str(faces_folder),), tmp_path / "o.txt"))
-    with pytest.raises(AgegenError, match="--embed puts pictures into Parquet"):
+    with pytest.raises(AgegenError, match="--embed requires a Parquet file"):
         convert_data(ConvertConfig((str(faces_folder),), tmp_path / "o.csv", embed=True))
     assert agegen("data", "convert", faces_folder).exit_code == 2
 

@@ -1,4 +1,4 @@
-"""``agegen data crop``: aligned crops of labelled photographs."""
+"""``agegen data crop``: aligned crops of labelled photos."""
 
 import shutil
 
@@ -15,13 +15,13 @@ from agegen.errors import AgegenError, DataError
 
 @pytest.fixture
 def photos(portrait, tmp_path):
-    """Two photographs of a face, one of none, in folders; ages exact, in brackets and missing."""
+    """Two photos with a face and one without, in folders; exact ages and a bracket."""
     folder = tmp_path / "photos"
     (folder / "in").mkdir(parents=True)
     shutil.copy(portrait, folder / "in" / "first.jpg")
-    picture = Image.open(portrait)
+    image = Image.open(portrait)
     wide = Image.new("RGB", (1200, 800), "grey")
-    wide.paste(picture.resize((256, 300)), (700, 300))
+    wide.paste(image.resize((256, 300)), (700, 300))
     wide.save(folder / "second.png")
     Image.new("RGB", (400, 300), "white").save(folder / "empty.png")
     (folder / "photos.csv").write_text(
@@ -46,19 +46,19 @@ def test_crops_and_their_manifest(photos, tmp_path):
     }
     first, second = (np.asarray(Image.open(tmp_path / "crops" / name)).astype(int) for name in table["path"])
     assert first.shape == second.shape == (200, 200, 3)
-    # The same face, cut alike, however large and wherever it was.
+    # The same face in the same place, independent of its size and position in the photo.
     assert np.abs(first - second)[40:160, 40:160].mean() < 30
     again = load_sources((str(result.manifest),))
     assert again.labels.low.tolist() == [77, 70]
 
 
-def test_what_can_not_be_cropped_is_one_line(photos, tmp_path, faces_folder, agegen):
+def test_photos_that_cannot_be_cropped_are_errors_of_one_line(photos, tmp_path, faces_folder, agegen):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "x").touch()
     with pytest.raises(AgegenError, match="is not an empty folder"):
         crop_data(CropConfig((str(photos),), tmp_path / "used"))
     photos.write_text("path,age\nempty.png,3\n")
-    with pytest.raises(DataError, match="no face found in any picture"):
+    with pytest.raises(DataError, match="no face found in any image"):
         crop_data(CropConfig((str(photos),), tmp_path / "none"))
     done = agegen("data", "crop", photos, tmp_path / "other", "--detector", "nose")
     assert done.exit_code == 1
@@ -69,4 +69,4 @@ def test_command(photos, tmp_path, agegen):
     done = agegen("data", "crop", photos, tmp_path / "crops")
     assert done.exit_code == 0
     assert "2 crops;" in done.stdout
-    assert "2 rows were left out, the first: empty.png (no face found (mtcnn))" in done.stderr
+    assert "2 rows excluded, the first: empty.png (no face found (mtcnn))" in done.stderr

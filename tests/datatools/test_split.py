@@ -1,4 +1,4 @@
-"""``agegen split`` and ``--protocol``: the split that a training would make, written alone."""
+"""``agegen split`` and ``--protocol``: the split that a training would use, as a file."""
 
 import json
 
@@ -12,7 +12,7 @@ from agegen.data.splits import PROTOCOLS, find_protocol, keep_ages, read_split, 
 from agegen.errors import AgegenError, DataError
 
 
-def test_it_writes_what_a_training_uses(agegen, trained_run, tmp_path):
+def test_the_split_is_that_of_a_training(agegen, trained_run, tmp_path):
     result = agegen("split", "demo", "-o", tmp_path / "split.csv")
     assert result.exit_code == 0, result.stderr
     written, used = read_split(tmp_path / "split.csv"), read_split(trained_run / "split.csv")
@@ -23,7 +23,7 @@ def test_it_writes_what_a_training_uses(agegen, trained_run, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_training")
-def test_others_train_on_it(agegen, tmp_path):
+def test_a_training_uses_the_file(agegen, tmp_path):
     agegen("split", "demo", "--seed", 7, "--out", tmp_path / "split.csv")
     command = ("train", "--model", "scratch", "--data", "demo", "--epochs", 1, "--workers", 0)
     result = agegen(*command, "--split-file", tmp_path / "split.csv", "--out", tmp_path / "run")
@@ -32,7 +32,7 @@ def test_others_train_on_it(agegen, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("utkface-21-60", 21, 60), ("utkface-full", 0, 116)])
-def test_protocols_take_their_ages_and_fractions(name, low, high):
+def test_protocols_have_their_ages_and_fractions(name, low, high):
     scan = scan_images(draw_records(400))
     protocol = find_protocol(name)
     kept = keep_ages(scan, protocol)
@@ -50,7 +50,7 @@ def test_protocols_take_their_ages_and_fractions(name, low, high):
     assert "isn't public" in kept.records.notices[-1]
 
 
-def test_protocols_leave_the_datas_own_split_aside():
+def test_protocols_ignore_the_datas_own_split():
     scan = scan_images(draw_records(60))
     scan.records.frame["split"] = "train"
     split = split_scan(keep_ages(scan, PROTOCOLS["utkface-full"]), 0, PROTOCOLS["utkface-full"].shares)
@@ -58,7 +58,7 @@ def test_protocols_leave_the_datas_own_split_aside():
 
 
 @pytest.mark.usefixtures("quick_training")
-def test_a_training_by_a_protocol_says_so(agegen, tmp_path):
+def test_a_training_records_its_protocol(agegen, tmp_path):
     command = ("train", "--model", "scratch", "--data", "demo", "--epochs", 1, "--workers", 0)
     result = agegen(*command, "--protocol", "utkface-21-60", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
@@ -72,9 +72,9 @@ def test_a_training_by_a_protocol_says_so(agegen, tmp_path):
     assert again.exit_code == 0, again.stderr
 
 
-def test_what_cant_be_split_is_one_line(agegen, tmp_path):
+def test_invalid_splits_are_errors_of_one_line(agegen, tmp_path):
     for arguments, message in (
-        (("demo", "-o", tmp_path / "split.txt"), "give a name that ends in .csv"),
+        (("demo", "-o", tmp_path / "split.txt"), "must end in .csv"),
         (("demo", "--protocol", "morph"), "--protocol is one of utkface-21-60, utkface-full, not 'morph'"),
         ((tmp_path / "gone",), "no data at"),
     ):

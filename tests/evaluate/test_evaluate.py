@@ -1,4 +1,4 @@
-"""What an evaluation says of its data: what the training saw, groups, swapped genders, photographs, baselines."""
+"""``agegen eval``: overlap with the training set, groups, swapped genders, photos, several datasets."""
 
 from dataclasses import replace
 
@@ -7,21 +7,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agegen.data.labels import choose_groups, find_baseline
+from agegen.data.labels import choose_groups
 from agegen.data.loading import load_sources
 from agegen.data.scan import scan_images
 from agegen.data.soft_labels import read_soft_labels
 from agegen.data.splits import count_leaking_groups, find_seen, read_split, split_scan
+from agegen.evaluate.config import EvalConfig
 from agegen.evaluate.estimates import write_predictions
-from agegen.evaluate.evaluate import EvalConfig, describe_swap, evaluate_run, read_baseline
-from agegen.model.checkpoint import load_checkpoint, save_checkpoint
+from agegen.evaluate.evaluate import evaluate_run
+from agegen.evaluate.evaluation import describe_swapped_genders
 from agegen.options import ReadOptions
 from agegen.train.config import TrainConfig
 from agegen.train.train import train_run
 
 
 def write_manifest(folder, records, **columns):
-    """Write the drawn faces of some records as files, with a manifest of their labels."""
+    """Write the demo faces of some records as files, with a manifest of their labels."""
     folder.mkdir(exist_ok=True)
     frame = records.frame
     for row in range(len(frame)):
@@ -40,24 +41,24 @@ def write_manifest(folder, records, **columns):
 
 @pytest.fixture(scope="module")
 def trained_on(trained_run):
-    """The faces of the drawn run, and which of them it was trained on."""
+    """The faces of the demo run, and which of them it was trained on."""
     records = load_sources(("demo",))
     split = read_split(trained_run / "split.csv").set_index("path").loc[records.frame["path"]]
     return records, (split["split"] == "train").to_numpy()
 
 
-def test_a_leak_is_told_where_the_data_brings_its_own_split(trained_run, trained_on, tmp_path):
-    """Data with a column of splits of its own used to hide that its test faces had been trained on."""
+def test_leakage_is_reported_if_the_data_has_its_own_split(trained_run, trained_on, tmp_path):
+    """A column 'split' in the data does not hide that the model was trained on its test faces."""
     records, trained = trained_on
     rows = np.concatenate([np.flatnonzero(trained)[:30], np.flatnonzero(~trained)[:30]])
     part = records.select(np.isin(np.arange(len(records)), rows))
     data = write_manifest(tmp_path / "other", part, split=["test"] * 60)
-    # One face that the run doesn't know, so that its own split can't be taken.
+    # With one face that the run does not know, the run's split does not cover the data.
     unknown = tmp_path / "other" / f"{np.flatnonzero(~trained[np.sort(rows)])[0]}.png"
     cv2.imwrite(str(unknown), cv2.imread(str(unknown))[:, ::-1])
     result = evaluate_run(EvalConfig(trained_run, data=(data,)))
     assert result.seen.sum() == 30
-    assert any("30 of these 60 pictures, or near-duplicates of them" in notice for notice in result.notices)
+    assert any("30 of these 60 faces, or near-duplicates of them" in notice for notice in result.notices)
 
 
 def test_near_duplicates_of_training_faces_count(trained_run, trained_on, tmp_path):
@@ -73,13 +74,13 @@ def test_near_duplicates_of_training_faces_count(trained_run, trained_on, tmp_pa
     assert not find_seen(split, scan.sha256, scan.hashes).any()
 
 
-def test_validation_flatters_and_that_is_said(trained_run):
-    told = {split: " ".join(evaluate_run(EvalConfig(trained_run, split=split)).notices) for split in ("val", "test")}
-    assert "numbers on it flatter" in told["val"]
-    assert "flatter" not in told["test"]
+def test_metrics_on_the_validation_set_are_reported_as_optimistic(trained_run):
+    notices = {split: " ".join(evaluate_run(EvalConfig(trained_run, split=split)).notices) for split in ("val", "test")}
+    assert "chosen on the validation set: the metrics are optimistic" in notices["val"]
+    assert "optimistic" not in notices["test"]
 
 
-def test_columns_of_ids_and_scores_are_no_groups(trained_run, trained_on, tmp_path):
+def test_columns_of_ids_and_scores_are_not_groups(trained_run, trained_on, tmp_path):
     records = trained_on[0].select(np.arange(len(trained_on[0])) < 120)
     unique = [str(number) for number in range(120)]
     data = write_manifest(
@@ -87,43 +88,35 @@ def test_columns_of_ids_and_scores_are_no_groups(trained_run, trained_on, tmp_pa
     )
     result = evaluate_run(EvalConfig(trained_run, data=(data,), split="all"))
     assert {group.column for group in result.evaluation.groups} == {"age_band", "gender", "place", "estimated_age"}
-    assert any("no groups are made of person, score, stamp" in notice for notice in result.notices)
+    assert any("no metrics by group for the columns person, score, stamp" in notice for notice in result.notices)
     assert choose_groups(pd.DataFrame({"a": range(200), "b": [0, 1] * 100}), ["a", "b"]) == (["b"], ["a"])
 
 
-def test_swapped_genders_are_noticed():
-    assert "look swapped: only 6.7% of 60 are right" in describe_swap(4 / 60, 60)
-    assert describe_swap(0.4, 500) is None
-    assert describe_swap(0.0, 10) is None
+def test_swapped_genders_are_reported():
+    assert "look swapped: only 6.7% of 60 agree" in describe_swapped_genders(4 / 60, 60)[0]
+    assert describe_swapped_genders(0.4, 500) == []
+    assert describe_swapped_genders(0.0, 10) == []
 
 
-def test_a_checkpoint_without_a_baseline_is_evaluated_beside_the_datas_own(trained_run, tmp_path, trained_on):
-    info, model = load_checkpoint(trained_run / "best.safetensors")
-    bare = tmp_path / "bare.safetensors"
-    save_checkpoint(bare, model, replace(info, training={}))
-    scan = scan_images(trained_on[0])
-    assert read_baseline(load_checkpoint(bare)[0], scan) == find_baseline(scan.records.frame)
-
-
-def test_persons_stay_on_one_side(trained_on):
+def test_images_of_one_person_are_in_one_split(trained_on):
     records = trained_on[0].select(np.arange(len(trained_on[0])) < 200)
     persons = [f"p{number // 4}" for number in range(200)]
     named = replace(records, frame=records.frame.assign(person=persons))
     split = split_scan(scan_images(named), seed=1)
     assert split.groupby(np.array(persons))["split"].nunique().max() == 1
     assert count_leaking_groups(split) == 0
-    torn = split_scan(scan_images(records), seed=1)
-    assert torn.groupby(np.array(persons))["split"].nunique().max() > 1
+    unnamed = split_scan(scan_images(records), seed=1)
+    assert unnamed.groupby(np.array(persons))["split"].nunique().max() > 1
 
 
-def test_nameless_persons_are_one_each(trained_on):
+def test_faces_without_a_name_are_different_persons(trained_on):
     records = trained_on[0].select(np.arange(len(trained_on[0])) < 200)
     named = replace(records, frame=records.frame.assign(identity=[""] * 199 + ["x"]))
     assert split_scan(scan_images(named), seed=1)["group"].nunique() > 150
 
 
-def test_photographs_are_told_and_a_detector_helps(utkface, tmp_path):
-    """Faces somewhere in larger pictures: on them as they are the model guesses, on their crops it is right."""
+def test_photos_are_reported_and_a_detector_helps(utkface, tmp_path):
+    """Faces somewhere in larger images: the model guesses on the whole images, and is accurate on crops."""
     rng = np.random.default_rng(0)
     rows = []
     for number, path in enumerate(sorted(utkface.iterdir())[::500]):
@@ -142,7 +135,7 @@ def test_photographs_are_told_and_a_detector_helps(utkface, tmp_path):
     assert cropped.evaluation.age.mae.value < 0.7 * plain.evaluation.age.mae.value
 
 
-def test_brackets_and_sources_are_reported(trained_run, trained_on, tmp_path):
+def test_brackets_and_datasets_are_reported(trained_run, trained_on, tmp_path):
     records = trained_on[0]
     first = write_manifest(tmp_path / "exact", records.select(np.arange(len(records)) < 60))
     second = write_manifest(tmp_path / "wide", records.select(np.arange(len(records)) >= 420))
@@ -159,8 +152,7 @@ def test_brackets_and_sources_are_reported(trained_run, trained_on, tmp_path):
     assert {np.isnan(group.age.mae.value) for group in sources.values()} == {False, True}
 
 
-def test_a_runs_own_data_is_read_as_the_run_read_it(quick_training, tmp_path):
-    """The evaluation used to read ages and codes anew, by the defaults."""
+def test_a_runs_own_data_is_read_with_the_runs_options(quick_training, tmp_path):
     records = load_sources(("demo",))
     records = records.select(np.arange(len(records)) < 60)
     data = write_manifest(tmp_path / "other", records, real=records.frame["age"])
@@ -178,12 +170,12 @@ def test_a_runs_own_data_is_read_as_the_run_read_it(quick_training, tmp_path):
     assert set(other["age"]) == {7}
 
 
-def test_what_a_model_estimates_can_teach_another(trained_run, tmp_path):
+def test_predictions_are_soft_labels(trained_run, tmp_path):
     result = evaluate_run(EvalConfig(trained_run, split="train", distributions=True))
     path = tmp_path / "teacher.parquet"
     write_predictions(path, result.predictions, result.teacher)
-    teaching = read_soft_labels([str(path)], list(result.predictions["sha256"]))
-    ages = teaching.labels.ages @ np.arange(117)
+    soft = read_soft_labels([str(path)], list(result.predictions["sha256"]))
+    ages = soft.labels.ages @ np.arange(117)
     assert np.abs(ages - result.predictions["estimated_age"]).max() < 0.01
     seen = f"trained on {len(result.predictions):,} of them"
-    assert seen in teaching.teachers[0]
+    assert seen in soft.teachers[0]

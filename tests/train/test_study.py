@@ -106,7 +106,7 @@ def test_a_study_goes_on_where_it_stopped(study, faces_folder, tmp_path):
         for event in train_study(config, should_stop=stop_in_the_second):
             batches += isinstance(event, BatchResult)
     assert not (path / "folds.json").exists()
-    with pytest.raises(CheckpointError, match="its folds aren't all trained yet"):
+    with pytest.raises(CheckpointError, match="its folds are not all trained"):
         evaluate_study(path)
     events = list(train_study(read_study(path, {})))
     assert [event.number for event in events if isinstance(event, PartStart)] == [2, 3]

@@ -1,4 +1,4 @@
-"""Several data sets, brackets and missing labels through the whole tool."""
+"""Several datasets, age brackets and missing labels in every command."""
 
 import json
 import shutil
@@ -15,11 +15,11 @@ OPTIONS = ("--epochs", "1", "--batch-size", "16", "--workers", "0", "--device", 
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """Drawn faces in UTKFace naming and, other ones, in FairFace's layout with brackets; some genders are missing."""
+def datasets(tmp_path_factory):
+    """Demo faces with UTKFace names, and others with brackets in FairFace's layout; some genders are missing."""
     from agegen.data.demo import draw_records
 
-    root = tmp_path_factory.mktemp("sets")
+    root = tmp_path_factory.mktemp("datasets")
     records = draw_records(300)
     rows = ["file,age,gender,race"]
     for row, face in enumerate(records.frame.itertuples()):
@@ -39,14 +39,14 @@ def sets(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(sets, tmp_path_factory, agegen):
+def run(datasets, tmp_path_factory, agegen):
     path = tmp_path_factory.mktemp("many") / "run"
-    done = agegen("train", "--model", "compact", "--data", sets[0], "--data", sets[1], "--out", path, *OPTIONS)
+    done = agegen("train", "--model", "compact", "--data", datasets[0], "--data", datasets[1], "--out", path, *OPTIONS)
     assert done.exit_code == 0, done.stderr
     return path
 
 
-def test_a_training_on_both_reports_each(run, sets):
+def test_a_training_on_both_reports_each(run, datasets):
     report = json.loads((run / "eval.json").read_text())
     assert report["counts"]["age"] > 0 < report["counts"]["bracket"]
     assert report["counts"]["gender"] < report["n"] == report["counts"]["age"] + report["counts"]["bracket"]
@@ -60,7 +60,7 @@ def test_a_training_on_both_reports_each(run, sets):
     assert "exact and wide:" in card
     assert "in the bracket" in card
     record = json.loads((run / "run.json").read_text())
-    assert record["data"]["source"] == [str(path) for path in sets]
+    assert record["data"]["source"] == [str(path) for path in datasets]
 
 
 def test_it_is_evaluated_again_on_its_own_data(run, agegen, tmp_path):
@@ -71,8 +71,8 @@ def test_it_is_evaluated_again_on_its_own_data(run, agegen, tmp_path):
     assert "in bracket" in shown
 
 
-def test_it_goes_on_after_a_kill(run, sets, tmp_path, agegen):
-    """The state is gone, as if the first batch had never ended; the split and the crops are the run's."""
+def test_it_resumes_after_a_kill(run, datasets, tmp_path, agegen):
+    """Without a saved state, as if killed in the first batch; the split and the crops are those of the run."""
     shutil.copytree(run, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "finished": None}))
@@ -82,12 +82,12 @@ def test_it_goes_on_after_a_kill(run, sets, tmp_path, agegen):
         json.loads((tmp_path / "run" / "eval.json").read_text())["age"]
         == json.loads((run / "eval.json").read_text())["age"]
     )
-    wrong = agegen("train", "--resume", tmp_path / "run", "--data", sets[0])
+    wrong = agegen("train", "--resume", tmp_path / "run", "--data", datasets[0])
     assert wrong.exit_code == 1
 
 
-def test_brackets_alone_choose_the_epoch_and_the_intervals(sets, tmp_path, agegen):
-    done = agegen("train", "--model", "compact", "--data", sets[1], "--out", tmp_path / "run", *OPTIONS)
+def test_brackets_alone_choose_the_epoch_and_the_intervals(datasets, tmp_path, agegen):
+    done = agegen("train", "--model", "compact", "--data", datasets[1], "--out", tmp_path / "run", *OPTIONS)
     assert done.exit_code == 0, done.stderr
     assert "val in bracket" in done.stdout
     assert "val MAE" not in done.stdout
@@ -97,19 +97,19 @@ def test_brackets_alone_choose_the_epoch_and_the_intervals(sets, tmp_path, agege
 
 
 @pytest.mark.usefixtures("random_vgg16")
-def test_a_frozen_base_learns_from_brackets_too(sets, tmp_path, agegen):
-    arguments = ("--data", sets[0], "--data", sets[1], "--cache-dir", tmp_path / "cache", *OPTIONS)
+def test_a_frozen_backbone_also_learns_from_brackets(datasets, tmp_path, agegen):
+    arguments = ("--data", datasets[0], "--data", datasets[1], "--cache-dir", tmp_path / "cache", *OPTIONS)
     done = agegen("train", "--model", "vgg16", "--out", tmp_path / "run", *arguments)
     assert done.exit_code == 0, done.stderr
     report = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert report["bracket"]["in_bracket"] is not None
 
 
-def test_models_by_data_sets(run, sets, tmp_path, agegen):
+def test_models_are_compared_by_dataset(run, datasets, tmp_path, agegen):
     for name in ("one", "two"):
         shutil.copytree(run, tmp_path / name)
     fresh = tmp_path / "fresh"
-    for number, folder in enumerate(sets):
+    for number, folder in enumerate(datasets):
         records = load_sources((str(folder),))
         (fresh / str(number)).mkdir(parents=True)
         rows = ["path,age,gender"]
@@ -124,15 +124,15 @@ def test_models_by_data_sets(run, sets, tmp_path, agegen):
     both = ("--data", fresh / "0", "--data", fresh / "1", "--split", "all")
     done = agegen("compare", tmp_path / "one", tmp_path / "two", *both, "--json", tmp_path / "c.json")
     assert done.exit_code == 0, done.stderr
-    assert "Table 4: by data set" in done.stdout
+    assert "Table 4: by dataset" in done.stdout
     content = json.loads((tmp_path / "c.json").read_text())
     assert [row["source"] for row in content["sources"]] == ["0", "1"]
     assert content["groups_looked_at"] > 0
     assert {row["metric"] for row in content["age"]} >= {"mae", "in_bracket"}
 
 
-def test_the_check_counts_every_kind_of_label(sets, agegen):
-    done = agegen("data", "check", *sets, "--json", "-")
+def test_the_check_counts_every_kind_of_label(datasets, agegen):
+    done = agegen("data", "check", *datasets, "--json", "-")
     content = json.loads(done.stdout)
     assert content["faces"] == 300
     groups = {(group["column"], group["value"]): group["n"] for group in content["groups"]}
@@ -141,15 +141,15 @@ def test_the_check_counts_every_kind_of_label(sets, agegen):
     assert groups["gender", "female"] + groups["gender", "male"] == 300 - 30
 
 
-def test_the_split_of_a_weighted_set_is_the_same(run, sets, tmp_path, agegen):
-    arguments = ("--data", sets[0], "--data", f"{sets[1]}::0.5", "--out", tmp_path / "run", *OPTIONS)
+def test_the_split_of_a_weighted_dataset_is_the_same(run, datasets, tmp_path, agegen):
+    arguments = ("--data", datasets[0], "--data", f"{datasets[1]}::0.5", "--out", tmp_path / "run", *OPTIONS)
     assert agegen("train", "--model", "compact", *arguments).exit_code == 0
     first, second = (read_split(path / "split.csv") for path in (run, tmp_path / "run"))
     assert first.equals(second)
 
 
-def test_starting_from_trained_weights(run, sets, tmp_path, agegen):
-    arguments = ("--data", sets[0], "--data", sets[1], *OPTIONS)
+def test_starting_from_trained_weights(run, datasets, tmp_path, agegen):
+    arguments = ("--data", datasets[0], "--data", datasets[1], *OPTIONS)
     done = agegen("train", "--model", "compact", "--init", run, "--out", tmp_path / "more", *arguments)
     assert done.exit_code == 0, done.stderr
     assert "starting from the weights of" in done.stderr

@@ -1,4 +1,4 @@
-"""The main job on real photographs: needs ../shared."""
+"""Training on real faces; requires ../shared."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def slice_folder(utkface, tmp_path_factory):
 
 
 @pytest.mark.usefixtures("real_vgg16", "quick_training", "two_views")
-def test_fixed_vgg16_features_beat_the_baseline_in_twelve_epochs(slice_folder, tmp_path):
+def test_frozen_vgg16_features_beat_the_baseline_in_twelve_epochs(slice_folder, tmp_path):
     *_, result = train_run(TrainConfig("vgg16", (str(slice_folder),), tmp_path / "run", epochs=12, batch_size=32))
     baseline_age, _, baseline_gender = result.evaluation.baseline
     assert result.evaluation.age.mae.value < baseline_age.mae.value

@@ -1,4 +1,4 @@
-"""The weights in the package, on real faces."""
+"""The bundled weights, on real faces."""
 
 import numpy as np
 import pytest
@@ -9,15 +9,15 @@ from agegen.model.metadata import read_info
 from agegen.model.weights import DEFAULT_MODEL, find_weights, list_weights, read_card
 from agegen.plugins import find_plugin, list_plugins
 
-SHIPPED = [(plugin.name, weights.name) for plugin in list_plugins() for weights in list_weights(plugin)]
+BUNDLED = [(plugin.name, weights.name) for plugin in list_plugins() for weights in list_weights(plugin)]
 
 
-def test_what_predict_uses_ships():
-    assert {(DEFAULT_MODEL, "default"), ("scratch", "default"), ("vgg16", "default")} <= set(SHIPPED)
+def test_the_default_weights_are_bundled():
+    assert {(DEFAULT_MODEL, "default"), ("scratch", "default"), ("vgg16", "default")} <= set(BUNDLED)
 
 
-@pytest.mark.parametrize(("name", "which"), SHIPPED)
-def test_weights_are_small_calibrated_and_have_their_card(name, which):
+@pytest.mark.parametrize(("name", "which"), BUNDLED)
+def test_weights_are_small_and_calibrated_and_have_a_card(name, which):
     path = find_weights(name, which)
     assert path.stat().st_size < (20e6 if name == "vgg16" else 2.2e6)
     info = read_info(path)
@@ -25,7 +25,7 @@ def test_weights_are_small_calibrated_and_have_their_card(name, which):
     assert info.calibration is not None and info.calibration["faces"] > 1000
     assert info.crop is not None
     terms = info.training["terms"]
-    # What is free of UTKFace is free of its terms.
+    # Weights that were not trained on UTKFace are free of its terms.
     assert ("non-commercial" in terms) == (which != "open")
     card = read_card(name, which)
     assert f"{path.name}, {path.stat().st_size / 1e6:.1f} MB" in card
@@ -33,14 +33,14 @@ def test_weights_are_small_calibrated_and_have_their_card(name, which):
     assert find_plugin(name).version == info.version
 
 
-def test_the_portrait(portrait):
+def test_the_age_of_the_portrait_is_in_its_interval(portrait):
     (face,) = Estimator.load().predict(portrait)
     assert face.age_low < 77 < face.age_high
     assert 60 < face.age < 95
 
 
-def test_real_faces_are_estimated_as_well_as_the_card_says(utkface):
-    """On every hundredth face, most of them from the training split: a broken file or alignment would show."""
+def test_real_faces_are_estimated_as_accurately_as_the_card_says(utkface):
+    """On every hundredth face, mostly training faces: it detects a broken file or alignment."""
     records = load_records(str(utkface))
     rows = range(0, len(records), 100)
     paths = [records.images.paths[int(records.frame["row"].iloc[row])] for row in rows]

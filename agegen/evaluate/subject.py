@@ -1,0 +1,300 @@
+"""The subject of an evaluation: a model, the faces it runs on, and what the model's training knows of them.
+
+:func:`open_subject` is shared by ``agegen eval``, ``compare``, ``calibrate`` and ``data check``. Which split a face was
+in, and whether the training has seen it, is answered by :class:`TrainingSplit` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
+from agegen.data.labels import Baseline, Labels, find_baseline
+from agegen.data.loading import load_sources, resolve_data
+from agegen.data.records import FaceRecords
+from agegen.data.scan import ProgressHook, Scan, ignore_progress
+from agegen.data.splits import (
+    HASH_COLUMN,
+    apply_split,
+    find_seen,
+    fingerprint_split,
+    read_split,
+    split_scan,
+    unpack_hashes,
+)
+from agegen.errors import DataError
+from agegen.evaluate.estimates import Estimates, estimate_batches
+from agegen.faces.alignment import AlignmentTemplate
+from agegen.faces.detection import LargestFaceCropper
+from agegen.faces.matching import LandmarkStats, describe_crops, match_crops, read_trims
+from agegen.machine import Compute
+from agegen.model.calibration import Calibration, read_calibration
+from agegen.model.checkpoint import load_checkpoint
+from agegen.model.metadata import CheckpointInfo
+from agegen.model.network import AgeGenderModel
+from agegen.model.weights import find_checkpoint, is_hub_run
+from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
+from agegen.runs import RunFolder, find_newest_run, list_finished_runs, list_sources, open_run, stands_alone
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What `select_faces` takes besides the names of the splits.
+ALL_FACES = "all"
+
+
+@dataclass(frozen=True)
+class TrainingSplit:
+    """The split that a model was trained with; ``table`` is that of :func:`agegen.data.splits.split_scan`, None if the
+    split is unknown.
+    """
+
+    table: pd.DataFrame | None = None
+
+    def find_splits(self, sha256: Sequence[str]) -> NDArray[np.str_]:
+        """Return the split (N,) that each face was in (train, val or test) by its checksum; "" if unknown."""
+        if self.table is None:
+            return np.full(len(sha256), "", dtype=str)
+        known = dict(zip(self.table["sha256"], self.table["split"], strict=True))
+        return np.array([known.get(digest, "") for digest in sha256], dtype=str)
+
+    def find_seen(self, sha256: Sequence[str], hashes: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        """Return which faces (N,) the training has seen, themselves or a near-duplicate; all False if unknown.
+
+        ``hashes``: perceptual hashes (N, 256); None finds only the near-duplicates that the split itself lists.
+        """
+        if self.table is None:
+            return np.zeros(len(sha256), dtype=bool)
+        return find_seen(self.table, sha256, hashes)
+
+    def find_hashes(self, sha256: Sequence[str]) -> NDArray[np.bool_] | None:
+        """Return the perceptual hashes (N, 256) of faces that are all in the split; None if it has no hashes."""
+        if self.table is None or HASH_COLUMN not in self.table.columns:
+            return None
+        known = dict(zip(self.table["sha256"], self.table[HASH_COLUMN], strict=True))
+        return unpack_hashes(known[digest] for digest in sha256)
+
+
+@dataclass(frozen=True)
+class EvaluationSubject:
+    """A model and the N faces to evaluate it on.
+
+    Attributes:
+        run: the model's run folder; None for weights without one: bundled, in a single file, or on the Hub.
+        checkpoint: the file that was loaded as ``info`` and ``model``.
+        data: the datasets; ``own_data`` says whether they are those of the run, by default and not by ``--data``.
+        scan: the readable images, cropped as the model expects them.
+        training: the split that the model was trained with.
+        splits: the model's split (N,) of each face; "" if unknown.
+        seen: whether the training has seen each face (N,) or a near-duplicate.
+        notices: what the user should know about how the images are cropped.
+    """
+
+    run: RunFolder | None
+    checkpoint: Path
+    info: CheckpointInfo
+    model: AgeGenderModel
+    data: tuple[str, ...]
+    own_data: bool
+    scan: Scan
+    training: TrainingSplit
+    splits: NDArray[np.str_]
+    seen: NDArray[np.bool_]
+    notices: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The run folder, or the checkpoint where there is no run."""
+        return self.checkpoint if self.run is None else self.run.path
+
+    @property
+    def source(self) -> str:
+        """The names of the datasets."""
+        return " + ".join(self.data)
+
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration in the checkpoint."""
+        return read_calibration(self.info.calibration)
+
+    @property
+    def baseline(self) -> Baseline:
+        """The constant baseline of the training set; that of these faces if the checkpoint has none."""
+        try:
+            return Baseline(**self.info.training["baseline"])
+        except (KeyError, TypeError):
+            return find_baseline(self.scan.records.frame)
+
+    def select_faces(self, split: str) -> NDArray[np.bool_]:
+        """Return which faces (N,) to evaluate: those of a split, or all with ``all``.
+
+        The model's own split is used if it covers all faces, else the data's column ``split``.
+
+        Raises:
+            DataError: the split is unknown, or no face is in it.
+        """
+        if split == ALL_FACES:
+            return np.ones(len(self.splits), dtype=bool)
+        names = self.splits
+        if not (names != "").all():
+            frame = self.scan.records.frame
+            if "split" not in frame.columns:
+                raise DataError(
+                    f"the split of the faces of {self.source} is unknown: they are not exactly the data that the model "
+                    "was trained on, and have no column 'split'. Evaluate all of them with --split all."
+                )
+            names = frame["split"].to_numpy(dtype=str)
+        chosen: NDArray[np.bool_] = names == split
+        if not chosen.any():
+            raise DataError(f"no face of {self.source} is in the split '{split}'")
+        return chosen
+
+    def estimate(
+        self,
+        chosen: NDArray[np.bool_],
+        compute: Compute,
+        cache_dir: Path | None = None,
+        on_progress: ProgressHook = ignore_progress,
+        keep: bool = False,
+    ) -> tuple[Estimates, Labels]:
+        """Run the model on the ``chosen`` (N,) faces; return estimates and labels.
+
+        Args:
+            chosen: the faces.
+            compute: device and precision.
+            cache_dir: of the features of a frozen backbone; None for the default.
+            on_progress: called with (stage, done, total).
+            keep: whether to keep the age distributions.
+        """
+        options = SourceOptions(compute, 0, views=EVAL_VIEWS, cache_dir=cache_dir)
+        network, source = make_eval_source(self.model, self.scan, chosen, options, on_progress)
+        return estimate_batches(network.to(compute.device), source, compute, keep=keep), source.labels
+
+    def describe_overlap(self) -> list[str]:
+        """Return a notice if it is unknown which of the faces the training has seen."""
+        if self.training.table is not None:
+            return []
+        return ["whether the model was trained on some of these faces is unknown: they are not exactly its own data"]
+
+
+def open_subject(
+    data: Sequence[str] = (),
+    run: Path | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    detector: str | None = None,
+    reading: ReadOptions = DEFAULT_READ_OPTIONS,
+    on_progress: ProgressHook = ignore_progress,
+    scan: Scan | None = None,
+) -> EvaluationSubject:
+    """Load a model and the faces to evaluate it on.
+
+    Args:
+        data: the datasets; by default those of the run.
+        run: a run folder, a checkpoint file, or ``hf://OWNER/NAME``. Without ``run``, ``model`` and ``weights``, the
+            newest finished run under ``./runs``; if there is none, the bundled weights (which require ``data``).
+        model: a model with bundled weights, instead of a run; ``weights`` names one of several.
+        weights: see ``model``.
+        detector: a face detector, if the images are uncropped photos.
+        reading: how labels are read.
+        on_progress: called with (stage, done, total).
+        scan: of the data, if it has been scanned already.
+
+    Raises:
+        AgegenError: the model, its plugin or the data cannot be used.
+    """
+    folder, checkpoint = _find_model(run, model, weights, bool(data))
+    info, network = load_checkpoint(checkpoint)
+    record = folder.read() if folder is not None and not data else None
+    sources = resolve_data(data) if record is None else list_sources(record)
+    if scan is None:
+        records = load_sources(sources, reading if record is None else reading.fill_from(record))
+        records, notices = _crop_as_trained(records, info, record, detector)
+        scan = scan_for(network.backbone, records, on_progress)
+    else:
+        records, notices = _crop_as_trained(scan.records, info, record, detector)
+        scan = replace(scan, records=records)
+    scan, training = _find_training_split(scan, info, folder, own_data=record is not None)
+    splits = training.find_splits(scan.sha256)
+    return EvaluationSubject(
+        run=folder,
+        checkpoint=checkpoint,
+        info=info,
+        model=network,
+        data=sources,
+        own_data=record is not None,
+        scan=scan,
+        training=training,
+        splits=splits,
+        # Near-duplicates across the run's own splits, if any, are reported by the training and stay in the test set.
+        seen=splits == "train" if record is not None else training.find_seen(scan.sha256, scan.hashes),
+        notices=tuple(notices),
+    )
+
+
+def read_training_split(run: RunFolder) -> TrainingSplit:
+    """Return the split that a run was trained with.
+
+    Raises:
+        DataError: its split.csv is missing or damaged.
+    """
+    return TrainingSplit(read_split(run.split))
+
+
+def _find_model(
+    run: Path | None, model: str | None, weights: str | None, has_data: bool
+) -> tuple[RunFolder | None, Path]:
+    """Return the run folder, if there is one, and the checkpoint."""
+    standalone = run is not None and (is_hub_run(run) or stands_alone(run))
+    bundled = model is not None or weights is not None
+    if standalone or bundled or (run is None and has_data and not list_finished_runs()):
+        return None, find_checkpoint(model, run, weights)
+    folder = find_newest_run() if run is None else open_run(run)
+    return folder, folder.checkpoint
+
+
+def _crop_as_trained(
+    records: FaceRecords, info: CheckpointInfo, record: dict[str, Any] | None, detector: str | None
+) -> tuple[FaceRecords, list[str]]:
+    """Return the records with the model's crop, and notices about it.
+
+    The crop is made by ``detector`` or that of the run's ``record``; else it is the one that the record or the
+    checkpoint has for these datasets; else it is measured.
+    """
+    template = AlignmentTemplate.from_json(info.crop) if info.crop is not None else None
+    if chosen := detector or (record or {}).get("options", {}).get("detector"):
+        return replace(records, cropper=LargestFaceCropper(chosen, template)), []
+    if record is not None:
+        return replace(records, trims=read_trims(record["data"].get("trims", {}))), []
+    if records.drawn:
+        return records, []
+    if (known := read_trims(info.training.get("trims") or {})) and set(known) <= set(records.sources):
+        return replace(records, trims=known), []
+    surveys: list[LandmarkStats] = []
+    trims = match_crops(records, template or AlignmentTemplate(), surveys)
+    notices = list(dict.fromkeys(notice for survey in surveys for notice in describe_crops(survey)))
+    return replace(records, trims=trims if template is not None else {}), notices
+
+
+def _find_training_split(
+    scan: Scan, info: CheckpointInfo, folder: RunFolder | None, own_data: bool
+) -> tuple[Scan, TrainingSplit]:
+    """Return the split of the model's training; on its own data also restrict the faces to those of the split.
+
+    Without a run folder it is recovered: the same data and seed give the same split, which the checkpoint's fingerprint
+    confirms. On any other data it is unknown.
+    """
+    if folder is None:
+        table = split_scan(scan, int(info.training.get("seed", 0)))
+        known = fingerprint_split(table) == info.training.get("split")
+        return scan, TrainingSplit(table if known else None)
+    table = read_split(folder.split)
+    if own_data:
+        scan, table = apply_split(scan, table, "the run's split.csv")
+    return scan, TrainingSplit(table)
