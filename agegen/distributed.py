@@ -184,7 +184,9 @@ def read_world_size() -> int:
 
 def read_local_rank() -> tuple[int, int]:
     """Return the rank of this process on its machine, and the number of processes there."""
-    return (0, 1) if read_world_size() == 1 else (_read_variable("LOCAL_RANK", 0), _read_variable("LOCAL_WORLD_SIZE", 1))
+    return (
+        (0, 1) if read_world_size() == 1 else (_read_variable("LOCAL_RANK", 0), _read_variable("LOCAL_WORLD_SIZE", 1))
+    )
 
 
 def _read_variable(name: str, default: int) -> int:

@@ -29,9 +29,9 @@ def cgroups(tmp_path):
     root = tmp_path / "cgroup"
     root.mkdir()
 
-    def write(**files):
+    def write(files):
         for name, content in files.items():
-            path = root / name.replace("__", "/").replace("_DOT_", ".")
+            path = root / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(f"{content}\n")
         return root
@@ -51,43 +51,43 @@ def test_a_system_without_meminfo_gets_a_guess(tmp_path):
     "files",
     [
         {
-            "memory_DOT_max": 5 * GIB,
-            "memory_DOT_current": 4 * GIB,
-            "memory_DOT_stat": f"anon {GIB}\ninactive_file {2 * GIB}",
+            "memory.max": 5 * GIB,
+            "memory.current": 4 * GIB,
+            "memory.stat": f"anon {GIB}\ninactive_file {2 * GIB}",
         },
         {
-            "memory__memory_DOT_limit_in_bytes": 5 * GIB,
-            "memory__memory_DOT_usage_in_bytes": 4 * GIB,
-            "memory__memory_DOT_stat": f"inactive_file 0\ntotal_inactive_file {2 * GIB}",
+            "memory/memory.limit_in_bytes": 5 * GIB,
+            "memory/memory.usage_in_bytes": 4 * GIB,
+            "memory/memory.stat": f"inactive_file 0\ntotal_inactive_file {2 * GIB}",
         },
     ],
     ids=["version 2", "version 1"],
 )
 def test_the_memory_limit_of_a_container_counts_without_its_page_cache(cgroups, meminfo, files):
-    assert measure_free_memory(cgroups(**files), meminfo) == 3 * GIB
+    assert measure_free_memory(cgroups(files), meminfo) == 3 * GIB
 
 
 def test_a_container_without_a_memory_limit(cgroups, meminfo):
-    root = cgroups(memory_DOT_max="max", memory_DOT_current=4 * GIB, memory_DOT_stat="inactive_file 0")
+    root = cgroups({"memory.max": "max", "memory.current": 4 * GIB, "memory.stat": "inactive_file 0"})
     assert measure_free_memory(root, meminfo) == 7 * GIB
 
 
 @pytest.mark.parametrize(
     ("files", "cores"),
     [
-        ({"cpu_DOT_max": "200000 100000"}, 2),
-        ({"cpu_DOT_max": "150000 100000"}, 2),
-        ({"cpu_DOT_max": "10000 100000"}, 1),
-        ({"cpu_DOT_max": "max 100000"}, 8),
-        ({"cpu_DOT_max": "6400000 100000"}, 8),
-        ({"cpu__cpu_DOT_cfs_quota_us": "300000", "cpu__cpu_DOT_cfs_period_us": "100000"}, 3),
-        ({"cpu__cpu_DOT_cfs_quota_us": "-1", "cpu__cpu_DOT_cfs_period_us": "100000"}, 8),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "6400000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
         ({}, 8),
     ],
 )
 def test_the_cpu_quota_of_a_container_limits_the_cores(monkeypatch, cgroups, files, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    assert count_cores(cgroups(**files)) == cores
+    assert count_cores(cgroups(files)) == cores
 
 
 def test_a_limit_for_the_process_comes_first():
