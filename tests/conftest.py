@@ -65,8 +65,8 @@ def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from agegen.faces.matching import LandmarkStats
 
     monkeypatch.setattr("agegen.train.train.export_best", lambda run, best, crops: iter(()))
-    monkeypatch.setattr("agegen.render.figures.plot_curves", lambda path, curves: None)
-    monkeypatch.setattr("agegen.train.setup.measure_crops", lambda scan: LandmarkStats(0, np.empty((0, 5, 2)), None))
+    monkeypatch.setattr("agegen.train.train.plot_curves", lambda path, curves: None)
+    monkeypatch.setattr("agegen.train.setup.survey_crops", lambda records: LandmarkStats(0, np.empty((0, 5, 2)), None))
 
 
 @pytest.fixture

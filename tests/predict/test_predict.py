@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from holding import listen
+from holding import restore_ctrl_c
 from PIL import Image
 
 from agegen.predict.annotation import find_base, place_copy
@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_whole_rows(trained_run, folder, tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=listen,
+        preexec_fn=restore_ctrl_c,
     )
     process.stdin.write(f"{folder / '1.jpg'}\n".encode() * 20)
     process.stdin.flush()
