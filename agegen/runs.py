@@ -144,7 +144,7 @@ def create_run(out: Path | None, model: str) -> RunFolder:
     return RunFolder(path)
 
 
-def stands_alone(path: Path) -> bool:
+def is_standalone_file(path: Path) -> bool:
     """Return whether a path is a file of weights outside of any run folder."""
     return path.is_file() and not (path.parent / "run.json").exists()
 
@@ -202,7 +202,7 @@ def _find_free_name(root: Path, name: str) -> Path:
     return candidate
 
 
-def count_seconds(record: dict[str, Any]) -> float:
+def compute_training_seconds(record: dict[str, Any]) -> float:
     """Return what a run's training took, from its record: cached features, which serve any number of runs, not."""
     seconds = record["seconds"]
     return float(seconds["total"]) - float(seconds.get("preparing", 0.0))

@@ -15,7 +15,7 @@ from agegen.data.labels import AGE_BOUNDS, read_labels
 from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import SOURCE_COLUMN
 from agegen.data.scan import ProgressHook, ignore_progress
-from agegen.data.splits import HASH_COLUMN, find_seen, read_split, unpack_hashes
+from agegen.data.splits import HASH_COLUMN, find_training_overlap, read_split, unpack_hashes
 from agegen.errors import AgegenError
 from agegen.evaluate.estimates import read_predictions
 from agegen.evaluate.evaluate import EvalConfig, evaluate_run
@@ -267,7 +267,7 @@ def mark_seen(table: pd.DataFrame, own: pd.DataFrame, splits: list[pd.DataFrame]
         hashes = unpack_hashes(known[digest] for digest in table["sha256"])
     seen = np.zeros(len(table), dtype=bool)
     for split in splits:
-        seen |= find_seen(split, list(table["sha256"]), hashes)
+        seen |= find_training_overlap(split, list(table["sha256"]), hashes)
     return table.assign(seen=seen)
 
 

@@ -14,7 +14,7 @@ from agegen.evaluate.metrics import Floats
 from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.network import AgeGenderModel, count_parameters, run_views
-from agegen.runs import RunFolder, count_seconds
+from agegen.runs import RunFolder, compute_training_seconds
 
 # Validation losses of neighbouring epochs differ by about as much once nothing is learnt any more.
 SETTLED_WITHIN = 0.02
@@ -85,7 +85,7 @@ def _measure_run(run: RunFolder, name: str, device: str, on_progress: ProgressHo
         epochs=len(epochs),
         settled_epoch=settled,
         settled_minutes=round(float(epochs["seconds"].iloc[settled - 1]) / 60, 2),
-        minutes=round(count_seconds(record) / 60, 2),
+        minutes=round(compute_training_seconds(record) / 60, 2),
         feature_minutes=round(float(record["seconds"].get("features", 0.0)) / 60, 2),
         images_per_second=speed,
     )

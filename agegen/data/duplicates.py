@@ -86,7 +86,7 @@ def find_duplicates(
     return np.concatenate([pairs.reshape(-1, 2), np.stack([firsts[copies], copies], axis=1)])
 
 
-def find_mirrored(
+def find_mirrored_duplicates(
     hashes: NDArray[np.bool_], sha256: list[str], on_progress: ProgressHook = ignore_progress
 ) -> NDArray[np.int64]:
     """Return the pairs (P, 2) of which one is the other's mirror image, or nearly; identical files count once.
@@ -107,7 +107,7 @@ def _find_firsts(sha256: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64
     return np.flatnonzero(firsts == np.arange(len(firsts))), firsts
 
 
-def find_near(
+def has_near_duplicate(
     hashes: NDArray[np.bool_], others: NDArray[np.bool_], max_distance: int = MAX_DISTANCE
 ) -> NDArray[np.bool_]:
     """Return which of hashes (N, bits) have one among ``others`` (M, bits) at most ``max_distance`` bits apart."""

@@ -20,7 +20,7 @@ from agegen.errors import DataError
 _KEPT = 16
 
 
-def bring_to_srgb(picture: Image.Image) -> Image.Image:
+def convert_to_srgb(picture: Image.Image) -> Image.Image:
     """Return a picture with a profile (Display P3, Adobe RGB, a press's inks) as RGB in sRGB, others as they are.
 
     A damaged profile is none.
@@ -196,7 +196,7 @@ def decode_photo(
             wanted = min(limit or longest, longest, enough(*picture.size) if enough else longest)
             if wanted < longest:
                 picture.draft("RGB", (int(picture.width * wanted / longest), int(picture.height * wanted / longest)))
-            image = np.asarray(turn_to_rgb(picture))
+            image = np.asarray(convert_to_rgb(picture))
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -239,14 +239,14 @@ def resize_image(image: RGB, size: int) -> RGB:
     return resized
 
 
-def turn_to_rgb(picture: Image.Image) -> Image.Image:
+def convert_to_rgb(picture: Image.Image) -> Image.Image:
     """Return a picture as RGB in sRGB, upright as its EXIF orientation says, alpha laid over white."""
     plain_inks = has_plain_inks(picture)
     upright = _turn_upright(picture)
-    return _convert_to_rgb(bring_to_srgb(invert_inks(upright) if plain_inks else upright))
+    return _convert_to_rgb(convert_to_srgb(invert_inks(upright) if plain_inks else upright))
 
 
-def stretch_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
+def scale_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Return values of more than 8 bits as 0–255: floats by 1 or 255, integers by the bits that they use.
 
     Cameras write 10, 12 or 14 bits into 16, and science 0–1 into floats: taken by their type, all of them are black.
@@ -279,7 +279,7 @@ def _shrink(image: RGB, limit: int) -> RGB:
 def _convert_to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(("I", "F")):
         # Pillow clips deeper greys at 255 instead of scaling them.
-        return Image.fromarray(stretch_grey(np.asarray(picture))).convert("RGB")
+        return Image.fromarray(scale_to_8_bits(np.asarray(picture))).convert("RGB")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         paper = Image.new("RGBA", rgba.size, "white")

@@ -120,7 +120,7 @@ def format_gender(female: float) -> str:
     return "–" if female != female else "female" if female > 0.5 else "male"
 
 
-def write_labels(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+def format_labels(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Return ages and genders as a manifest has them: brackets with a hyphen, nothing for what isn't known."""
     labels = read_labels(frame)
     ages = [format_age(low, high) for low, high in zip(labels.low, labels.high, strict=True)]
@@ -136,7 +136,7 @@ class Baseline:
     female: bool
 
 
-def find_baseline(train: pd.DataFrame) -> Baseline:
+def compute_baseline(train: pd.DataFrame) -> Baseline:
     """Return the baseline of a training split; of brackets the middles count where no age is exact."""
     labels = read_labels(train)
     ages = labels.middle[labels.exact] if labels.exact.any() else labels.middle[labels.bracketed]

@@ -58,10 +58,10 @@ class JoinedStore:
         return self.stores[which], row - self.starts[which]
 
 
-def locate_picture(images: ImageStore, row: int) -> Path | None:
+def locate_image(images: ImageStore, row: int) -> Path | None:
     """Return the file that a row's picture lies in; None where it is inside of something else."""
     if isinstance(images, JoinedStore):
-        return locate_picture(*images.find(row))
+        return locate_image(*images.find(row))
     return images.paths[row] if isinstance(images, FileStore) else None
 
 
@@ -159,7 +159,7 @@ class FaceRecords:
         names = self.frame[SOURCE_COLUMN] if SOURCE_COLUMN in self.frame.columns else None
         return [self.source] if names is None else [str(name) for name in names.unique()]
 
-    def list_origins(self) -> NDArray[np.str_]:
+    def list_face_sources(self) -> NDArray[np.str_]:
         """Return the name of the data set (N,) that each record is from."""
         if SOURCE_COLUMN not in self.frame.columns:
             return np.full(len(self), self.source)
@@ -169,7 +169,7 @@ class FaceRecords:
         """Return the name of the data set that the record at ``index`` is from."""
         return str(self.frame[SOURCE_COLUMN].iloc[index]) if SOURCE_COLUMN in self.frame.columns else self.source
 
-    def describe_cut(self) -> str:
+    def describe_crop(self) -> str:
         """Return how pictures are cropped, in words that differ where the crops do; "" where they are taken whole."""
         if self.cropper is not None:
             return str(self.cropper)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.data.duplicates import find_duplicates, find_near, join_pairs
+from agegen.data.duplicates import find_duplicates, has_near_duplicate, join_pairs
 from agegen.data.labels import MAX_AGE, SPLITS, UNUSED
 from agegen.data.records import Exclusion
 from agegen.data.scan import HASH_BITS, Scan
@@ -60,7 +60,7 @@ def group_faces(scan: Scan) -> NDArray[np.int64]:
     """Return a group number (N,) per face: near-duplicates and the pictures of one person share theirs."""
     pairs = [find_duplicates(scan.hashes, scan.sha256)]
     for column in scan.records.identity_columns:
-        persons = number_persons(scan.records.frame[column])
+        persons = number_identities(scan.records.frame[column])
         order = np.argsort(persons, kind="stable")
         order = order[persons[order] >= 0]
         same = persons[order[1:]] == persons[order[:-1]]
@@ -68,7 +68,7 @@ def group_faces(scan: Scan) -> NDArray[np.int64]:
     return join_pairs(len(scan.hashes), np.concatenate(pairs))
 
 
-def number_persons(names: pd.Series) -> NDArray[np.int64]:
+def number_identities(names: pd.Series) -> NDArray[np.int64]:
     """Return the number (N,) of each face's person, -1 where the name is empty or missing."""
     import pandas as pd
 
@@ -76,7 +76,9 @@ def number_persons(names: pd.Series) -> NDArray[np.int64]:
     return np.asarray(pd.factorize(names.where(known))[0], dtype=np.int64)
 
 
-def find_seen(split: pd.DataFrame, sha256: Sequence[str], hashes: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+def find_training_overlap(
+    split: pd.DataFrame, sha256: Sequence[str], hashes: NDArray[np.bool_] | None
+) -> NDArray[np.bool_]:
     """Return which pictures (N,) a training saw: in its training part, or a near-duplicate of one there.
 
     Args:
@@ -90,7 +92,7 @@ def find_seen(split: pd.DataFrame, sha256: Sequence[str], hashes: NDArray[np.boo
     seen = np.array([digest in seen_before for digest in sha256], dtype=bool)
     if hashes is not None and HASH_COLUMN in split.columns and len(hashes) and trained.any():
         unsure = np.flatnonzero(~seen)
-        seen[unsure] = find_near(hashes[unsure], unpack_hashes(split[HASH_COLUMN][trained]))
+        seen[unsure] = has_near_duplicate(hashes[unsure], unpack_hashes(split[HASH_COLUMN][trained]))
     return seen
 
 
@@ -169,7 +171,7 @@ def fingerprint_split(split: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def draw_folds(
+def assign_folds(
     scan: Scan, groups: NDArray[np.int64], count: int, seed: int, inside: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
     """Return the fold (N,), 1 to ``count``, of each face: of even size, groups whole, ages and genders alike in all.
@@ -188,7 +190,7 @@ def draw_folds(
     return folds
 
 
-def hold_out(scan: Scan, groups: NDArray[np.int64], folds: NDArray[np.int64], fold: int, seed: int) -> list[str]:
+def make_fold_split(scan: Scan, groups: NDArray[np.int64], folds: NDArray[np.int64], fold: int, seed: int) -> list[str]:
     """Return the split (N names) that tests on a fold; of the other folds, the usual share validates."""
     rest = np.flatnonzero((folds != fold) & (folds > 0))
     share = SHARES["val"] / (SHARES["train"] + SHARES["val"])
@@ -287,7 +289,7 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def keep_ages(scan: Scan, protocol: Protocol) -> Scan:
+def apply_protocol(scan: Scan, protocol: Protocol) -> Scan:
     """Return the pictures of exact ages that a protocol uses; the others join ``records.excluded``, counted by kind.
 
     Raises:

@@ -34,7 +34,7 @@ class ColumnStore:
 
     def read(self, row: int) -> bytes:
         """Return the row's bytes."""
-        return take_bytes(self.column[row])
+        return extract_image(self.column[row])
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class GroupStore:
             for old in list(self._kept)[: 1 - _GROUPS_KEPT]:
                 self._kept.pop(old, None)
             self._kept[which] = column
-        return take_bytes(column[row - self.groups[which][2]])
+        return extract_image(column[row - self.groups[which][2]])
 
     def _read_group(self, which: int) -> Any:
         import pyarrow as pa
@@ -83,7 +83,7 @@ def read_parquet(path: Path) -> tuple[pd.DataFrame, ImageStore | None]:
     try:
         shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         schema = pa.unify_schemas([pq.read_schema(shard) for shard in shards], promote_options="permissive")
-        picture = choose_images(schema)
+        picture = find_image_column(schema)
         # What can't be a label nor a group stays out: embeddings, boxes, masks.
         plain = [part.name for part in schema if not pa.types.is_nested(part.type) and not _holds_bytes(part.type)]
         frame = _name_classes(_read_columns(shards, plain)).to_pandas()
@@ -134,7 +134,7 @@ def _name_paths(schema: Any, picture: str) -> list[str]:
 
 def _join_pictures(frame: pd.DataFrame, column: Any, images: ImageStore) -> tuple[pd.DataFrame, ImageStore | None]:
     """Return a table with a name for each picture: its path, or its row's number; ``column`` None says nothing."""
-    names = None if column is None else list_names(column)
+    names = None if column is None else list_image_names(column)
     if names is not None and "path" not in frame.columns:
         frame["path"] = names
     if column is not None and _are_all_empty(column):
@@ -164,7 +164,7 @@ def _name_classes(table: Any) -> Any:
     return table
 
 
-def choose_images(schema: Any) -> str | None:
+def find_image_column(schema: Any) -> str | None:
     """Return the column with the pictures, None where there is none."""
     found = [part.name for part in schema if _is_picture(part.type)]
     rank = {name: place for place, name in enumerate(_PICTURE_COLUMNS)}
@@ -187,7 +187,7 @@ def _holds_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def list_names(column: Any) -> list[str] | None:
+def list_image_names(column: Any) -> list[str] | None:
     """Return the pictures' own names, None where the column has none; without copying the pictures."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -211,7 +211,7 @@ def _are_all_empty(column: Any) -> bool:
     return "bytes" in held and bool(pc.struct_field(column, "bytes").null_count == len(column))
 
 
-def take_bytes(cell: Any) -> bytes:
+def extract_image(cell: Any) -> bytes:
     """Return a picture from a cell of Arrow.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agegen.data.duplicates import find_duplicates, find_mirrored, join_pairs, mirror_hashes
+from agegen.data.duplicates import find_duplicates, find_mirrored_duplicates, join_pairs, mirror_hashes
 from agegen.data.labels import (
     AGE_BOUNDS,
     AGE_CLASSES,
@@ -20,14 +20,14 @@ from agegen.data.labels import (
     Labels,
     format_age,
     format_gender,
+    format_labels,
     label_groups,
-    write_labels,
 )
 from agegen.data.loading import load_sources
 from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
-from agegen.data.records import Exclusion, FaceRecords, locate_picture
+from agegen.data.records import Exclusion, FaceRecords, locate_image
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
-from agegen.data.splits import SHARES, count_leaking_groups, number_persons
+from agegen.data.splits import SHARES, count_leaking_groups, number_identities
 from agegen.datatools.label_issues import LabelIssue, find_label_issues
 from agegen.errors import DataError
 from agegen.faces.matching import describe_crops, survey_crops
@@ -167,7 +167,7 @@ def list_clusters(frame: pd.DataFrame, groups: NDArray[np.int64]) -> dict[str, N
     clusters = {"near-duplicates": groups}
     for column in frame.columns:
         if str(column).lower() in IDENTITY_COLUMNS:
-            clusters[str(column)] = number_persons(frame[column])
+            clusters[str(column)] = number_identities(frame[column])
     moments = frame["path"].map(_find_moment)
     if moments.notna().mean() > 0.5:
         clusters["capture second"] = np.asarray(pd.factorize(moments)[0], dtype=np.int64)
@@ -336,7 +336,7 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
     scan = scan_images(load_sources(config.data, config.reading), None, on_progress)
     frame = scan.records.frame
     pairs = find_duplicates(scan.hashes, scan.sha256, on_progress)
-    mirrored = find_mirrored(scan.hashes, scan.sha256, on_progress)
+    mirrored = find_mirrored_duplicates(scan.hashes, scan.sha256, on_progress)
     groups = join_pairs(len(scan.hashes), pairs)
     clusters = list_clusters(frame, groups)
     suspects, notices = None, [*scan.records.notices, *describe_crops(survey_crops(scan.records))]
@@ -410,7 +410,7 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
     Raises:
         DataError: the pictures lie inside a file, not in files of their own.
     """
-    paths = [locate_picture(report.records.images, int(row)) for row in report.frame["row"]]
+    paths = [locate_image(report.records.images, int(row)) for row in report.frame["row"]]
     if None in paths:
         raise DataError(f"{report.source} holds its pictures inside; a manifest can't name them")
     removals = list_removals(report)
@@ -419,7 +419,7 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
     files = [file.absolute() for file, stays in zip(paths, kept, strict=True) if stays and file is not None]
     base = path.absolute().parent
     places = [str(file.relative_to(base) if file.is_relative_to(base) else file) for file in files]
-    ages, genders = write_labels(frame)
+    ages, genders = format_labels(frame)
     clean = frame.drop(columns=["row", "female", "age", *AGE_BOUNDS], errors="ignore").assign(path=places)
     clean.insert(1, "age", ages)
     clean.insert(2, "gender", genders)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agegen.data.labels import AGE_BOUNDS, write_labels
+from agegen.data.labels import AGE_BOUNDS, format_labels
 from agegen.data.loading import load_sources
 from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
-from agegen.data.records import Exclusion, FaceRecords, locate_picture
+from agegen.data.records import Exclusion, FaceRecords, locate_image
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically
@@ -72,7 +72,7 @@ def _split_rows(config: ConvertConfig, records: FaceRecords, on_progress: Progre
     frame = records.frame
     for start in range(0, len(frame), _ROWS_AT_ONCE):
         part = frame.iloc[start : start + _ROWS_AT_ONCE]
-        ages, genders = write_labels(part)
+        ages, genders = format_labels(part)
         paths = list(part["path"]) if config.embed else [_name_file(config, records, row) for row in part["row"]]
         kept = part.drop(columns=["path", "row", "age", "female", *AGE_BOUNDS], errors="ignore")
         kept.insert(0, "path", paths)
@@ -88,7 +88,7 @@ def _name_file(config: ConvertConfig, records: FaceRecords, row: int) -> str:
     Raises:
         DataError: it lies inside a file.
     """
-    path = locate_picture(records.images, int(row))
+    path = locate_image(records.images, int(row))
     if path is None:
         raise DataError(f"{records.source} holds its pictures inside; write Parquet with --embed")
     path, base = path.absolute(), config.out.absolute().parent

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from agegen.data.labels import AGE_BOUNDS, write_labels
+from agegen.data.labels import AGE_BOUNDS, format_labels
 from agegen.data.loading import load_sources
 from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import Exclusion, FaceRecords
@@ -105,7 +105,7 @@ def _place(path: str, row: int) -> str:
 
 def _write_manifest(path: Path, records: FaceRecords, places: list[str], good: list[bool]) -> None:
     frame = records.frame.assign(path=places)[good]
-    ages, genders = write_labels(frame)
+    ages, genders = format_labels(frame)
     kept = frame.drop(columns=["row", "age", "female", *AGE_BOUNDS], errors="ignore")
     table = pd.concat([kept[["path"]].assign(age=ages, gender=genders), kept.drop(columns="path")], axis=1)
     with replace_atomically(path) as temporary:

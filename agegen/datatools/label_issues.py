@@ -13,7 +13,7 @@ from agegen.data.scan import ProgressHook, Scan
 from agegen.evaluate.estimates import estimate_batches
 from agegen.evaluate.evaluate import describe_swap
 from agegen.machine import choose_compute
-from agegen.model.calibration import read_calibration, scale_spreads
+from agegen.model.calibration import interpolate_scales, read_calibration
 from agegen.model.checkpoint import load_checkpoint
 
 # An age is doubted beyond so many half-widths of its 90 % interval, a gender below that probability.
@@ -52,7 +52,7 @@ def find_label_issues(
     estimates = estimate_batches(network.to(options.compute.device), source, options.compute)
     calibration = read_calibration(info.calibration)
     labels = source.labels
-    half = np.maximum(scale_spreads(estimates.age, calibration) * estimates.spread, _LEAST_YEARS / _DOUBTED_WIDTHS)
+    half = np.maximum(interpolate_scales(estimates.age, calibration) * estimates.spread, _LEAST_YEARS / _DOUBTED_WIDTHS)
     outside = np.maximum(np.maximum(labels.low - estimates.age, estimates.age - labels.high), 0)
     widths = np.nan_to_num(outside) / half
     female = labels.female

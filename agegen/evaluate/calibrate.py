@@ -84,7 +84,7 @@ def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_
     options = SourceOptions(choose_compute(config.device), 0, views=EVAL_VIEWS, cache_dir=config.cache_dir)
     network, source = make_eval_source(model, scan, fresh, options, on_progress)
     estimates = estimate_batches(network.to(options.compute.device), source, options.compute)
-    origins = scan.records.list_origins()[fresh]
+    origins = scan.records.list_face_sources()[fresh]
     fitted = calibrate(estimates.age, estimates.spread, estimates.p_female, source.labels, origins)
     if fitted.faces < LEAST_FACES:
         raise DataError(f"{fitted.faces} faces of {subject.source} have an age; intervals need about {LEAST_FACES}")

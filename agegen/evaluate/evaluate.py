@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
-from agegen.data.labels import SPLITS, Baseline, find_baseline
+from agegen.data.labels import SPLITS, Baseline, compute_baseline
 from agegen.data.loading import load_sources, resolve_data
 from agegen.data.manifests import DEFAULT_READ_OPTIONS, ReadOptions
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress
-from agegen.data.splits import apply_split, find_seen, fingerprint_split, read_split, split_scan
+from agegen.data.splits import apply_split, find_training_overlap, fingerprint_split, read_split, split_scan
 from agegen.errors import AgegenError, DataError
 from agegen.evaluate.evaluation import Evaluation, evaluate_source
 from agegen.faces.alignment import AlignmentTemplate
@@ -30,10 +30,10 @@ from agegen.runs import (
     DEFAULT_ROOT,
     RunFolder,
     find_newest_run,
+    is_standalone_file,
     list_finished_runs,
     list_sources,
     open_run,
-    stands_alone,
 )
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def find_subject(config: EvalConfig) -> _Subject:
         AgegenError: it isn't there, or shipped weights are given no data.
     """
     # A checkpoint by itself, such as `agegen calibrate` writes, is evaluated as shipped weights are.
-    alone = is_hub_run(config.run) or (config.run is not None and stands_alone(config.run))
+    alone = is_hub_run(config.run) or (config.run is not None and is_standalone_file(config.run))
     shipped = config.model is not None or config.weights is not None
     if alone or shipped or (config.run is None and config.data and not list_finished_runs()):
         checkpoint = find_checkpoint(config.model, config.run, config.weights)
@@ -209,7 +209,7 @@ def locate_splits(scan: Scan, subject: _Subject, info: CheckpointInfo) -> tuple[
             split, told = split[:0], False
     own = dict(zip(split["sha256"], split["split"], strict=True))
     names = np.array([own.get(digest, "") for digest in scan.sha256], dtype=str)
-    seen = names == "train" if subject.own else find_seen(split, scan.sha256, scan.hashes)
+    seen = names == "train" if subject.own else find_training_overlap(split, scan.sha256, scan.hashes)
     return scan, _Origin(names, seen, told)
 
 
@@ -245,7 +245,7 @@ def read_baseline(info: CheckpointInfo, scan: Scan) -> Baseline:
     try:
         return Baseline(**info.training["baseline"])
     except (KeyError, TypeError):
-        return find_baseline(scan.records.frame)
+        return compute_baseline(scan.records.frame)
 
 
 def describe_swap(accuracy: float, faces: int) -> str | None:

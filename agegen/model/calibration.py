@@ -25,12 +25,12 @@ MIDDLES = tuple((low + high) / 2 for low, high in pairwise(EDGES[:-1])) + (85.0,
 # known to a tenth of itself.
 SHRINKAGE = 30
 # Of fewer faces, a 90th percentile is all but the greatest.
-LEAST_FACES = 20
+MIN_BAND_FACES = 20
 # Named faces, of which "97 % are right" can be told from 90 %.
-LEAST_NAMED_FACES = 30
+MIN_NAMED_FACES = 30
 
 
-def find_quantile(scores: Floats, share: float) -> float:
+def compute_quantile(scores: Floats, share: float) -> float:
     """Return the conformal quantile of n scores: the ceil((n + 1) share)-th smallest, at most the greatest."""
     rank = min(int(np.ceil((len(scores) + 1) * share)), len(scores))
     return float(np.partition(scores, rank - 1)[rank - 1])
@@ -50,48 +50,48 @@ def fit_scales(age: Floats, scores: Floats, sources: NDArray[Any] | None, share:
     """
     parts = [np.ones(len(age), dtype=bool)] if sources is None else [sources == name for name in np.unique(sources)]
     # A data set of a handful of faces says nothing of its own.
-    large = [part for part in parts if part.sum() >= LEAST_FACES] or [np.ones(len(age), dtype=bool)]
+    large = [part for part in parts if part.sum() >= MIN_BAND_FACES] or [np.ones(len(age), dtype=bool)]
     fitted = [_fit_source(age[part], scores[part], share) for part in large]
     whole = max(scale for scale, _ in fitted)
     return whole, tuple(zip(MIDDLES, np.max([scales for _, scales in fitted], axis=0).tolist(), strict=True))
 
 
 def _fit_source(age: Floats, scores: Floats, share: float) -> tuple[float, Floats]:
-    whole = find_quantile(scores, share)
-    band = find_bands(age)
+    whole = compute_quantile(scores, share)
+    band = assign_bands(age)
     scales = np.full(len(MIDDLES), whole)
     for index in range(len(MIDDLES)):
         inside = scores[band == index]
-        if len(inside) >= LEAST_FACES:
-            own = find_quantile(inside, share)
+        if len(inside) >= MIN_BAND_FACES:
+            own = compute_quantile(inside, share)
             scales[index] = (len(inside) * own + SHRINKAGE * whole) / (len(inside) + SHRINKAGE)
-    factor = find_quantile(scores / np.interp(age, MIDDLES, scales), share)
+    factor = compute_quantile(scores / np.interp(age, MIDDLES, scales), share)
     # Rounded up: the faces that set a scale stay inside.
     return whole, np.ceil(scales * factor * 10_000) / 10_000
 
 
-def find_bands(age: Floats) -> NDArray[np.int64]:
+def assign_bands(age: Floats) -> NDArray[np.int64]:
     """Return the index of the band (n,) in which each estimate lies."""
     found: NDArray[np.int64] = np.searchsorted(EDGES[1:-1], age, side="right")
     return found
 
 
-def find_weak_bands(age: Floats, confidence: Floats, right: Bools, threshold: float, wanted: float) -> list[int]:
+def find_inaccurate_bands(age: Floats, confidence: Floats, right: Bools, threshold: float, wanted: float) -> list[int]:
     """Return the bands in which genders named from a threshold on are right clearly less often than wanted."""
     from scipy.stats import binomtest
 
-    band, named = find_bands(age), confidence >= threshold
+    band, named = assign_bands(age), confidence >= threshold
     weak = []
     for index in range(len(MIDDLES)):
         inside = named & (band == index)
-        if (count := int(inside.sum())) >= LEAST_NAMED_FACES:
+        if (count := int(inside.sum())) >= MIN_NAMED_FACES:
             bounds = binomtest(int(right[inside].sum()), count).proportion_ci(method="wilson")
             if bounds.high < wanted:
                 weak.append(index)
     return weak
 
 
-def raise_threshold(confidence: Floats, right: Bools, least: float, wanted: float) -> float:
+def find_band_threshold(confidence: Floats, right: Bools, least: float, wanted: float) -> float:
     """Return the lowest threshold from ``least`` on at which those named are right as often as wanted.
 
     1, which names nobody, where there is none with enough faces to tell.
@@ -99,7 +99,7 @@ def raise_threshold(confidence: Floats, right: Bools, least: float, wanted: floa
     order = np.argsort(-confidence, kind="stable")
     named = np.arange(1, len(order) + 1)
     accuracy = np.cumsum(right[order]) / named
-    good = np.flatnonzero((accuracy >= wanted) & (named >= LEAST_NAMED_FACES) & (confidence[order] >= least))
+    good = np.flatnonzero((accuracy >= wanted) & (named >= MIN_NAMED_FACES) & (confidence[order] >= least))
     return float(np.floor(confidence[order[good[-1]]] * 10_000) / 10_000) if len(good) else 1.0
 
 
@@ -108,9 +108,9 @@ COVERAGE = 0.90
 # What intervals are fitted to.
 EXACT, BRACKETS = "exact ages", "brackets of ages"
 # Gender is named where, on validation, at least this share of those named was right.
-WANTED_ACCURACY = 0.97
+TARGET_ACCURACY = 0.97
 # … but at least this share of all faces is named, however bad the model is.
-LEAST_NAMED = 0.5
+MIN_NAMED_SHARE = 0.5
 # Half the width, in standard deviations, of a normal distribution's central 90 %.
 NORMAL = 1.645
 # Years: keeps a distribution that is all but one spike from promising an interval of no width.
@@ -227,8 +227,8 @@ def _fit_thresholds(
         return 1.0, ()
     confidence, right = np.maximum(p_female, 1 - p_female), (p_female >= 0.5) == female
     threshold = choose_min_confidence(confidence, right)
-    weak = find_weak_bands(age, confidence, right, threshold, WANTED_ACCURACY)
-    band = find_bands(age)
+    weak = find_inaccurate_bands(age, confidence, right, threshold, TARGET_ACCURACY)
+    band = assign_bands(age)
     strong = ~np.isin(band, weak)
     if not weak or not strong.any():
         return threshold, ()
@@ -236,7 +236,7 @@ def _fit_thresholds(
     doubtful = []
     for index in weak:
         inside = band == index
-        own = raise_threshold(confidence[inside], right[inside], threshold, WANTED_ACCURACY)
+        own = find_band_threshold(confidence[inside], right[inside], threshold, TARGET_ACCURACY)
         doubtful.append((float(EDGES[index]), float(EDGES[index + 1]), own))
     return threshold, tuple(doubtful)
 
@@ -249,8 +249,8 @@ def choose_min_confidence(confidence: Floats, right: Bools) -> float:
     order = np.argsort(-confidence, kind="stable")
     named = np.arange(1, len(order) + 1)
     accuracy = np.cumsum(right[order]) / named
-    least = max(1, int(np.ceil(len(order) * LEAST_NAMED)))
-    good = np.flatnonzero((accuracy >= WANTED_ACCURACY) & (named >= least))
+    least = max(1, int(np.ceil(len(order) * MIN_NAMED_SHARE)))
+    good = np.flatnonzero((accuracy >= TARGET_ACCURACY) & (named >= least))
     if len(good) and good[-1] == len(order) - 1:
         return 0.5
     last = int(good[-1]) if len(good) else least - 1
@@ -262,16 +262,16 @@ def bound_ages(
     age: Floats, spread: Floats, calibration: Calibration
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the bounds (n,), (n,) in years of calibrated intervals around estimates (n,)."""
-    half = scale_spreads(age, calibration) * np.maximum(spread, _LEAST_SPREAD)
+    half = interpolate_scales(age, calibration) * np.maximum(spread, _LEAST_SPREAD)
     return np.clip(age - half, 0, MAX_AGE), np.clip(age + half, 0, MAX_AGE)
 
 
-def find_sigma(age: Floats, spread: Floats, calibration: Calibration) -> Floats:
+def compute_sigma(age: Floats, spread: Floats, calibration: Calibration) -> Floats:
     """Return the standard deviation (n,) in years of a normal distribution with the calibrated intervals."""
-    return np.asarray(scale_spreads(age, calibration) * np.maximum(spread, _LEAST_SPREAD) / NORMAL)
+    return np.asarray(interpolate_scales(age, calibration) * np.maximum(spread, _LEAST_SPREAD) / NORMAL)
 
 
-def find_share_under(limit: float, age: float, sigma: float) -> float:
+def compute_probability_under(limit: float, age: float, sigma: float) -> float:
     """Return P(age < limit), 0–1, of an estimate and the calibrated sigma, both in years.
 
     Ages count completed years: who is under 18 is 17 at most, and half a year lies between 17 and 18.
@@ -279,7 +279,7 @@ def find_share_under(limit: float, age: float, sigma: float) -> float:
     return float(0.5 * (1 + math.erf((limit - 0.5 - age) / (sigma * math.sqrt(2)))))
 
 
-def scale_spreads(age: Floats, calibration: Calibration) -> Floats | float:
+def interpolate_scales(age: Floats, calibration: Calibration) -> Floats | float:
     """Return half the width of an interval in spreads, (n,) by the estimate or one for all."""
     if not calibration.scales:
         return calibration.interval_scale

@@ -150,7 +150,7 @@ def average_outputs(views: list[Outputs]) -> tuple[Tensor, Tensor]:
     return ages.mean(dim=0), genders.mean(dim=0)
 
 
-def measure_spread(age_probabilities: Tensor) -> Tensor:
+def compute_std(age_probabilities: Tensor) -> Tensor:
     """Return the standard deviation in years (N,) of age distributions (N, 117)."""
     years = torch.arange(age_probabilities.shape[1], device=age_probabilities.device, dtype=age_probabilities.dtype)
     variance = (age_probabilities * years**2).sum(dim=1) - expect_age(age_probabilities) ** 2

@@ -13,7 +13,7 @@ from agegen.errors import AgegenError, CheckpointError
 from agegen.files import digest_file
 from agegen.hub import download_file
 from agegen.plugins import Plugin, find_plugin, list_plugins, locate_file
-from agegen.runs import open_run, stands_alone
+from agegen.runs import is_standalone_file, open_run
 
 HUB_CHECKPOINT = "model.safetensors"
 _HUB_ONNX = "model.onnx"
@@ -72,7 +72,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class ShippedWeights:
+class BundledWeights:
     """One file of weights of a plugin.
 
     Attributes:
@@ -93,7 +93,7 @@ class ShippedWeights:
         return self.source.startswith("hf://")
 
 
-def list_weights(plugin: Plugin) -> list[ShippedWeights]:
+def list_weights(plugin: Plugin) -> list[BundledWeights]:
     """Return the weights that ship for a plugin, without importing it: the default ones first.
 
     They are ``weights.safetensors`` in its package. A file ``weights.json`` there may name others, each by a file in
@@ -109,7 +109,7 @@ def list_weights(plugin: Plugin) -> list[ShippedWeights]:
     """
     path = locate_file(plugin, WEIGHTS_LIST)
     if path is None:
-        return [ShippedWeights(DEFAULT_WEIGHTS, WEIGHTS_FILE)] if locate_file(plugin, WEIGHTS_FILE) else []
+        return [BundledWeights(DEFAULT_WEIGHTS, WEIGHTS_FILE)] if locate_file(plugin, WEIGHTS_FILE) else []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         listed = [_read_entry(name, entry) for name, entry in content.items()]
@@ -118,8 +118,8 @@ def list_weights(plugin: Plugin) -> list[ShippedWeights]:
     return sorted(listed, key=lambda weights: weights.name != DEFAULT_WEIGHTS)
 
 
-def _read_entry(name: str, entry: dict[str, Any]) -> ShippedWeights:
-    weights = ShippedWeights(
+def _read_entry(name: str, entry: dict[str, Any]) -> BundledWeights:
+    weights = BundledWeights(
         name, str(entry["source"]), str(entry.get("sha256", "")), str(entry.get("card", CARD_FILE))
     )
     if weights.remote:
@@ -130,15 +130,15 @@ def _read_entry(name: str, entry: dict[str, Any]) -> ShippedWeights:
     return weights
 
 
-def split_shipped(name: str) -> tuple[str, str]:
+def split_weights_name(name: str) -> tuple[str, str]:
     """Return the model and the weights that ``NAME`` or ``NAME/WEIGHTS`` stands for."""
     model, _, weights = name.partition("/")
     return model, weights or DEFAULT_WEIGHTS
 
 
-def parse_shipped(name: str) -> tuple[str, str] | None:
+def parse_weights_name(name: str) -> tuple[str, str] | None:
     """Return the same; None where the name is that of a path that exists, or no backbone is called so."""
-    model, weights = split_shipped(name)
+    model, weights = split_weights_name(name)
     known = model in {plugin.name for plugin in list_plugins()}
     return (model, weights) if known and not Path(name).exists() else None
 
@@ -157,7 +157,7 @@ def find_checkpoint(model: str | None, run: Path | None, weights: str | None = N
         return fetch_hub_run(run)
     if run is None:
         return find_weights(model or DEFAULT_MODEL, weights or DEFAULT_WEIGHTS)
-    if stands_alone(run):
+    if is_standalone_file(run):
         return run
     return open_run(run).checkpoint
 
@@ -182,7 +182,7 @@ def find_weights(model: str, name: str = DEFAULT_WEIGHTS) -> Path:
     return path
 
 
-def _choose_weights(plugin: Plugin, name: str) -> ShippedWeights:
+def _choose_weights(plugin: Plugin, name: str) -> BundledWeights:
     listed = list_weights(plugin)
     for weights in listed:
         if weights.name == name:
@@ -199,7 +199,7 @@ def _have_any(plugin: Plugin) -> bool:
     return locate_file(plugin, WEIGHTS_FILE) is not None or locate_file(plugin, WEIGHTS_LIST) is not None
 
 
-def _fetch(weights: ShippedWeights) -> Path:
+def _fetch(weights: BundledWeights) -> Path:
     match = _PINNED.fullmatch(weights.source)
     assert match is not None
     repository, revision, file = match.groups()

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from agegen import runs
 from agegen.backbone import Backbone
 from agegen.batches.sources import AUGMENT, SourceOptions, scan_for
-from agegen.data.labels import Baseline, find_baseline
+from agegen.data.labels import Baseline, compute_baseline
 from agegen.data.manifests import ReadOptions
 from agegen.data.scan import ProgressHook, Scan
 from agegen.data.soft_labels import DistillationTargets, read_soft_labels
 from agegen.data.splits import (
+    apply_protocol,
     apply_split,
     find_protocol,
-    find_seen,
+    find_training_overlap,
     fingerprint_split,
-    keep_ages,
     read_split,
     split_scan,
     write_split,
@@ -35,7 +35,7 @@ from agegen.machine import Compute, choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
-from agegen.model.weights import find_checkpoint, find_weights, parse_shipped
+from agegen.model.weights import find_checkpoint, find_weights, parse_weights_name
 from agegen.plugins import Plugin, build_backbone, load_backbone
 from agegen.runs import RunFolder
 from agegen.train.config import FitSettings, TrainConfig
@@ -50,7 +50,7 @@ def find_init(init: str, model: str) -> Path:
     Raises:
         AgegenError: there is none, or it is that of another backbone.
     """
-    shipped = parse_shipped(init)
+    shipped = parse_weights_name(init)
     checkpoint = find_weights(*shipped) if shipped else find_checkpoint(None, Path(init))
     made_by = read_info(checkpoint).model
     if made_by != model:
@@ -77,7 +77,7 @@ def count_seen(checkpoint: Path, split: pd.DataFrame, hashes: NDArray[np.bool_])
     counts = {}
     for name in ("val", "test"):
         rows = np.flatnonzero(split["split"] == name)
-        counts[name] = int(find_seen(earlier, list(split["sha256"].iloc[rows]), hashes[rows]).sum())
+        counts[name] = int(find_training_overlap(earlier, list(split["sha256"].iloc[rows]), hashes[rows]).sum())
     return counts
 
 
@@ -139,7 +139,7 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     survey = measure_crops(scan)
     seen = {} if start is None else count_seen(start, split, scan.hashes)
     teaching = read_teaching(config, scan, split) if config.soft_labels else None
-    baseline = find_baseline(train)
+    baseline = compute_baseline(train)
     return TrainingContext(plugin, settings, options, model, scan, split, run, baseline, survey, start, seen, teaching)
 
 
@@ -277,7 +277,7 @@ def split_data(scan: Scan, config: TrainConfig) -> tuple[Scan, pd.DataFrame]:
     """
     if config.protocol is not None:
         protocol = find_protocol(config.protocol)
-        scan = keep_ages(scan, protocol)
+        scan = apply_protocol(scan, protocol)
         split = split_scan(scan, config.seed, protocol.shares)
     elif config.split_file is None:
         split = split_scan(scan, config.seed)

@@ -224,7 +224,7 @@ def calibrate_best(training: TrainingContext, sources: TrainSources) -> BestMode
     model.to(compute.device)
     estimates = estimate_batches(choose_network(model), sources.val, compute)
     inside = (training.split["split"] == "val").to_numpy()
-    origins = training.scan.records.list_origins()[inside]
+    origins = training.scan.records.list_face_sources()[inside]
     calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, sources.val.labels, origins)
     contract = None if training.survey.scattered else training.survey.contract
     crop = None if contract is None else contract.to_json()

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from agegen.data.duplicates import MAX_DISTANCE, find_duplicates, find_mirrored, mirror_hashes
+from agegen.data.duplicates import MAX_DISTANCE, find_duplicates, find_mirrored_duplicates, mirror_hashes
 from agegen.data.scan import HASH_BITS
 
 # One in a hundred has a near-duplicate, one in a hundred a mirror image.
@@ -42,7 +42,7 @@ def main() -> None:
         started = time.monotonic()
         pairs = len(find_duplicates(hashes, names))
         middle = time.monotonic()
-        mirrored = len(find_mirrored(hashes, names))
+        mirrored = len(find_mirrored_duplicates(hashes, names))
         seconds = middle - started, time.monotonic() - middle
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 from profiles import SPACES, make_profile
 
-from agegen.data.images import bring_to_srgb, count_pages, decode_image, decode_photo
+from agegen.data.images import convert_to_srgb, count_pages, decode_image, decode_photo
 
 SKIN = (200, 150, 120)
 
@@ -54,9 +54,9 @@ def test_threads_share_a_transform():
     pictures = [Image.effect_noise((64, 64), 10 + number).convert("RGB") for number in range(16)]
     for picture in pictures:
         picture.info["icc_profile"] = profile
-    alone = [np.asarray(bring_to_srgb(picture)) for picture in pictures]
+    alone = [np.asarray(convert_to_srgb(picture)) for picture in pictures]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda picture: np.asarray(bring_to_srgb(picture)), pictures * 8))
+        together = list(pool.map(lambda picture: np.asarray(convert_to_srgb(picture)), pictures * 8))
     assert all(np.array_equal(found, alone[index % 16]) for index, found in enumerate(together))
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from agegen.data.demo import draw_records
-from agegen.data.duplicates import find_mirrored, find_pairs, group_duplicates, mirror_hashes
+from agegen.data.duplicates import find_mirrored_duplicates, find_pairs, group_duplicates, mirror_hashes
 from agegen.data.images import decode_image
 from agegen.data.loading import load_records
 from agegen.data.scan import hash_image, scan_images
@@ -97,7 +97,7 @@ def test_mirror_images_have_mirrored_hashes(utkface):
     digests = [str(number) for number in range(2 * len(pictures))]
     both = np.concatenate([hashes, mirrored])
     planted = {(row, row + len(pictures)) for row in range(len(pictures)) if (hashes[row] ^ mirrored[row]).sum() > 46}
-    assert planted <= {tuple(pair) for pair in find_mirrored(both, digests).tolist()}
+    assert planted <= {tuple(pair) for pair in find_mirrored_duplicates(both, digests).tolist()}
     assert len(planted) > 0.8 * len(pictures)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agegen.data.labels import choose_groups, find_baseline
+from agegen.data.labels import choose_groups, compute_baseline
 from agegen.data.loading import load_sources
 from agegen.data.manifests import ReadOptions
 from agegen.data.scan import scan_images
 from agegen.data.soft_labels import read_soft_labels
-from agegen.data.splits import count_leaking_groups, find_seen, read_split, split_scan
+from agegen.data.splits import count_leaking_groups, find_training_overlap, read_split, split_scan
 from agegen.evaluate.estimates import write_predictions
 from agegen.evaluate.evaluate import EvalConfig, describe_swap, evaluate_run, read_baseline
 from agegen.model.checkpoint import load_checkpoint, save_checkpoint
@@ -70,7 +70,7 @@ def test_near_duplicates_of_training_faces_count(trained_run, trained_on, tmp_pa
     assert result.seen.all()
     split = read_split(trained_run / "split.csv").drop(columns="hash")
     scan = scan_images(load_sources((data,)))
-    assert not find_seen(split, scan.sha256, scan.hashes).any()
+    assert not find_training_overlap(split, scan.sha256, scan.hashes).any()
 
 
 def test_validation_flatters_and_that_is_said(trained_run):
@@ -102,7 +102,7 @@ def test_a_checkpoint_without_a_baseline_is_evaluated_beside_the_datas_own(train
     bare = tmp_path / "bare.safetensors"
     save_checkpoint(bare, model, replace(info, training={}))
     scan = scan_images(trained_on[0])
-    assert read_baseline(load_checkpoint(bare)[0], scan) == find_baseline(scan.records.frame)
+    assert read_baseline(load_checkpoint(bare)[0], scan) == compute_baseline(scan.records.frame)
 
 
 def test_persons_stay_on_one_side(trained_on):

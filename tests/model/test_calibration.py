@@ -9,18 +9,18 @@ from agegen.errors import CheckpointError
 from agegen.model.calibration import (
     BRACKETS,
     EXACT,
-    LEAST_NAMED,
     MIDDLES,
+    MIN_NAMED_SHARE,
+    TARGET_ACCURACY,
     UNCALIBRATED,
-    WANTED_ACCURACY,
     Calibration,
+    assign_bands,
     bound_ages,
     calibrate,
     choose_min_confidence,
     choose_thresholds,
-    find_bands,
-    find_quantile,
-    raise_threshold,
+    compute_quantile,
+    find_band_threshold,
 )
 
 
@@ -93,8 +93,8 @@ def test_the_threshold_is_the_lowest_that_is_right_often_enough():
     confidence, right = np.maximum(p_female, 1 - p_female), (p_female >= 0.5) == female
     threshold = choose_min_confidence(confidence, right)
     named = confidence >= threshold
-    assert named.mean() >= LEAST_NAMED
-    assert right[named].mean() >= WANTED_ACCURACY or named.mean() == pytest.approx(LEAST_NAMED, abs=0.01)
+    assert named.mean() >= MIN_NAMED_SHARE
+    assert right[named].mean() >= TARGET_ACCURACY or named.mean() == pytest.approx(MIN_NAMED_SHARE, abs=0.01)
     assert 0.5 < threshold < 1
 
 
@@ -103,7 +103,7 @@ def test_thresholds_at_the_ends():
     confidence = rng.uniform(0.5, 1, 1000)
     assert choose_min_confidence(confidence, np.ones(1000, bool)) == 0.5
     half = choose_min_confidence(confidence, rng.uniform(size=1000) < 0.5)
-    assert (confidence >= half).mean() == pytest.approx(LEAST_NAMED, abs=0.01)
+    assert (confidence >= half).mean() == pytest.approx(MIN_NAMED_SHARE, abs=0.01)
 
 
 BAD = (
@@ -141,7 +141,7 @@ def test_intervals_hold_in_every_band_of_estimates():
     for used in (calibration, replace(calibration, scales=())):
         low, high = bound_ages(age, spread, used)
         inside = (low <= labels.low) & (labels.low <= high)
-        shares = [inside[find_bands(age) == band].mean() for band in range(1, 10)]
+        shares = [inside[assign_bands(age) == band].mean() for band in range(1, 10)]
         if used.scales:
             assert inside.mean() == pytest.approx(0.9, abs=0.015)
             assert all(0.86 < share < 0.94 for share in shares)
@@ -156,12 +156,12 @@ def test_bands_are_those_of_crepes():
 
     age, spread, _, labels = draw_uneven(3000, 0)
     residuals = labels.low - age
-    bands = find_bands(age)
+    bands = assign_bands(age)
     theirs = ConformalRegressor().fit(residuals, sigmas=spread, bins=bands)
     bounds = theirs.predict_int(age, sigmas=spread, bins=bands, confidence=0.9)
     half = (bounds[:, 1] - bounds[:, 0]) / 2
     for band in range(len(MIDDLES)):
-        ours = find_quantile(np.abs(residuals[bands == band]) / 3.0, 0.9) * 3.0
+        ours = compute_quantile(np.abs(residuals[bands == band]) / 3.0, 0.9) * 3.0
         # Theirs may be the next rank, which lies some thousandths away.
         assert ours == pytest.approx(half[bands == band][0], rel=0.02)
 
@@ -203,7 +203,7 @@ def test_a_doubtful_band_is_named_where_it_is_right():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.5, 1, 2000)
     right = rng.random(2000) < np.where(confidence > 0.9, 1.0, 0.6)
-    threshold = raise_threshold(confidence, right, 0.5, 0.97)
+    threshold = find_band_threshold(confidence, right, 0.5, 0.97)
     assert 0.85 < threshold < 0.92
     assert right[confidence >= threshold].mean() >= 0.97
-    assert raise_threshold(confidence, rng.random(2000) < 0.6, 0.5, 0.97) == 1.0
+    assert find_band_threshold(confidence, rng.random(2000) < 0.6, 0.5, 0.97) == 1.0
