@@ -39,9 +39,9 @@ def download_file(repository: str, file: str, revision: str | None = None) -> Pa
 
 
 def find_cached(repository: str, file: str, revision: str | None = None) -> Path | None:
-    """Return the path of a file in the Hugging Face cache: of ``revision``, or of the newest cached one; None if absent.
+    """Return the path of a file in the Hugging Face cache: of ``revision`` or the newest one; None if absent.
 
-    This does not use the Hub's client: importing it takes longer than detecting a face, and small installations lack it.
+    This does not use the Hub client: its import takes longer than a face detection, and small installations lack it.
     """
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()

@@ -261,10 +261,8 @@ def collect_predictions(
 
 def mark_seen(table: pd.DataFrame, own: pd.DataFrame, splits: list[pd.DataFrame]) -> pd.DataFrame:
     """Return predictions with the column ``seen``: whether any of the trainings behind ``splits`` saw the face."""
-    hashes = None
-    if HASH_COLUMN in own.columns:
-        known = dict(zip(own["sha256"], own[HASH_COLUMN], strict=True))
-        hashes = unpack_hashes(known[digest] for digest in table["sha256"])
+    known = dict(zip(own["sha256"], own[HASH_COLUMN], strict=True))
+    hashes = unpack_hashes(known[digest] for digest in table["sha256"])
     seen = np.zeros(len(table), dtype=bool)
     for split in splits:
         seen |= find_training_overlap(split, list(table["sha256"]), hashes)

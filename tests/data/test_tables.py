@@ -10,7 +10,7 @@ import pytest
 
 from agegen.data.loading import load_records
 from agegen.data.manifests import ReadOptions
-from agegen.data.tables import GroupStore
+from agegen.data.tables import RowGroupStore
 from agegen.errors import DataError
 
 ROWS = [("a.jpg", "20-29", "f"), ("b.jpg", "35", "m")]
@@ -187,7 +187,7 @@ def test_pictures_that_memory_has_no_room_for_are_read_by_row_groups(pictures, t
     whole = load_records(str(tmp_path / "shards"))
     monkeypatch.setattr("agegen.data.tables.measure_free_memory", lambda: 100)
     records = load_records(str(tmp_path / "shards"))
-    assert isinstance(records.images, GroupStore)
+    assert isinstance(records.images, RowGroupStore)
     order = [8, 0, 1, 2, 3, 4, 5, 6, 7, 1]
     assert [records.read(row) for row in order] == [pictures[row % 3] for row in order] == [*map(whole.read, order)]
     assert list(records.frame["age"]) == [1, 2, 3] * 3
@@ -196,7 +196,7 @@ def test_pictures_that_memory_has_no_room_for_are_read_by_row_groups(pictures, t
     pickle.loads(pickle.dumps(records.images)).read(0)
     (tmp_path / "shards" / "0.parquet").unlink()
     with pytest.raises(DataError, match=r"can't read .*0\.parquet"):
-        GroupStore(records.images.groups, "image").read(0)
+        RowGroupStore(records.images.groups, "image").read(0)
 
 
 def test_metadata_beside_the_pictures(tmp_path):

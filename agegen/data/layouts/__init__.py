@@ -32,8 +32,8 @@ def list_layouts() -> Iterator[Layout]:
     Raises:
         PluginError: a package's reader cannot be loaded.
     """
-    for entry in list_entry_points(GROUP):
-        yield load_entry_point("layout", entry)
+    for plugin in list_entry_points(GROUP):
+        yield load_entry_point("layout", plugin)
     # Layouts that require certain files come before those that look at names.
     yield from label_tables.LAYOUTS
     yield from file_names.LAYOUTS
