@@ -36,7 +36,7 @@ MIN_NAMED_FACES = 30
 BAND_EDGES = (0, 3, 10, 20, 30, 40, 50, 60, 70, 80, 117)
 # Scales are interpolated between the centers of the bands; most faces of the last band are near its lower end.
 BAND_CENTERS = tuple((low + high) / 2 for low, high in pairwise(BAND_EDGES[:-1])) + (85.0,)
-# A band with fewer faces has no scale of its own: their 90th percentile would be almost the maximum.
+# A band with fewer faces does not get its own scale: their 90th percentile would be almost the maximum.
 MIN_BAND_FACES = 20
 # The scale of a band is shrunk towards that of all faces, which gets the weight of this many faces: from 100 faces the
 # 90th percentile is known to about a tenth of its value.

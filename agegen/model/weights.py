@@ -26,7 +26,7 @@ CARD_FILE = "MODEL_CARD.md"
 HUB_CHECKPOINT = "model.safetensors"
 _HUB_ONNX = "model.onnx"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# One slash suffices: `Path("hf://OWNER/NAME")` has dropped the other.
+# One slash or two: `Path("hf://OWNER/NAME")` drops one of them.
 _HUB_RUN = re.compile(r"hf:/{1,2}([^@]+?)(?:@([\w./-]+))?/?")
 _PINNED = re.compile(r"hf://([^/@]+/[^/@]+)@([^/@]+)(?:/(.+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -47,7 +47,7 @@ def test_protocols_take_their_ages_and_fractions(name, low, high):
     assert shares["val"] == pytest.approx(0.08, abs=0.03)
     assert (split.groupby("group")["split"].nunique() == 1).all()
     assert f"{inside} of 400 faces (ages {low}–{high})" in kept.records.notices[-1]
-    assert "isn't public" in kept.records.notices[-1]
+    assert "is not public" in kept.records.notices[-1]
 
 
 def test_protocols_leave_the_datas_own_split_aside():
@@ -62,7 +62,7 @@ def test_a_training_by_a_protocol_says_so(agegen, tmp_path):
     command = ("train", "--model", "scratch", "--data", "demo", "--epochs", 1, "--workers", 0)
     result = agegen(*command, "--protocol", "utkface-21-60", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
-    assert "the exact split that was published isn't public" in " ".join(result.stderr.split())
+    assert "the published split is not public" in " ".join(result.stderr.split())
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["data"]["split_origin"] == "protocol utkface-21-60"
     assert "--protocol utkface-21-60" in record["command"]
@@ -75,7 +75,10 @@ def test_a_training_by_a_protocol_says_so(agegen, tmp_path):
 def test_what_cant_be_split_is_one_line(agegen, tmp_path):
     for arguments, message in (
         (("demo", "-o", tmp_path / "split.txt"), "give a name that ends in .csv"),
-        (("demo", "--protocol", "morph"), "--protocol is one of utkface-21-60, utkface-full, not 'morph'"),
+        (
+            ("demo", "--protocol", "morph"),
+            "Invalid value for --protocol: 'morph'. Choose utkface-21-60 or utkface-full.",
+        ),
         ((tmp_path / "gone",), "no data at"),
     ):
         result = agegen("split", *arguments)
@@ -87,7 +90,7 @@ def test_what_cant_be_split_is_one_line(agegen, tmp_path):
     assert "leave --split-file out" in both.stderr
     scan = scan_images(draw_records(20))
     scan.records.frame["age"] = np.float64(5)
-    with pytest.raises(DataError, match="has an age of 21 to 60"):
+    with pytest.raises(DataError, match="has an exact age of 21 to 60"):
         apply_protocol(scan, find_protocol("utkface-21-60"))
     with pytest.raises(AgegenError):
         find_protocol("")

@@ -108,7 +108,7 @@ def test_what_is_not_finite_is_black():
         (np.zeros((0, 4, 3), np.uint8), r"not uint8 \(0, 4, 3\)"),
         (np.zeros((4, 4), complex), "not complex128"),
         (np.zeros((4, 4), "U1"), "not <U1"),
-        (b"no picture", "not a readable picture"),
+        (b"no picture", "not a readable image"),
     ],
     ids=str,
 )

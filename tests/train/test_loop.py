@@ -153,7 +153,7 @@ def test_run_folder_holds_all_that_is_promised(trained_run):
         ({"lr": math.nan}, "--lr above 0"),
         ({"device": "tpu"}, "--device is one of auto, cpu, cuda"),
         ({"data": ("nowhere",)}, "no data at nowhere"),
-        ({"model": "none"}, "no backbone is called 'none'"),
+        ({"model": "none"}, "unknown backbone 'none'"),
     ],
 )
 def test_wrong_options_are_one_clear_line(tmp_path, options, message):

@@ -170,7 +170,7 @@ def test_folds_are_even_and_leave_the_rest_unused():
     names = np.array(make_fold_split(scan, groups, folds, 2, 0))
     assert (names[~inside] == "unused").all()
     assert ((names == "test") == (folds == 2)).all()
-    with pytest.raises(DataError, match="don't make 200 folds"):
+    with pytest.raises(DataError, match="200 folds require at least 200 groups"):
         assign_folds(scan, groups, 200, 0)
 
 
@@ -226,8 +226,8 @@ def test_several_teachers_are_their_mean(tmp_path):
         ({"distribution": [[1.0] * 3] * 2}, "distributions of 117 ages"),
         ({"distribution": [[-1.0] * AGE_CLASSES] * 2}, "distributions of 117 ages"),
         ({"distribution": [[float("nan")] * AGE_CLASSES] * 2}, "distributions of 117 ages"),
-        ({"sha256": ["x", "y"]}, "estimates none of these faces"),
-        ({"p_female": ["much", "little"]}, "can't read soft labels"),
+        ({"sha256": ["x", "y"]}, "contains none of these faces"),
+        ({"p_female": ["much", "little"]}, "cannot read soft labels"),
     ],
 )
 def test_files_that_hold_no_soft_labels(tmp_path, columns, message):
@@ -243,7 +243,7 @@ def test_files_that_are_no_parquet(tmp_path):
         with pytest.raises(DataError, match=r"soft labels|is a folder"):
             read_soft_labels([str(path)], ["a"])
     pq.write_table(pq.read_table(write_soft(tmp_path / "s.parquet")).drop_columns(["p_female"]), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="holds no soft labels: it lacks the column"):
+    with pytest.raises(DataError, match="does not contain soft labels: it lacks the column"):
         read_soft_labels([str(tmp_path / "t.parquet")], ["a"])
 
 
