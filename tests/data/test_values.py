@@ -54,7 +54,7 @@ def test_missing_ages(cell):
     "cell", ["-1", "117", "thirty", "30-20", "inf", "1e9", "20-29-39", "2020-01-01", "Foo-12", "()"]
 )
 def test_invalid_ages(cell):
-    with pytest.raises(ValueError, match="not an age|age out of range"):
+    with pytest.raises(ValueError, match=r"not an age|age out of range"):
         parse_age(cell)
 
 
