@@ -223,7 +223,7 @@ def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progr
 
 def _open_cache(model: AgeGenderModel, scan: Scan, options: SourceOptions) -> FeatureCache:
     root = choose_cache_dir(options.cache_dir)
-    return FeatureCache(root, model, scan.sha256, options.compute, scan.records.describe_cut())
+    return FeatureCache(root, model, scan.sha256, options.compute, scan.records.describe_crop())
 
 
 def _pick_features(data: LabelledFeatures, rows: NDArray[np.int64]) -> LabelledFeatures:

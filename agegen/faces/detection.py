@@ -14,7 +14,7 @@ from agegen.faces.geometry import Detector
 from agegen.faces.refinement import find_faces
 from agegen.faces.yunet import YUNET_FILE, YUNET_REPO
 from agegen.hub import find_cached
-from agegen.plugins import list_entries, load_entry, name_cause
+from agegen.plugins import format_cause, list_entry_points, load_entry_point
 
 GROUP = "agegen.detectors"
 # Quicker, and surer of small and of turned faces; but its file must be fetched once.
@@ -26,7 +26,7 @@ AUTO = "auto"
 
 def list_detectors() -> list[str]:
     """Return the names of all detectors, agegen's own and those of other packages."""
-    return list(dict.fromkeys(entry.name for entry in list_entries(GROUP)))
+    return list(dict.fromkeys(entry.name for entry in list_entry_points(GROUP)))
 
 
 def choose_detector(name: str) -> str:
@@ -42,18 +42,18 @@ def create_detector(name: str) -> Detector:
     Raises:
         AgegenError: there is none of that name, its weights are not at hand, or its package is broken.
     """
-    entry = next((entry for entry in list_entries(GROUP) if entry.name == name), None)
+    entry = next((entry for entry in list_entry_points(GROUP) if entry.name == name), None)
     if entry is None:
         known = ", ".join([*list_detectors(), "none"])
         raise AgegenError(f"no detector is called '{name}'; --detector is one of {known}")
-    factory = load_entry("detector", entry)
+    factory = load_entry_point("detector", entry)
     try:
         detector: Detector = factory()
     except AgegenError:
         raise
     except Exception as error:  # a stranger's constructor may raise anything
         called = f"detector '{name}' of {entry.source}"
-        raise PluginError(f"{called} can't be built: {name_cause(error)}") from error
+        raise PluginError(f"{called} can't be built: {format_cause(error)}") from error
     if gap := find_detector_gap(detector):
         raise PluginError(f"detector '{name}' of {entry.source}: {gap}")
     return detector

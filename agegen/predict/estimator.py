@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from agegen.data.images import RGB, Photo, decode_photo, resize_image, stretch_grey, turn_to_rgb
+from agegen.data.images import RGB, Photo, convert_to_rgb, decode_photo, resize_image, scale_to_8_bits
 from agegen.data.labels import MAX_AGE
 from agegen.engines.engine import Engine
 from agegen.engines.loading import ONNX_SUFFIX, load_engine
@@ -24,7 +24,7 @@ from agegen.faces.detection import AUTO, choose_detector
 from agegen.faces.geometry import DetectedFace
 from agegen.files import digest_file
 from agegen.machine import count_cores
-from agegen.model.calibration import Calibration, bound_ages, choose_thresholds, find_sigma, read_calibration
+from agegen.model.calibration import Calibration, bound_ages, choose_thresholds, compute_sigma, read_calibration
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.weights import find_checkpoint
 from agegen.predict.boxes import GivenFace
@@ -141,7 +141,7 @@ class FaceModel:
             images = np.stack([resize_image(crop, self.engine.input_size) for crop in part])
             age, spread, p_female, ages = self.engine.run(images, self._distribution)
             low, high = bound_ages(age, spread, self.calibration)
-            sigma = find_sigma(age, spread, self.calibration)
+            sigma = compute_sigma(age, spread, self.calibration)
             columns = (values.tolist() for values in (age, low, high, p_female, sigma))
             kept = [None] * len(part) if ages is None else list(ages)
             estimates += [FaceEstimate(*row) for row in zip(*columns, kept, strict=True)]
@@ -166,7 +166,7 @@ def open_image(picture: Any, limit: int | None) -> Decode:
         content = bytes(picture)
         return lambda enough: decode_photo(content, limit, enough)
     if isinstance(picture, Image.Image):
-        photo = Photo(np.asarray(turn_to_rgb(picture)), 1.0)
+        photo = Photo(np.asarray(convert_to_rgb(picture)), 1.0)
         return lambda _: photo
     if isinstance(picture, np.ndarray):
         whole = Photo(_read_array(picture), 1.0)
@@ -186,9 +186,9 @@ def _read_array(array: np.ndarray) -> RGB:
             "an array must be RGB (height, width, 3), RGBA (height, width, 4) or grey (height, width), of numbers, not "
             f"{array.dtype} {array.shape}"
         )
-    values = array if array.dtype == np.uint8 else stretch_grey(array)
+    values = array if array.dtype == np.uint8 else scale_to_8_bits(array)
     flat = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
-    return np.ascontiguousarray(turn_to_rgb(Image.fromarray(np.ascontiguousarray(flat))))
+    return np.ascontiguousarray(convert_to_rgb(Image.fromarray(np.ascontiguousarray(flat))))
 
 
 Item = TypeVar("Item")

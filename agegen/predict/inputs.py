@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from agegen.data.images import MAX_BYTES, is_hidden, is_image_name, looks_like_image
 from agegen.data.manifests import PATH_COLUMNS
 from agegen.data.remote import is_remote
-from agegen.data.tables import choose_images, list_names, take_bytes
+from agegen.data.tables import extract_image, find_image_column, list_image_names
 from agegen.errors import AgegenError, DataError, shorten
 from agegen.hub import explain_failure
 from agegen.predict.video import is_video_name
@@ -306,10 +306,10 @@ def _read_group(shard: Shard) -> Iterator[StoredPicture]:
                 name if is_remote(name) or Path(name).is_absolute() else f"{base}/{name}" if base else name
             )
         return
-    own = rows[path].to_pylist() if path else list_names(rows[picture])
+    own = rows[path].to_pylist() if path else list_image_names(rows[picture])
     names = unnamed if own is None else [name or other for name, other in zip(own, unnamed, strict=True)]
     for name, cell in zip(names, rows[picture], strict=True):
-        yield name, partial(take_bytes, cell)
+        yield name, partial(extract_image, cell)
 
 
 def _open_table(table: str) -> Any:
@@ -326,7 +326,7 @@ def _open_table(table: str) -> Any:
 def _choose_columns(table: str, schema: Any) -> tuple[str | None, str | None]:
     """Return the column with pictures, and that with their paths; either may be missing."""
     lower = {name.lower(): name for name in reversed(schema.names)}
-    picture = choose_images(schema)
+    picture = find_image_column(schema)
     path = next((lower[name] for name in PATH_COLUMNS if name in lower and lower[name] != picture), None)
     if picture is None and path is None:
         raise AgegenError(f"{table} has no pictures: no column of bytes, and none called path; it has {schema.names}")

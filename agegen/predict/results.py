@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.images import RGB
-from agegen.model.calibration import find_share_under
+from agegen.model.calibration import compute_probability_under
 
 OK, NO_FACE, UNREADABLE = "ok", "no_face", "unreadable"
 UNCERTAIN = "uncertain"
@@ -35,7 +35,7 @@ class FaceEstimate:
 
     def share_under(self, limit: float) -> float:
         """Return P(age < limit), 0–1, by the calibrated intervals."""
-        return find_share_under(limit, self.age, self.sigma)
+        return compute_probability_under(limit, self.age, self.sigma)
 
 
 @dataclass(frozen=True)

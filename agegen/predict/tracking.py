@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from agegen.data.images import RGB, resize_image
 from agegen.data.labels import MAX_AGE
 from agegen.errors import DataError
-from agegen.model.calibration import NORMAL
+from agegen.model.calibration import Z_90
 from agegen.predict.estimator import Estimator, describe_shares
 from agegen.predict.extraction import Keep
 from agegen.predict.results import (
@@ -250,7 +250,7 @@ def describe_person(track: Track, estimator: Estimator) -> FacePrediction:
     """
     age, below, above, p_female = (float(value) for value in track.sums / track.weight)
     describer = estimator.describer
-    sigma = max((below + above) / 2 / NORMAL, 1e-3)
+    sigma = max((below + above) / 2 / Z_90, 1e-3)
     estimate = FaceEstimate(age, age - below, age + above, p_female, sigma)
     return replace(
         track.best,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agegen.data.images import RGB, turn_to_rgb
+from agegen.data.images import RGB, convert_to_rgb
 from agegen.errors import DataError
 
 VIDEO_SUFFIXES = frozenset(
@@ -160,7 +160,7 @@ def read_animation(path: str) -> Iterator[tuple[float, RGB]]:
     try:
         with Image.open(path) as picture:
             for frame in ImageSequence.Iterator(picture):
-                yield time, np.asarray(turn_to_rgb(frame))
+                yield time, np.asarray(convert_to_rgb(frame))
                 time += (frame.info.get("duration") or 1000 * _USUAL_FRAME) / 1000
     except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
         raise DataError(f"the animation can be read to {time:.1f} seconds ({error})") from error

@@ -13,7 +13,7 @@ from typing import Any
 from agegen.data.images import RGB
 from agegen.engines.loading import ONNX_SUFFIX
 from agegen.errors import AgegenError, CheckpointError
-from agegen.model.weights import DEFAULT_MODEL, DEFAULT_WEIGHTS, is_hub_run, list_weights, split_shipped
+from agegen.model.weights import DEFAULT_MODEL, DEFAULT_WEIGHTS, is_hub_run, list_weights, split_weights_name
 from agegen.plugins import list_plugins, locate_file
 from agegen.predict.config import PredictConfig
 from agegen.predict.estimator import BATCH_FACES, Estimator
@@ -145,7 +145,7 @@ def load_models(
     chosen = [*names] or ([] if runs else list_ready())
     wanted: list[tuple[str, dict[str, str]]] = []
     for name in chosen:
-        model, weights = split_shipped(name)
+        model, weights = split_weights_name(name)
         wanted.append((name, {"model": model, "weights": weights}))
     wanted += [(name_run(run), {"run": run}) for run in runs]
     served: dict[str, ServedModel] = {}

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from agegen.backbone import Backbone
 from agegen.batches.sources import SourceOptions, scan_for
-from agegen.data.labels import Baseline, find_baseline
+from agegen.data.labels import Baseline, compute_baseline
 from agegen.data.scan import ProgressHook, Scan
 from agegen.data.soft_labels import DistillationTargets, read_soft_labels
 from agegen.data.splits import (
+    apply_protocol,
     apply_split,
     find_protocol,
-    find_seen,
+    find_training_overlap,
     fingerprint_split,
-    keep_ages,
     read_split,
     split_scan,
     write_split,
@@ -34,7 +34,7 @@ from agegen.machine import Compute, choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
-from agegen.model.weights import find_checkpoint, find_weights, parse_shipped
+from agegen.model.weights import find_checkpoint, find_weights, parse_weights_name
 from agegen.options import ReadOptions
 from agegen.plugins import Plugin, build_backbone, load_backbone
 from agegen.runs import RunFolder, create_run, open_run
@@ -123,7 +123,7 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         scan=scan,
         split=split,
         run=run,
-        baseline=find_baseline(scan.records.frame[(split["split"] == "train").to_numpy()]),
+        baseline=compute_baseline(scan.records.frame[(split["split"] == "train").to_numpy()]),
         landmarks=landmarks,
         start=start,
         seen={} if start is None else count_seen(start, split, scan.hashes),
@@ -201,7 +201,7 @@ def find_init(init: str, model: str) -> Path:
     Raises:
         AgegenError: there is none, or it belongs to another backbone.
     """
-    bundled = parse_shipped(init)
+    bundled = parse_weights_name(init)
     checkpoint = find_weights(*bundled) if bundled else find_checkpoint(None, Path(init))
     made_by = read_info(checkpoint).model
     if made_by != model:
@@ -228,7 +228,7 @@ def count_seen(checkpoint: Path, split: pd.DataFrame, hashes: NDArray[np.bool_])
     counts = {}
     for name in ("val", "test"):
         rows = np.flatnonzero(split["split"] == name)
-        counts[name] = int(find_seen(earlier, list(split["sha256"].iloc[rows]), hashes[rows]).sum())
+        counts[name] = int(find_training_overlap(earlier, list(split["sha256"].iloc[rows]), hashes[rows]).sum())
     return counts
 
 
@@ -249,7 +249,7 @@ def split_data(scan: Scan, seed: int, protocol: str | None, split_file: Path | N
     """
     if protocol is not None:
         published = find_protocol(protocol)
-        scan = keep_ages(scan, published)
+        scan = apply_protocol(scan, published)
         split = split_scan(scan, seed, published.shares)
     elif split_file is not None:
         scan, split = apply_split(scan, read_split(split_file), str(split_file))

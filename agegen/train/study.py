@@ -18,12 +18,12 @@ import numpy as np
 
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import (
+    apply_protocol,
     apply_split,
-    draw_folds,
+    assign_folds,
     find_protocol,
     group_faces,
-    hold_out,
-    keep_ages,
+    make_fold_split,
     read_split,
     split_scan,
     tabulate_split,
@@ -189,7 +189,7 @@ def write_splits(study: Study, on_progress: ProgressHook) -> None:
     given, shares = None, None
     if config.protocol is not None:
         protocol = find_protocol(config.protocol)
-        scan, shares = keep_ages(scan, protocol), protocol.shares
+        scan, shares = apply_protocol(scan, protocol), protocol.shares
     if config.split_file is not None:
         scan, given = apply_split(scan, read_split(config.split_file), str(config.split_file))
     paths[0].parent.mkdir(exist_ok=True)
@@ -204,9 +204,9 @@ def make_folds(scan: Scan, given: pd.DataFrame | None, count: int, seed: int) ->
     """Yield the split of each fold: of all faces, or of the training split of a ``given`` one."""
     groups = group_faces(scan) if given is None else given["group"].to_numpy()
     inside = None if given is None else (given["split"] == "train").to_numpy()
-    folds = draw_folds(scan, groups, count, seed, inside)
+    folds = assign_folds(scan, groups, count, seed, inside)
     for fold in range(1, count + 1):
-        yield tabulate_split(scan, groups, hold_out(scan, groups, folds, fold, seed))
+        yield tabulate_split(scan, groups, make_fold_split(scan, groups, folds, fold, seed))
 
 
 def configure_part(study: Study, number: int) -> TrainConfig:

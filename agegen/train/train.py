@@ -214,7 +214,7 @@ def calibrate_best(training: TrainingContext, val: EvalSource) -> BestModel:
     model.to(compute.device)
     estimates = estimate_batches(choose_network(model), val, compute)
     in_val = (training.split["split"] == "val").to_numpy()
-    origins = training.scan.records.list_origins()[in_val]
+    origins = training.scan.records.list_face_sources()[in_val]
     calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, val.labels, origins)
     contract = None if training.landmarks.scattered else training.landmarks.contract
     crop = None if contract is None else contract.to_json()

@@ -52,7 +52,7 @@ def test_offline_never_asks(tmp_path, words):
     with serve_hub({PLACE: b"another detector"}) as (address, asked):
         done = run(words, tmp_path, HF_ENDPOINT=address)
     assert (done.returncode, asked) == (1, [])
-    assert "can't be downloaded" in done.stderr
+    assert "cannot be downloaded" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -59,10 +59,10 @@ class Everywhere(MTCNN):
 @pytest.mark.parametrize(
     ("detector", "message"),
     [
-        (Backwards, "faces don't come from left to right"),
-        (Shifted, "`reference` is not where it sees the landmarks"),
-        (Painter, "it changes the picture"),
-        (Everywhere, "it finds a face in a grey picture"),
+        (Backwards, "the faces are not ordered from left to right"),
+        (Shifted, "`reference` does not match its landmarks"),
+        (Painter, "it modifies the image"),
+        (Everywhere, "it detects a face in a uniform gray image"),
         (type("Nameless", (MTCNN,), {"name": None}), r"Nameless\.name must be a str"),
         (type("Lost", (MTCNN,), {"reference": np.zeros((5, 3))}), r"Lost\.reference must be five landmarks"),
     ],
@@ -98,8 +98,8 @@ def test_another_packages_detector_is_used(tmp_path, monkeypatch, portrait):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("raise RuntimeError('no licence')", "can't be loaded: RuntimeError: no licence"),
-        ("import sys; sys.exit(3)", "can't be loaded: SystemExit: 3"),
+        ("raise RuntimeError('no licence')", "cannot be loaded: RuntimeError: no licence"),
+        ("import sys; sys.exit(3)", "cannot be loaded: SystemExit: 3"),
         ("def Theirs():\n    raise OSError('weights are gone')", "can't be built: OSError: weights are gone"),
         ("class Theirs:\n    name = 'theirs'", r"Theirs\.reference must be five landmarks"),
     ],

@@ -10,7 +10,7 @@ from PIL import Image
 
 from agegen import Estimator
 from agegen.errors import AgegenError, DataError
-from agegen.model.calibration import Calibration, find_share_under, find_sigma
+from agegen.model.calibration import Calibration, compute_probability_under, compute_sigma
 from agegen.predict.boxes import GivenFace, read_boxes
 
 # Where mtcnn sees the portrait's face.
@@ -138,9 +138,9 @@ def test_shares_agree_with_the_intervals():
     """Of a normal distribution with a calibrated interval, 5 % lie below it."""
     calibration = Calibration(2.0, 0.9, 0.5, 100)
     age, spread = np.array([30.0]), np.array([5.0])
-    sigma = float(find_sigma(age, spread, calibration)[0])
-    assert find_share_under(30 - 10 + 0.5, 30.0, sigma) == pytest.approx(0.05, abs=1e-3)
-    assert find_share_under(30.5, 30.0, sigma) == pytest.approx(0.5)
+    sigma = float(compute_sigma(age, spread, calibration)[0])
+    assert compute_probability_under(30 - 10 + 0.5, 30.0, sigma) == pytest.approx(0.05, abs=1e-3)
+    assert compute_probability_under(30.5, 30.0, sigma) == pytest.approx(0.5)
 
 
 def test_pages_are_rows_and_copies_of_their_own(agegen, trained_run, portrait, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agegen.data.images import decode_image, stretch_grey
+from agegen.data.images import decode_image, scale_to_8_bits
 from agegen.errors import DataError
 from agegen.predict.estimator import Estimator, open_image
 
@@ -78,7 +78,7 @@ def test_pillow_images_obey_their_orientation(picture):
 def test_deep_greys_are_stretched(values, dtype, white):
     array = np.array([values], dtype=dtype)
     expected = [round(value / white * 255) for value in values]
-    assert stretch_grey(array)[0].tolist() == pytest.approx(expected, abs=1)
+    assert scale_to_8_bits(array)[0].tolist() == pytest.approx(expected, abs=1)
     assert read_picture(np.repeat(array, 3, axis=0), 9).image[0, :, 0].tolist() == pytest.approx(expected, abs=1)
 
 
@@ -94,8 +94,8 @@ def test_deep_files_are_no_longer_black(mode, dtype, tmp_path):
 
 def test_what_is_not_finite_is_black():
     array = np.array([[np.nan, np.inf, 0.5]], dtype=np.float32)
-    assert stretch_grey(array).tolist() == [[0, 0, 128]]
-    assert stretch_grey(np.zeros((2, 2))).tolist() == [[0, 0], [0, 0]]
+    assert scale_to_8_bits(array).tolist() == [[0, 0, 128]]
+    assert scale_to_8_bits(np.zeros((2, 2))).tolist() == [[0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_is_not_finite_is_black():
         (np.zeros((0, 4, 3), np.uint8), r"not uint8 \(0, 4, 3\)"),
         (np.zeros((4, 4), complex), "not complex128"),
         (np.zeros((4, 4), "U1"), "not <U1"),
-        (b"no picture", "not a readable picture"),
+        (b"no picture", "not a readable image"),
     ],
     ids=str,
 )

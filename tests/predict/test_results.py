@@ -5,7 +5,7 @@ import torch
 from agegen.engines.torch_engine import load_torch
 from agegen.model.calibration import UNCALIBRATED
 from agegen.model.loss import DEFAULT_LOSS, make_age_distribution
-from agegen.model.network import measure_spread
+from agegen.model.network import compute_std
 from agegen.predict.estimator import FaceModel
 from agegen.predict.results import FacePrediction, PhotoPrediction, choose_gender
 
@@ -31,7 +31,7 @@ def test_a_trained_model_is_calibrated_and_drawn_faces_have_the_default_crop(mod
 
 
 def test_spread_of_a_known_distribution():
-    spread = measure_spread(make_age_distribution(torch.tensor([40.0, 60.0])))
+    spread = compute_std(make_age_distribution(torch.tensor([40.0, 60.0])))
     assert spread.tolist() == pytest.approx([DEFAULT_LOSS.sigma, DEFAULT_LOSS.sigma], abs=0.05)
 
 

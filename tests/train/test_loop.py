@@ -180,7 +180,7 @@ def test_a_run_folder_has_the_documented_files(trained_run):
         ({"soft_weight": -1.0}, "--soft-weight must be between 0"),
         ({"device": "tpu"}, "Invalid value for --device: 'tpu'"),
         ({"data": ("nowhere",)}, "no data at nowhere"),
-        ({"model": "none"}, "no backbone is called 'none'"),
+        ({"model": "none"}, "unknown backbone 'none'"),
     ],
 )
 def test_invalid_options_are_one_line(tmp_path, options, message):

@@ -168,7 +168,7 @@ def test_a_full_disk_is_one_line_and_the_last_state_stays(whole, data, tmp_path,
         write(handle)
 
     monkeypatch.setattr(os, "fsync", fill_up)
-    with pytest.raises(AgegenError, match=r"can't write .*No space left on device"):
+    with pytest.raises(AgegenError, match=r"cannot write .*No space left on device"):
         list(train_run(make_config(data, run)))
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

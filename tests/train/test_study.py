@@ -14,7 +14,7 @@ from agegen.data.demo import draw_records
 from agegen.data.labels import AGE_CLASSES
 from agegen.data.scan import scan_images
 from agegen.data.soft_labels import read_soft_labels
-from agegen.data.splits import draw_folds, group_faces, hold_out, read_split
+from agegen.data.splits import assign_folds, group_faces, make_fold_split, read_split
 from agegen.errors import AgegenError, CheckpointError, DataError, TrainingInterrupted
 from agegen.evaluate.study import evaluate_study
 from agegen.model.loss import Targets, compute_loss, make_age_distribution
@@ -163,15 +163,15 @@ def test_folds_are_balanced_and_leave_the_rest_unused():
     scan = scan_images(draw_records(120))
     groups = group_faces(scan)
     inside = np.arange(120) % 4 > 0
-    folds = draw_folds(scan, groups, 5, 0, inside)
+    folds = assign_folds(scan, groups, 5, 0, inside)
     assert (folds[~inside] == 0).all()
     counts = np.bincount(folds[inside], minlength=6)[1:]
     assert counts.min() >= 16
-    names = np.array(hold_out(scan, groups, folds, 2, 0))
+    names = np.array(make_fold_split(scan, groups, folds, 2, 0))
     assert (names[~inside] == "unused").all()
     assert ((names == "test") == (folds == 2)).all()
-    with pytest.raises(DataError, match="don't make 200 folds"):
-        draw_folds(scan, groups, 200, 0)
+    with pytest.raises(DataError, match="200 folds require at least 200 groups"):
+        assign_folds(scan, groups, 200, 0)
 
 
 @pytest.mark.usefixtures("quickly")
@@ -226,8 +226,8 @@ def test_several_teachers_are_averaged(tmp_path):
         ({"distribution": [[1.0] * 3] * 2}, "distributions of 117 ages"),
         ({"distribution": [[-1.0] * AGE_CLASSES] * 2}, "distributions of 117 ages"),
         ({"distribution": [[float("nan")] * AGE_CLASSES] * 2}, "distributions of 117 ages"),
-        ({"sha256": ["x", "y"]}, "estimates none of these faces"),
-        ({"p_female": ["much", "little"]}, "can't read soft labels"),
+        ({"sha256": ["x", "y"]}, "contains none of these faces"),
+        ({"p_female": ["much", "little"]}, "cannot read soft labels"),
     ],
 )
 def test_files_with_invalid_soft_labels_are_one_line(tmp_path, columns, message):
@@ -243,7 +243,7 @@ def test_files_that_are_not_parquet_are_one_line(tmp_path):
         with pytest.raises(DataError, match=r"soft labels|is a folder"):
             read_soft_labels([str(path)], ["a"])
     pq.write_table(pq.read_table(write_soft(tmp_path / "s.parquet")).drop_columns(["p_female"]), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="holds no soft labels: it lacks the column"):
+    with pytest.raises(DataError, match="does not contain soft labels: it lacks the column"):
         read_soft_labels([str(tmp_path / "t.parquet")], ["a"])
 
 

@@ -61,7 +61,7 @@ def test_damaged_pictures_are_a_picture_or_a_reason(content, changes, data):
 @pytest.mark.parametrize("content", ENCODED)
 def test_truncated_and_empty_files_have_a_reason(content):
     for part in (b"", content[:3], content[: len(content) // 2]):
-        with pytest.raises(DataError, match="not a readable picture"):
+        with pytest.raises(DataError, match="not a readable image"):
             decode_image(part)
 
 
@@ -98,7 +98,7 @@ def test_exotic_modes(mode, tmp_path):
     try:
         assert decode_image(content).shape == (48, 64, 3)
     except DataError as error:
-        assert "not a readable picture" in str(error)
+        assert "not a readable image" in str(error)
 
 
 @posix
@@ -128,10 +128,10 @@ def test_unreadable_permissions(tmp_path):
     ("name", "content", "message"),
     [
         ("model.pt", b"\x80\x02}q\x00.", "pickles can run code"),
-        ("model.safetensors", b"", "is damaged or no safetensors file"),
-        ("model.safetensors", b"\x80\x02}q\x00.", "is damaged or no safetensors file"),
-        ("model.safetensors", struct.pack("<Q", 2**62) + b"{}", "is damaged or no safetensors file"),
-        ("model.safetensors", struct.pack("<Q", 8) + b'{"a":1}\n', "is damaged or no safetensors file"),
+        ("model.safetensors", b"", "is damaged or not a safetensors file"),
+        ("model.safetensors", b"\x80\x02}q\x00.", "is damaged or not a safetensors file"),
+        ("model.safetensors", struct.pack("<Q", 2**62) + b"{}", "is damaged or not a safetensors file"),
+        ("model.safetensors", struct.pack("<Q", 8) + b'{"a":1}\n', "is damaged or not a safetensors file"),
     ],
 )
 def test_foreign_checkpoints_are_one_line(tmp_path, name, content, message):
