@@ -72,7 +72,7 @@ class TrainingSplit:
         if self.table is None:
             return np.zeros(len(sha256), dtype=bool)
         if hashes is None:
-            return self.find_splits(sha256) == "train"
+            return np.asarray(self.find_splits(sha256) == "train", dtype=bool)
         return find_training_overlap(self.table, sha256, hashes)
 
     def find_hashes(self, sha256: Sequence[str]) -> NDArray[np.bool_] | None:
