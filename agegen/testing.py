@@ -20,8 +20,8 @@ from agegen.data.images import RGB, decode_image
 from agegen.data.labels import AGE_CLASSES
 from agegen.engines.onnx_export import export_onnx
 from agegen.errors import AgegenError
-from agegen.faces.alignment import AlignmentTemplate, align_face, express_in_crop
-from agegen.faces.detection import find_detector_gap
+from agegen.faces.alignment import AlignmentTemplate, align_face, compute_target_landmarks
+from agegen.faces.detection import check_declarations
 from agegen.faces.geometry import DetectedFace, Detector
 from agegen.faces.mtcnn import MTCNN
 from agegen.files import find_portrait
@@ -62,7 +62,7 @@ def check_detector(factory: Callable[[], Detector]) -> None:
         AssertionError: the first thing that is not as the contract says.
     """
     detector = factory()
-    gap = find_detector_gap(detector)
+    gap = check_declarations(detector)
     check(gap is None, str(gap))
     for shape in ((1, 1), (3, 400), (64, 64), (480, 640)):
         check(list(detector.detect(_fill(*shape))) == [], f"it finds a face in a grey picture of {shape}")
@@ -102,7 +102,9 @@ def _check_crop(detector: Detector, photo: RGB, face: DetectedFace) -> None:
     check(detector.detect(crop), "it finds no face in an aligned crop")
     # Another detector's look at it: by its own landmarks, any `reference` would seem right.
     judge = MTCNN()
-    places = [other.landmarks / crop.shape[0] - express_in_crop(judge, contract) for other in judge.detect(crop)]
+    places = [
+        other.landmarks / crop.shape[0] - compute_target_landmarks(judge, contract) for other in judge.detect(crop)
+    ]
     near = any((np.linalg.norm(place, axis=1) < _CROP_TOLERANCE).all() for place in places)
     check(near, "`reference` is not where it sees the landmarks of UTKFace's crops: its crops have the face elsewhere")
 

@@ -30,7 +30,7 @@ from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import SHARES, count_leaking_groups, number_persons
 from agegen.datatools.label_issues import LabelIssue, find_label_issues
 from agegen.errors import DataError
-from agegen.faces.matching import describe_crops, survey_crops
+from agegen.faces.matching import make_crop_notices, measure_dataset
 from agegen.files import replace_atomically
 from agegen.model.weights import find_checkpoint
 
@@ -339,7 +339,7 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
     mirrored = find_mirrored(scan.hashes, scan.sha256, on_progress)
     groups = join_pairs(len(scan.hashes), pairs)
     clusters = list_clusters(frame, groups)
-    suspects, notices = None, [*scan.records.notices, *describe_crops(survey_crops(scan.records))]
+    suspects, notices = None, [*scan.records.notices, *make_crop_notices(measure_dataset(scan.records))]
     if scan.records.layout:
         notices.insert(0, f"data: {scan.records.layout}, {len(frame):,} faces")
     if (config.run, config.model, config.weights) != (None, None, None):

@@ -20,7 +20,7 @@ from agegen.errors import AgegenError, DataError
 from agegen.evaluate.evaluation import Evaluation, evaluate_source
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.detection import LargestFaceCropper
-from agegen.faces.matching import LandmarkStats, describe_crops, match_crops, read_trims
+from agegen.faces.matching import LandmarkStats, make_crop_notices, match_crops, read_crop_boxes
 from agegen.machine import choose_compute
 from agegen.model.calibration import read_calibration
 from agegen.model.checkpoint import load_checkpoint
@@ -182,14 +182,14 @@ def match_records(
     if chosen := detector or remembered.get("options", {}).get("detector"):
         return replace(records, cropper=LargestFaceCropper(chosen, contract)), []
     if remembered:
-        return replace(records, trims=read_trims(remembered["data"].get("trims", {}))), []
+        return replace(records, trims=read_crop_boxes(remembered["data"].get("trims", {}))), []
     if records.drawn:
         return records, []
-    if (known := read_trims(info.training.get("trims") or {})) and set(known) <= set(records.sources):
+    if (known := read_crop_boxes(info.training.get("trims") or {})) and set(known) <= set(records.sources):
         return replace(records, trims=known), []
     surveys: list[LandmarkStats] = []
     trims = match_crops(records, contract or AlignmentTemplate(), surveys)
-    notices = list(dict.fromkeys(notice for survey in surveys for notice in describe_crops(survey)))
+    notices = list(dict.fromkeys(notice for survey in surveys for notice in make_crop_notices(survey)))
     return replace(records, trims=trims if contract is not None else {}), notices
 
 

@@ -1,21 +1,20 @@
-"""The options of ``agegen predict``: which fit together, and what they load."""
+"""The options of ``agegen predict``: valid combinations, and the estimator that they describe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 from agegen.errors import AgegenError
 from agegen.faces.detection import AUTO
-from agegen.predict.boxes import GivenFaces, read_boxes
 from agegen.predict.estimator import Estimator
 from agegen.predict.inputs import STDIN
+from agegen.predict.video import Sampling, VideoOptions
 
-_KINDS = ("json", "jsonl", "csv")
-# Of a shard: few enough that little is lost where a process dies, enough that files are no trouble.
-SHARD_IMAGES = 1000
-# Options that decide on what the rows say, beside model and detector, which have columns of their own.
-_DECIDING = (
+_ROW_FORMATS = ("json", "jsonl", "csv")
+# The options that affect the rows, except model and detector, which have separate columns.
+_ROW_OPTIONS = (
     "min_confidence",
     "min_score",
     "min_face",
@@ -32,7 +31,7 @@ _DECIDING = (
 class PredictConfig:
     """Options of ``agegen predict``; ``json``, ``jsonl`` and ``csv`` are files, or ``-`` for stdout.
 
-    ``parquet`` is a folder or an address for shards, and ``cluster`` where they are made: see
+    ``parquet`` is a folder or remote address for shards, and ``cluster`` where to compute them: see
     :mod:`agegen.predict.shards`.
     """
 
@@ -64,66 +63,57 @@ class PredictConfig:
 
     @property
     def outputs(self) -> dict[str, str]:
-        """The row outputs asked for, by kind."""
-        chosen = {kind: getattr(self, kind) for kind in _KINDS}
+        """The requested outputs of rows: format and target."""
+        chosen = {kind: getattr(self, kind) for kind in _ROW_FORMATS}
         return {kind: target for kind, target in chosen.items() if target is not None}
 
-    def describe(self) -> str:
-        """Return the options that decide on the rows and aren't as they are by themselves; "" where all are."""
-        chosen = {name: getattr(self, name) for name in _DECIDING}
-        usual = {name: getattr(PredictConfig(()), name) for name in _DECIDING}
-        return " ".join(f"{name}={_phrase(value)}" for name, value in chosen.items() if value != usual[name])
+    @property
+    def video(self) -> VideoOptions:
+        """How to process videos."""
+        return VideoOptions(Sampling(self.fps, self.every_frame), self.frames)
+
+    def format_row_options(self) -> str:
+        """Return the non-default options that affect the rows, such as ``min_score=0.5``; "" if there are none."""
+        values = {name: getattr(self, name) for name in _ROW_OPTIONS}
+        defaults = {name: getattr(PredictConfig(()), name) for name in _ROW_OPTIONS}
+        return " ".join(f"{name}={_format(value)}" for name, value in values.items() if value != defaults[name])
 
 
 def check_options(config: PredictConfig) -> None:
-    """Check that the options for inputs and outputs fit together.
+    """Check the combination of inputs and outputs.
 
     Raises:
-        AgegenError: they don't.
+        AgegenError: it is invalid.
     """
     if not config.inputs and config.boxes is None:
-        raise AgegenError("give files, folders or globs, - for a list of paths or a picture on stdin, or --demo")
+        raise AgegenError("no input. Give files, folders or globs, - for paths or an image on stdin, or --demo.")
     if STDIN in config.inputs and len(config.inputs) > 1:
-        raise AgegenError("- reads all from stdin; give no other input beside it")
+        raise AgegenError("- cannot be combined with other inputs")
     if not config.fps > 0:
-        raise AgegenError("--fps must be more than 0")
+        raise AgegenError("--fps must be greater than 0")
     if sum(target == "-" for target in config.outputs.values()) > 1:
-        raise AgegenError("only one of --json, --jsonl and --csv can go to stdout; give the other a file")
+        raise AgegenError("only one of --json, --jsonl and --csv can write to stdout. Give a file for the others.")
     if config.cluster is not None and config.parquet is None:
-        raise AgegenError("--cluster writes shards: give --parquet OUT")
+        raise AgegenError("--cluster requires --parquet OUT")
     if config.parquet is not None:
-        others = [name for name in (*_KINDS, "annotate", "crops") if getattr(config, name) is not None]
+        others = [name for name in (*_ROW_FORMATS, "annotate", "crops") if getattr(config, name) is not None]
         if others:
-            raise AgegenError(f"--parquet goes without --{others[0]}")
+            raise AgegenError(f"--parquet cannot be combined with --{others[0]}")
         return
     if config.resume:
         resumable = [kind for kind, target in config.outputs.items() if kind != "json" and target != "-"]
         if len(resumable) != 1 or len(config.outputs) > 1:
-            raise AgegenError("--resume goes on with one output: give either --csv FILE or --jsonl FILE")
-
-
-def load_boxes(config: PredictConfig) -> GivenFaces | None:
-    """Return the faces that the options give, None where faces are to be found."""
-    return None if config.boxes is None else read_boxes(config.boxes)
+            raise AgegenError("--resume requires exactly one output: either --csv FILE or --jsonl FILE")
 
 
 def load_estimator(config: PredictConfig) -> Estimator:
-    """Load the model and the detector that the options name."""
-    return Estimator.load(
-        config.model,
-        run=config.run,
-        detector=config.detector,
-        min_confidence=config.min_confidence,
-        device=config.device,
-        precision=config.precision,
-        engine=config.engine,
-        weights=config.weights,
-        min_score=config.min_score,
-        min_face=config.min_face,
-        distribution=config.distribution,
-        under=config.under,
-    )
+    """Load the estimator; each parameter of :meth:`Estimator.load` is an option of the same name.
+
+    Raises:
+        AgegenError: an option is invalid, or a required file is not available.
+    """
+    return Estimator.load(**{name: getattr(config, name) for name in signature(Estimator.load).parameters})
 
 
-def _phrase(value: object) -> str:
+def _format(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

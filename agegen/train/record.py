@@ -18,7 +18,7 @@ from agegen.batches.images import choose_workers
 from agegen.data.labels import SPLITS, format_gender
 from agegen.data.scan import Scan
 from agegen.data.splits import count_leaking_groups, fingerprint_split
-from agegen.faces.matching import describe_crops
+from agegen.faces.matching import make_crop_notices
 from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
 from agegen.train.config import TrainConfig, resolve_sources
@@ -137,7 +137,7 @@ def list_notices(training: TrainingContext) -> list[str]:
     """Return what the user should know before the first epoch: of the weights, the data and its crops."""
     data = describe_data(training.scan, training.split)
     taught = [] if training.teaching is None else [f"taught by {who}" for who in training.teaching.teachers]
-    return [*describe_team(training), *describe_start(training), *taught, *data, *describe_crops(training.survey)]
+    return [*describe_team(training), *describe_start(training), *taught, *data, *make_crop_notices(training.survey)]
 
 
 def describe_team(training: TrainingContext) -> list[str]:

@@ -30,7 +30,7 @@ from agegen.data.splits import (
 from agegen.distributed import SINGLE_PROCESS, DistContext, init_distributed
 from agegen.errors import AgegenError, DataError, PluginError
 from agegen.faces.alignment import AlignmentTemplate
-from agegen.faces.matching import LandmarkStats, load_cropped, read_trims, survey_crops
+from agegen.faces.matching import LandmarkStats, load_cropped, measure_dataset, read_crop_boxes
 from agegen.machine import Compute, choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
@@ -123,7 +123,7 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         start_from(model, start)
     model.to(compute.device)
     resumed = None if config.resume is None else runs.open_run(config.resume)
-    trims = None if resumed is None else read_trims(resumed.read()["data"].get("trims", {}))
+    trims = None if resumed is None else read_crop_boxes(resumed.read()["data"].get("trims", {}))
     reading = ReadOptions(config.age_column, config.gender_codes)
     contract = None if backbone.crop is None else AlignmentTemplate(backbone.crop)
     records = load_cropped(config.data, reading, config.detector, trims, contract)
@@ -303,4 +303,4 @@ def _explain_empty(name: str, count: int, total: int, scan: Scan, config: TrainC
 
 def measure_crops(scan: Scan) -> LandmarkStats:
     """Return where the landmarks lie in a sample of the pictures."""
-    return survey_crops(scan.records)
+    return measure_dataset(scan.records)

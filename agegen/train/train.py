@@ -226,7 +226,7 @@ def calibrate_best(training: TrainingContext, sources: TrainSources) -> BestMode
     inside = (training.split["split"] == "val").to_numpy()
     origins = training.scan.records.list_origins()[inside]
     calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, sources.val.labels, origins)
-    contract = None if training.survey.scattered else training.survey.contract
+    contract = None if training.survey.scattered else training.survey.template
     crop = None if contract is None else contract.to_json()
     info = replace(info, calibration=calibration.to_json(), crop=crop)
     save_checkpoint(training.run.checkpoint, model, info)

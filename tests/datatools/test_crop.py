@@ -61,7 +61,7 @@ def test_what_can_not_be_cropped_is_one_line(photos, tmp_path, faces_folder, age
         crop_data(CropConfig((str(photos),), tmp_path / "none"))
     done = agegen("data", "crop", photos, tmp_path / "other", "--detector", "nose")
     assert done.exit_code == 1
-    assert "no detector is called 'nose'" in done.stderr
+    assert "unknown detector: 'nose'" in done.stderr
 
 
 def test_command(photos, tmp_path, agegen):

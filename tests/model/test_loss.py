@@ -6,7 +6,7 @@ import torch
 
 from agegen.data.labels import AGE_CLASSES, MAX_AGE
 from agegen.model.loss import DEFAULT_LOSS, Targets, compute_loss, make_age_distribution
-from agegen.model.network import Outputs, expect_age
+from agegen.model.network import Outputs, expect_age, measure_spread
 
 NAN = math.nan
 
@@ -102,3 +102,8 @@ def test_a_batch_without_any_label_costs_nothing():
     loss.backward()
     assert loss == 0
     assert (outputs.age_logits.grad == 0).all()
+
+
+def test_spread_of_a_known_distribution():
+    spread = measure_spread(make_age_distribution(torch.tensor([40.0, 60.0])))
+    assert spread.tolist() == pytest.approx([DEFAULT_LOSS.sigma, DEFAULT_LOSS.sigma], abs=0.05)
