@@ -20,8 +20,8 @@ from agegen.data.images import RGB, decode_image
 from agegen.data.labels import AGE_CLASSES
 from agegen.engines.onnx_export import export_onnx
 from agegen.errors import AgegenError
-from agegen.faces.alignment import AlignmentTemplate, align_face, express_in_crop
-from agegen.faces.detection import find_detector_gap
+from agegen.faces.alignment import AlignmentTemplate, align_face, compute_target_landmarks
+from agegen.faces.detection import check_declarations
 from agegen.faces.geometry import DetectedFace, Detector
 from agegen.faces.mtcnn import MTCNN
 from agegen.files import find_portrait
@@ -232,7 +232,7 @@ def check_detector(factory: Callable[[], Detector]) -> None:
         AssertionError: the detector violates its contract; the message names the first violation.
     """
     detector = factory()
-    gap = find_detector_gap(detector)
+    gap = check_declarations(detector)
     check(gap is None, str(gap))
     for shape in ((1, 1), (3, 400), (64, 64), (480, 640)):
         uniform = np.full((*shape, 3), 128, dtype=np.uint8)
@@ -272,6 +272,8 @@ def _check_crop(detector: Detector, photo: RGB, face: DetectedFace) -> None:
     check(detector.detect(crop), "it detects no face in an aligned crop")
     # Judge the crop by another detector: by the detector's own landmarks any `reference` would look right.
     judge = MTCNN()
-    offsets = [other.landmarks / crop.shape[0] - express_in_crop(judge, template) for other in judge.detect(crop)]
+    offsets = [
+        other.landmarks / crop.shape[0] - compute_target_landmarks(judge, template) for other in judge.detect(crop)
+    ]
     near = any((np.linalg.norm(offset, axis=1) < _CROP_TOLERANCE).all() for offset in offsets)
     check(near, "`reference` does not match its landmarks in UTKFace's crops: aligned crops have the face elsewhere")

@@ -66,7 +66,9 @@ def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("agegen.train.train.export_best", lambda run, best, crops: iter(()))
     monkeypatch.setattr("agegen.train.train.plot_curves", lambda path, curves: None)
-    monkeypatch.setattr("agegen.train.setup.survey_crops", lambda records: LandmarkStats(0, np.empty((0, 5, 2)), None))
+    monkeypatch.setattr(
+        "agegen.train.setup.measure_dataset", lambda records: LandmarkStats(0, np.empty((0, 5, 2)), None)
+    )
 
 
 @pytest.fixture

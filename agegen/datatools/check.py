@@ -30,7 +30,7 @@ from agegen.datatools.convert import format_path, make_manifest
 from agegen.datatools.label_issues import LabelIssue, find_label_issues
 from agegen.errors import DataError
 from agegen.evaluate.subject import EvaluationSubject, open_subject
-from agegen.faces.matching import describe_crops, survey_crops
+from agegen.faces.matching import make_crop_notices, measure_dataset
 from agegen.files import replace_atomically
 from agegen.machine import choose_compute
 
@@ -273,7 +273,7 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
 
 def _describe_data(scan: Scan) -> list[str]:
     layout = [f"data: {scan.records.layout}, {len(scan.records):,} faces"] if scan.records.layout else []
-    return [*layout, *scan.records.notices, *describe_crops(survey_crops(scan.records))]
+    return [*layout, *scan.records.notices, *make_crop_notices(measure_dataset(scan.records))]
 
 
 def _check_labels(

@@ -32,7 +32,7 @@ from agegen.errors import DataError
 from agegen.evaluate.estimates import Estimates, estimate_batches
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.detection import LargestFaceCropper
-from agegen.faces.matching import LandmarkStats, describe_crops, match_crops, read_trims
+from agegen.faces.matching import LandmarkStats, make_crop_notices, match_crops, read_crop_boxes
 from agegen.machine import Compute
 from agegen.model.calibration import Calibration, read_calibration
 from agegen.model.checkpoint import load_checkpoint
@@ -273,14 +273,14 @@ def _crop_as_trained(
     if chosen := detector or (record or {}).get("options", {}).get("detector"):
         return replace(records, cropper=LargestFaceCropper(chosen, template)), []
     if record is not None:
-        return replace(records, trims=read_trims(record["data"].get("trims", {}))), []
+        return replace(records, trims=read_crop_boxes(record["data"].get("trims", {}))), []
     if records.drawn:
         return records, []
-    if (known := read_trims(info.training.get("trims") or {})) and set(known) <= set(records.sources):
+    if (known := read_crop_boxes(info.training.get("trims") or {})) and set(known) <= set(records.sources):
         return replace(records, trims=known), []
     surveys: list[LandmarkStats] = []
     trims = match_crops(records, template or AlignmentTemplate(), surveys)
-    notices = list(dict.fromkeys(notice for survey in surveys for notice in describe_crops(survey)))
+    notices = list(dict.fromkeys(notice for survey in surveys for notice in make_crop_notices(survey)))
     return replace(records, trims=trims if template is not None else {}), notices
 
 

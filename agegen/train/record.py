@@ -20,7 +20,7 @@ from agegen.data.records import CropBox
 from agegen.data.scan import Scan
 from agegen.data.soft_labels import DistillationTargets
 from agegen.data.splits import count_leaking_groups, fingerprint_split
-from agegen.faces.matching import describe_crops
+from agegen.faces.matching import make_crop_notices
 from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
 from agegen.options import to_plain
@@ -188,7 +188,7 @@ def make_start_event(training: TrainingContext) -> TrainStart:
             *describe_start(training.start, training.seen),
             *(f"soft labels of {teacher}" for teacher in list_teachers(training.distillation)),
             *describe_data(training.scan, training.split),
-            *describe_crops(training.landmarks),
+            *make_crop_notices(training.landmarks),
         ),
     )
 

@@ -29,7 +29,7 @@ from agegen.data.splits import (
 from agegen.distributed import SINGLE_PROCESS, DistContext, init_distributed
 from agegen.errors import AgegenError, CheckpointError, DataError, PluginError
 from agegen.faces.alignment import AlignmentTemplate
-from agegen.faces.matching import LandmarkStats, load_cropped, read_trims, survey_crops
+from agegen.faces.matching import LandmarkStats, load_cropped, measure_dataset, read_crop_boxes
 from agegen.machine import Compute, choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
@@ -112,7 +112,7 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         scan, split = apply_split(scan, read_split(resumed.split), "the run's split.csv")
         check_unchanged(resumed, split, plugin, settings, options)
     distillation = read_distillation(config.soft_labels, scan.sha256, split) if config.soft_labels else None
-    landmarks = survey_crops(scan.records)
+    landmarks = measure_dataset(scan.records)
     # Created last, so that a start that fails leaves no folder.
     run = resumed or dist.run_on_main(lambda: begin_run(config.out, plugin.name, split))
     return TrainingContext(
@@ -235,7 +235,7 @@ def count_seen(checkpoint: Path, split: pd.DataFrame, hashes: NDArray[np.bool_])
 def _scan_data(config: TrainConfig, backbone: Backbone, resumed: RunFolder | None, on_progress: ProgressHook) -> Scan:
     """Load and scan the data; a resumed run crops its images as before."""
     reading = ReadOptions(config.age_column, config.gender_codes)
-    trims = None if resumed is None else read_trims(resumed.read()["data"]["trims"])
+    trims = None if resumed is None else read_crop_boxes(resumed.read()["data"]["trims"])
     contract = None if backbone.crop is None else AlignmentTemplate(backbone.crop)
     records = load_cropped(config.data, reading, config.detector, trims, contract)
     return scan_for(backbone, records, on_progress)

@@ -216,7 +216,7 @@ def calibrate_best(training: TrainingContext, val: EvalSource) -> BestModel:
     in_val = (training.split["split"] == "val").to_numpy()
     origins = training.scan.records.list_face_sources()[in_val]
     calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, val.labels, origins)
-    contract = None if training.landmarks.scattered else training.landmarks.contract
+    contract = None if training.landmarks.scattered else training.landmarks.template
     crop = None if contract is None else contract.to_json()
     info = replace(info, calibration=calibration.to_json(), crop=crop)
     save_checkpoint(checkpoint, model, info)

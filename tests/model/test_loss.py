@@ -8,7 +8,7 @@ import torch
 
 from agegen.data.labels import AGE_CLASSES, MAX_AGE
 from agegen.model.loss import DEFAULT_LOSS, Targets, compute_loss, make_age_distribution
-from agegen.model.network import Outputs, expect_age
+from agegen.model.network import Outputs, compute_std, expect_age
 
 NAN = math.nan
 
@@ -104,3 +104,8 @@ def test_the_loss_of_a_batch_without_labels_is_zero():
     loss.backward()
     assert loss == 0
     assert (outputs.age_logits.grad == 0).all()
+
+
+def test_spread_of_a_known_distribution():
+    spread = compute_std(make_age_distribution(torch.tensor([40.0, 60.0])))
+    assert spread.tolist() == pytest.approx([DEFAULT_LOSS.sigma, DEFAULT_LOSS.sigma], abs=0.05)
