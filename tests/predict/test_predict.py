@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from holding import listen
+from holding import restore_ctrl_c
 from PIL import Image
 
 
@@ -92,7 +92,7 @@ def test_resume_continues_after_the_last_finished_file(agegen, trained_run, fold
     output.write_text("\n".join(complete.splitlines()[:3]) + "\n/tmp/ph")
     done = agegen("predict", folder, "--run", trained_run, "--csv", output, "--resume")
     assert output.read_text() == complete
-    assert "1 files were finished before" in done.stderr
+    assert "1 files already processed" in done.stderr
 
 
 def test_demo(agegen, trained_run):
@@ -132,7 +132,7 @@ def test_ctrl_c_leaves_complete_rows(trained_run, folder, tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=listen,
+        preexec_fn=restore_ctrl_c,
     )
     process.stdin.write(f"{folder / '1.jpg'}\n".encode() * 20)
     process.stdin.flush()
