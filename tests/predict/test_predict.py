@@ -32,7 +32,7 @@ def folder(portrait, tmp_path):
 def test_table(agegen, trained_run, folder):
     done = agegen("predict", folder, "--run", trained_run)
     assert done.exit_code == 1
-    for text in ("90 % interval", "faces: mtcnn", "no_face", "unreadable: not a readable picture", "webp"):
+    for text in ("90 % interval", "faces: mtcnn", "no_face", "unreadable: not a readable image", "webp"):
         assert text in done.stdout
     assert "2 faces in 4 photographs, 1 without a face, 1 unreadable" in done.stderr
     assert agegen("predict", folder / "1.jpg", "--run", trained_run).exit_code == 0
@@ -44,7 +44,7 @@ def test_json_rows(agegen, trained_run, folder):
     assert [row["status"] for row in rows] == ["ok", "no_face", "unreadable", "ok"]
     assert 0 <= rows[0]["age_low"] <= rows[0]["age"] <= rows[0]["age_high"] <= 116
     assert rows[0]["gender"] in ("female", "male", "uncertain")
-    assert rows[2]["reason"].startswith("not a readable picture")
+    assert rows[2]["reason"].startswith("not a readable image")
     assert done.exit_code == 1
 
 
