@@ -1,4 +1,4 @@
-"""agegen estimates age and gender from photographs of faces, and trains and compares the models that do it."""
+"""Estimate age and gender from photos of faces, and train, evaluate and compare models that do so."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from agegen.predict.estimator import Estimator
     from agegen.predict.results import FacePrediction
 
-# What agegen builds on reports to its makers unless it is told not to, some of it as it is imported: onnxruntime
-# writes a device id into HOME and asks for a Microsoft host, albumentations looks for a newer release, the Hub's
-# client counts calls. So this stands before every import of them. Whoever wants it otherwise sets the variable.
+# Some dependencies send telemetry by default, partly when they are imported: onnxruntime writes a device id to HOME and
+# contacts a Microsoft host, albumentations checks for a newer release, and the Hub's client counts calls. This must run
+# before any of them is imported. A variable that the user has set is not changed.
 for _variable, _value in (
     ("ORT_DISABLE_TELEMETRY", "1"),
     ("NO_ALBUMENTATIONS_UPDATE", "1"),
@@ -24,7 +24,7 @@ __all__ = ["Estimator", "FacePrediction", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch at first use only: start-up is a feature."""
+    """Import the public classes on first use, so that ``import agegen`` and ``agegen --help`` stay fast."""
     if name == "Estimator":
         from agegen.predict.estimator import Estimator
 

@@ -1,31 +1,31 @@
-"""Errors that a user can cause: each is one line that says what is wrong and what to do."""
+"""Errors that a user can cause. Each message is one line: what is wrong, and what to do."""
 
 
 class AgegenError(Exception):
-    """Something the user can put right; shown as one line, no traceback."""
+    """A problem that the user can fix; the command line prints its message without a traceback."""
 
     exit_code = 1
 
 
 class DataError(AgegenError):
-    """A data set, manifest or image that can't be used."""
+    """A dataset, manifest or image is unusable."""
 
 
 class CheckpointError(AgegenError):
-    """A checkpoint or run folder that can't be used."""
+    """A checkpoint or run folder is unusable."""
 
 
 class PluginError(AgegenError):
-    """A backbone plugin that is missing, can't be loaded or breaks its contract."""
+    """A plugin is missing, cannot be loaded, or violates its contract."""
 
 
 class TrainingInterrupted(AgegenError):
-    """A training that was asked to stop and has saved where it stands."""
+    """Training was interrupted by the user after its state was saved."""
 
     exit_code = 130
 
 
 def shorten(text: str) -> str:
-    """Return text as an error may quote it: in one line of at most 200 characters, nothing unprintable."""
+    """Return text in a form that fits into an error: one line, printable, at most 200 characters."""
     printable = "".join(letter if letter.isprintable() else "?" for letter in text[:200])
     return printable if len(text) <= 200 else printable[:197] + "…"

@@ -1,4 +1,4 @@
-"""Writing files whole: a temporary file in the same folder, then one rename."""
+"""Files: atomic writes, JSON, checksums, and the sample portrait bundled with matplotlib."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from typing import Any
 
 from agegen.errors import AgegenError
 
-# A temporary file this old is nobody's any more: it was left by a process that was killed.
-_ABANDONED_SECONDS = 24 * 3600.0
-# Read once, as the module is imported: asking for it means setting it, for all threads at once.
+# A temporary file this old was left behind by a process that was killed: no write takes a day.
+_STALE_SECONDS = 24 * 3600.0
+# Read once, at import: the only way to read the umask is to set it, for all threads of the process.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes ``path``'s place, on failure it goes.
+    """Yield a temporary path in the folder of ``path``; rename it to ``path`` on success, delete it on failure.
 
     The temporary name keeps the suffix, because some writers choose their format by it.
 
     Raises:
-        AgegenError: the folder can't be made or written, or the disk is full.
+        AgegenError: the folder cannot be created or written to, or the disk is full.
     """
     temporary: Path | None = None
     try:
-        with _explain_failure(path):
+        with _convert_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
+            _delete_stale_files(path)
             handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
             os.close(handle)
             temporary = Path(name)
         try:
             yield temporary
         except OSError as error:
-            # Only what concerns the file to be written; the body may well fail at something else.
+            # Convert only errors of the file that is written; the body may also fail for other reasons.
             if error.filename in (None, str(temporary), temporary):
-                raise _describe(path, error) from error
+                raise _make_write_error(path, error) from error
             raise
-        with _explain_failure(path):
+        with _convert_os_errors(path):
             temporary.chmod(0o666 & ~_UMASK)
             temporary.replace(path)
     finally:
@@ -56,27 +56,27 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _explain_failure(path: Path) -> Iterator[None]:
+def _convert_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _describe(path, error) from error
+        raise _make_write_error(path, error) from error
 
 
-def _describe(path: Path, error: OSError) -> AgegenError:
-    return AgegenError(f"can't write {path}: {error.strerror or error}")
+def _make_write_error(path: Path, error: OSError) -> AgegenError:
+    return AgegenError(f"cannot write {path}: {error.strerror or error}")
 
 
-def _sweep(path: Path) -> None:
-    """Delete what a killed process left of the same file."""
-    for left in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
+def _delete_stale_files(path: Path) -> None:
+    """Delete temporary files for the same target that a killed process left behind."""
+    for stale in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
-                left.unlink()
+            if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+                stale.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one."""
+    """Write ``content`` to ``path`` atomically: readers see either the old file or the complete new one."""
     with replace_atomically(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
@@ -84,35 +84,35 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text as :func:`write_bytes` does."""
+    """Write UTF-8 text atomically."""
     write_bytes(path, content.encode("utf-8", errors="surrogateescape"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON as :func:`write_bytes` does."""
+    """Write indented JSON atomically."""
     write_text(path, format_json(content))
 
 
 def format_json(content: Any) -> str:
-    """Return indented JSON with a final newline; NaN is refused, for it is no JSON."""
+    """Return indented JSON with a final newline; raises ValueError on NaN, which JSON does not allow."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def digest_file(path: Path) -> str:
-    """Return a file's SHA-256, hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_portrait() -> Path:
-    """Return the path of the public-domain portrait of Grace Hopper that matplotlib brings.
+    """Return the path of the public-domain portrait of Grace Hopper that is bundled with matplotlib.
 
     Raises:
-        AgegenError: matplotlib isn't installed.
+        AgegenError: matplotlib is not installed.
     """
-    # Located, not imported: matplotlib wants a folder to write to before it tells where its data lies.
+    # Find the package without importing it: the import of matplotlib requires a writable folder.
     spec = find_spec("matplotlib")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (photo := Path(folder, "mpl-data", "sample_data", "grace_hopper.jpg")).is_file():
             return photo
-    raise AgegenError("matplotlib, which brings the portrait, is not installed; give a photograph instead of --demo")
+    raise AgegenError("--demo requires matplotlib, which contains the portrait. Install it, or give a photo.")

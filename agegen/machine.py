@@ -1,8 +1,9 @@
-"""The machine: how many cores there are, and which device and precision a computation uses."""
+"""The machine: cores, memory, the device and precision of computations, and settings of native libraries."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 from contextlib import AbstractContextManager, suppress
@@ -17,15 +18,20 @@ if TYPE_CHECKING:
     import torch
 
 
-# What a container may take and what it has taken, under the second version of Linux' control groups and the first.
-_MEMORY_FILES = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
-# Of glibc's malloc.h.
+
+# In a container the root of the control groups is the container's own group.
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+# What measure_free_memory returns on systems without /proc/meminfo.
+_ASSUMED_FREE_MEMORY = 1 << 31
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+# onnxruntime's log level that hides warnings.
+_ERRORS_ONLY = 3
+
+_core_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,86 +54,29 @@ class Compute:
         return f"{self.device.type}, {self.precision}"
 
 
-_most_cores: int | None = None
-
-
-def limit_cores(count: int) -> None:
-    """Let this process use no more than so many cores: others like it have theirs."""
-    global _most_cores
-    _most_cores = count
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    if _most_cores is not None:
-        return _most_cores
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def measure_free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many bytes this process may still take: what the system has free, or its container if that is less."""
-    free = [1 << 31]  # a guess where nothing tells
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        # "max", or no such file: no limit.
-        with suppress(OSError, ValueError):
-            free.append(int((groups / limit).read_text()) - int((groups / used).read_text()))
-    return max(0, min(free))
-
-
 def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
-    """Return the device and precision for what ``--device`` and ``--precision`` say.
+    """Return the device and precision for the values of ``--device`` and ``--precision``.
 
-    ``auto`` takes a CUDA device where there is one, and bfloat16 where the hardware computes in it.
+    ``auto`` chooses a CUDA device if there is one, and bfloat16 if the hardware computes in it.
 
     Raises:
-        AgegenError: an unknown name, or CUDA where there is none.
+        AgegenError: an invalid value, or ``cuda`` without a CUDA device.
     """
     import torch
 
-    if device not in DEVICES or precision not in PRECISIONS:
-        raise AgegenError(f"--device is one of {', '.join(DEVICES)}, --precision one of {', '.join(PRECISIONS)}")
+    if device not in DEVICES:
+        raise AgegenError(f"Invalid value for --device: '{device}'. Choose {', '.join(DEVICES)}.")
+    if precision not in PRECISIONS:
+        raise AgegenError(f"Invalid value for --precision: '{precision}'. Choose {', '.join(PRECISIONS)}.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise AgegenError("--device cuda: no CUDA device is to be had here; use --device cpu")
+        raise AgegenError("--device cuda: no CUDA device available; use --device cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
-    # Processes that train together on one machine have a device each.
+    # In distributed training each process of a machine uses its own device.
     index = read_local_rank()[0] if device == "cuda" and read_world_size() > 1 else None
     return Compute(torch.device(device) if index is None else torch.device(device, index), precision)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed instead of giving it back to the system.
-
-    The activations of each batch are large: mapped and cleared anew each time they cost a fifth of a CPU
-    training and up to a third of feature extraction. Other C libraries are left as they are.
-    """
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return
-    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
-        library.mallopt(parameter, value)
-
-
-def return_freed_memory() -> None:
-    """Let glibc give what is free back to the system; other C libraries are left as they are."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)
-
-
-def use_one_thread_each() -> None:
-    """Let OpenCV compute on the thread that calls it, for programs that have a thread on each core already."""
-    import cv2
-
-    cv2.setNumThreads(1)
 
 
 def _has_fast_bf16(device: str) -> bool:
@@ -139,11 +88,96 @@ def _has_fast_bf16(device: str) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-_ERRORS_ONLY = 3
+def limit_cores(count: int) -> None:
+    """Limit the cores that this process uses; for processes that share a machine."""
+    global _core_limit
+    _core_limit = count
+
+
+def count_cores(cgroups: Path = _CGROUPS) -> int:
+    """Return how many cores this process may use: by its CPU affinity, and by the CPU quota of its container."""
+    if _core_limit is not None:
+        return _core_limit
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _read_cpu_quota(cgroups)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _read_cpu_quota(cgroups: Path) -> float | None:
+    """Return the CPU quota of a container (``docker run --cpus``) in cores; None without one."""
+    # Version 2 of the control groups. No limit is written as "max", which is not a number.
+    with suppress(OSError, ValueError):
+        quota, period = (cgroups / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    # Version 1. No limit is written as -1.
+    with suppress(OSError, ValueError):
+        microseconds = int((cgroups / "cpu/cpu.cfs_quota_us").read_text())
+        if microseconds > 0:
+            return microseconds / int((cgroups / "cpu/cpu.cfs_period_us").read_text())
+    return None
+
+
+def measure_free_memory(cgroups: Path = _CGROUPS, meminfo: Path = _MEMINFO) -> int:
+    """Return how many bytes this process can still allocate, within the memory limit of its container.
+
+    The page cache counts as free: Linux drops it when programs need the memory.
+    """
+    free = [_ASSUMED_FREE_MEMORY]
+    with suppress(OSError, KeyError):
+        free = [_read_table(meminfo)["MemAvailable"] * 1024]
+    # Version 2 of the control groups, and version 1.
+    for limit, used, stat, cache in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):
+        # "max" stands for no limit; a file that does not exist belongs to the other version.
+        with suppress(OSError, ValueError, KeyError):
+            taken = int((cgroups / used).read_text()) - _read_table(cgroups / stat)[cache]
+            free.append(int((cgroups / limit).read_text()) - taken)
+    return max(0, min(free))
+
+
+def _read_table(path: Path) -> dict[str, int]:
+    """Return a file of Linux with a name and a number per line, such as ``MemAvailable:  16254148 kB``."""
+    rows = (line.replace(":", " ").split() for line in path.read_text().splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory instead of returning it to the system; has no effect with other C libraries.
+
+    The activations of each batch are large. Mapping and clearing their memory again for each batch costs a fifth of
+    the time of training on a CPU, and up to a third of that of feature extraction.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return
+    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+        library.mallopt(parameter, value)
+
+
+def return_freed_memory() -> None:
+    """Make glibc return freed memory to the system; has no effect with other C libraries."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def use_one_thread_each() -> None:
+    """Make OpenCV compute in the calling thread, for programs that already run a thread on each core."""
+    import cv2
+
+    cv2.setNumThreads(1)
 
 
 def open_session(content: bytes, threads: int) -> Any:
-    """Return a session on the CPU; ``threads``: on how many it computes.
+    """Return an ``onnxruntime.InferenceSession`` on the CPU that computes on some threads.
 
     Raises onnxruntime's errors.
     """
@@ -152,7 +186,7 @@ def open_session(content: bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS_ONLY
-    # Threads that wait by turning in circles take the cores from those that decode and search.
+    # Threads that spin while they wait take the cores from the threads that decode and detect.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # From bytes, so that a file can't name others to be read beside it.
+    # From bytes, because a model file can name further files, which would be read from its folder.
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

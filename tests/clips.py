@@ -1,4 +1,4 @@
-"""Clips composed of faces that move over a background, for tests of videos."""
+"""Synthetic video clips: faces that move over a background."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -8,46 +8,47 @@ import av
 import numpy as np
 from composing import draw_background, paste_face
 
-# Where a face is at a time in seconds: x, y, the side of its crop in pixels, its turn in degrees; None for nowhere.
-Way = Callable[[float], tuple[float, float, float, float] | None]
+# The position of a face at a time in seconds: x, y, side of its crop in pixels, clockwise rotation in degrees; None
+# while it is not visible.
+Motion = Callable[[float], tuple[float, float, float, float] | None]
 
 
-def go(start, end, side, first=0.0, last=1e9, seconds=4.0):
-    """Return a way from one place (x, y) to another in ``seconds``, seen from ``first`` to ``last``."""
+def move(start, end, side, first=0.0, last=1e9, seconds=4.0) -> Motion:
+    """Return the motion from one point (x, y) to another in ``seconds``, visible from ``first`` to ``last``."""
 
-    def way(time):
+    def locate(time):
         if not first <= time <= last:
             return None
         share = time / seconds
         x, y = (begin + (finish - begin) * share for begin, finish in zip(start, end, strict=True))
         return x, y, side * (1 + 0.1 * np.sin(time)), 6 * np.sin(1.5 * time)
 
-    return way
+    return locate
 
 
-def draw_frames(crops, ways, times, size, seed=0):
-    """Yield a frame for each time: faces on a background, with the noise and the light of a camera."""
+def draw_frames(crops, motions, times, size, seed=0):
+    """Yield a frame for each time: faces on a background, with a camera's noise and changes of light."""
     rng = np.random.default_rng(seed)
     background = draw_background(*size, rng)
     for time in times:
         frame = background.copy()
-        for crop, way in zip(crops, ways, strict=True):
-            if (place := way(time)) is not None:
-                x, y, side, turn = place
-                paste_face(frame, crop, (x, y), side, turn)
+        for crop, motion in zip(crops, motions, strict=True):
+            if (place := motion(time)) is not None:
+                x, y, side, degrees = place
+                paste_face(frame, crop, (x, y), side, degrees)
         lit = frame * (1 + 0.05 * np.sin(3 * time)) + rng.normal(0, 3, frame.shape)
         yield lit.clip(0, 255).astype(np.uint8)
 
 
-def write_clip(path, crops, ways, seconds=4.0, fps=10, size=(640, 360), times=None, seed=0):
-    """Write a clip; ``times`` in seconds, where they aren't even, makes its frame rate vary."""
+def write_clip(path, crops, motions, seconds=4.0, fps=10, size=(640, 360), times=None, seed=0):
+    """Write a clip; ``times`` in seconds give it a variable frame rate."""
     times = [number / fps for number in range(round(seconds * fps))] if times is None else times
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.options = {"preset": "ultrafast", "g": "10"}
         stream.codec_context.time_base = Fraction(1, 1000)
-        for time, image in zip(times, draw_frames(crops, ways, times, size, seed), strict=True):
+        for time, image in zip(times, draw_frames(crops, motions, times, size, seed), strict=True):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
             container.mux(stream.encode(frame))
@@ -55,12 +56,12 @@ def write_clip(path, crops, ways, seconds=4.0, fps=10, size=(640, 360), times=No
     return Path(path)
 
 
-def turn_clip(path, quarters):
-    """Say in an MP4's track header that players must turn it clockwise by quarters, as phones do."""
+def set_rotation(path, quarters):
+    """Set the clockwise rotation by 90° × ``quarters`` in the track header of an MP4, as phones do."""
     content = bytearray(path.read_bytes())
     matrices = {1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}
     a, b, c, d = (value * 0x10000 for value in matrices[quarters])
-    # Of a track header of version 0 the matrix begins 40 bytes behind the name of the box and its version.
+    # In version 0 of a track header the matrix begins 40 bytes after the box's name and version.
     start = content.index(b"tkhd") + 4 + 40
     for offset, value in ((0, a), (4, b), (12, c), (16, d)):
         content[start + offset : start + offset + 4] = value.to_bytes(4, "big", signed=True)

@@ -1,4 +1,4 @@
-"""Shared fixtures: drawn faces on disk, the real data where it is at hand, and a quick command line."""
+"""Shared fixtures: drawn faces, the real data if it is available, trained runs, and the command line in-process."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from pathlib import Path
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-# CI promises the real data; there its absence is an error, elsewhere a reason to skip.
+# In CI the real data is required: if it is missing, tests fail instead of being skipped.
 REQUIRE_SHARED = os.environ.get("AGEGEN_REQUIRE_SHARED") == "1"
 
 
-def keep_to_one_core(worker: str) -> None:
-    """Keep a worker of pytest-xdist, gw0 and on, and all that it starts, to a core of its own.
+def pin_to_one_core(worker: str) -> None:
+    """Pin a worker of pytest-xdist (gw0, gw1, …) and its subprocesses to one core.
 
-    Threads of several workers on the same cores wait for each other longer than they compute.
+    If several workers share their cores, their threads wait for each other longer than they compute.
     """
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
-# Which detector `auto` stands for must not depend on what its user has fetched: a cache that isn't there.
+# Use a cache that does not exist: the detector that `auto` selects must not depend on the user's downloads.
 os.environ.pop("HF_HUB_CACHE", None)
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "no-hugging-face-cache")
 
-# Before torch and OpenCV are imported, which count the cores then.
+# This must run before torch and OpenCV are imported, which count the cores at import.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-    keep_to_one_core(os.environ["PYTEST_XDIST_WORKER"])
+    pin_to_one_core(os.environ["PYTEST_XDIST_WORKER"])
 
 
 def require_shared(part: str) -> Path:
-    """Return a folder under ../shared, or skip the test where it isn't there."""
+    """Return a folder in ../shared; skip the test if it does not exist."""
     path = SHARED / part
     if not path.exists():
         if REQUIRE_SHARED:
             pytest.fail(f"{path} is required here")
-        pytest.skip(f"{path} is not at hand")
+        pytest.skip(f"{path} is not available")
     return path
 
 
@@ -49,7 +49,7 @@ def utkface() -> Path:
 
 @pytest.fixture
 def real_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let timm find VGG16's real weights."""
+    """Make the real weights of VGG16 available to timm."""
     hub = require_shared("hf") / "hub"
     import huggingface_hub.constants as constants
 
@@ -59,24 +59,26 @@ def real_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let trainings do without what takes seconds and has tests of its own: ONNX file, curves, the crop contract."""
+    """Skip the slow parts of a training that have their own tests: ONNX export, curves, landmark statistics."""
     import numpy as np
 
     from agegen.faces.matching import LandmarkStats
 
     monkeypatch.setattr("agegen.train.train.export_best", lambda run, best, crops: iter(()))
-    monkeypatch.setattr("agegen.render.figures.plot_curves", lambda path, curves: None)
-    monkeypatch.setattr("agegen.train.setup.measure_crops", lambda scan: LandmarkStats(0, np.empty((0, 5, 2)), None))
+    monkeypatch.setattr("agegen.train.train.plot_curves", lambda path, curves: None)
+    monkeypatch.setattr(
+        "agegen.train.setup.measure_dataset", lambda records: LandmarkStats(0, np.empty((0, 5, 2)), None)
+    )
 
 
 @pytest.fixture
 def real_yunet(real_vgg16: None) -> None:
-    """Let the detector yunet find its weights, which lie in the same cache."""
+    """Make the weights of the detector yunet available; they are in the same cache."""
 
 
 @pytest.fixture(scope="session")
 def portrait() -> Path:
-    """A real photograph, 512×600, of one face: Grace Hopper at the age of 77, public domain."""
+    """A real photo of one face (512×600, public domain): Grace Hopper at the age of 77."""
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -84,7 +86,7 @@ def portrait() -> Path:
 
 @pytest.fixture
 def two_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let VGG16 see each face twice only, the plain and the mirrored one: half the time."""
+    """Reduce VGG16's views of each face to two, the unchanged and the mirrored one, which takes half the time."""
     from dataclasses import replace
 
     from agegen_vgg16 import VGG16Backbone
@@ -94,7 +96,7 @@ def two_views(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def random_vgg16(quick_training: None, two_views: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give VGG16 the same random weights each time, two views, and quick trainings."""
+    """VGG16 with constant random weights, two views, and quick trainings."""
     import agegen_vgg16
     import torch
 
@@ -109,7 +111,7 @@ def random_vgg16(quick_training: None, two_views: None, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run each test in its own folder, with its own cache and without the user's data."""
+    """Run each test in its own folder, with its own cache and without the user's default dataset."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("AGEGEN_DATA", raising=False)
@@ -117,14 +119,33 @@ def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def faces_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 drawn faces as files in UTKFace naming."""
+    """60 drawn faces in files with UTKFace names."""
     return write_faces(tmp_path_factory.mktemp("faces"), 60)
 
 
 @pytest.fixture(scope="session")
 def draw_folder() -> Callable[[Path, int], Path]:
-    """Write drawn faces in UTKFace naming: (folder, count) -> folder."""
+    """Return a function that writes drawn faces in files with UTKFace names: (folder, count) -> folder."""
     return write_faces
+
+
+@pytest.fixture(scope="session")
+def mini_fairface(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 drawn faces in FairFace's layout, with brackets of ages; none of them is in ``faces_folder``."""
+    from agegen.data.demo import draw_records
+
+    folder = tmp_path_factory.mktemp("sets") / "fairface"
+    (folder / "train").mkdir(parents=True)
+    records = draw_records(100)
+    lines = ["file,age,gender,race,service_test"]
+    for row in range(60, 100):
+        (folder / "train" / f"{row}.png").write_bytes(records.read(row))
+        age, female = records.frame["age"][row], records.frame["female"][row]
+        decade = int(age // 10 * 10)
+        bracket = "more than 70" if age >= 70 else f"{decade}-{decade + 9}"
+        lines.append(f"train/{row}.png,{bracket},{'Female' if female else 'Male'},Indian,True")
+    (folder / "fairface_label_train.csv").write_text("\n".join(lines))
+    return folder
 
 
 def write_faces(folder: Path, count: int) -> Path:
@@ -140,7 +161,7 @@ def write_faces(folder: Path, count: int) -> Path:
 
 @pytest.fixture(scope="session")
 def agegen() -> Callable[..., object]:
-    """Run the command line in this process; returns typer's result (exit_code, stdout, stderr)."""
+    """Return a function that runs the command line in this process and returns typer's result."""
     from typer.testing import CliRunner
 
     from agegen.cli.app import app
@@ -158,7 +179,7 @@ def agegen() -> Callable[..., object]:
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scratch run of two epochs on drawn faces; read only."""
+    """A run of `scratch` on drawn faces, two epochs; tests must not change it."""
     from agegen.train.config import TrainConfig
     from agegen.train.train import train_run
 

@@ -1,4 +1,4 @@
-"""ONNX files that agegen didn't write, for tests of what is refused."""
+"""ONNX files that agegen did not write, for tests that they are rejected."""
 
 from onnx import TensorProto, helper
 
@@ -6,7 +6,7 @@ from agegen.engines.engine import CropOutputs
 
 
 def make_foreign_model(value=1.0, external=False, metadata=None):
-    """Return a model with agegen's outputs, all of them ``value``."""
+    """Return a model with agegen's output names, all constant at ``value``; ``external`` stores it outside the file."""
     constant = helper.make_tensor("value", TensorProto.FLOAT, [1], [value])
     if external:
         constant.ClearField("float_data")

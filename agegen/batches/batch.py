@@ -1,4 +1,4 @@
-"""A batch, where batches come from, and in which order an epoch draws its faces."""
+"""Batches of labelled faces, and the order in which an epoch draws the faces."""
 
 from __future__ import annotations
 
@@ -12,72 +12,75 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agegen.data.labels import AGE_CLASSES, Labels
-from agegen.distributed import DistContext
+from agegen.distributed import SINGLE_PROCESS, DistContext
 from agegen.errors import DataError
 from agegen.model.loss import Targets, find_known
 
-# People write ages down to within some years; rarer ages lend each other strength.
-_SMOOTHING_YEARS = 2.0
-# Larger ones gain nothing on a CPU and take memory.
+# Larger batches are no faster on a CPU and take more memory.
 EVAL_BATCH_SIZE = 128
+# Standard deviation in years of the smoothing of age frequencies. People round ages, so single years are unreliable.
+_SMOOTHING_YEARS = 2.0
 
 
 class GlobalBatch(NamedTuple):
-    """A batch that several processes share: its faces, and of how many of them age and gender are known."""
+    """A batch that several processes share: its number of faces, and of faces with a known age or gender."""
 
     size: int
-    aged: int
-    gendered: int
+    known_ages: int
+    known_genders: int
 
 
 class Batch(NamedTuple):
-    """N labelled faces; ``whole`` is the batch of which they are this process' part, None where they are all.
+    """N labelled faces.
 
-    ``views``: one tensor per view of the faces, pictures (N, 3, size, size) uint8 or features (N, D);
-    training has one view, evaluation the plain and the mirrored one.
+    Attributes:
+        views: one tensor per view of the faces: images (N, 3, size, size) uint8, or features (N, D). Training has one
+            view, evaluation a plain and a mirrored one.
+        targets: the labels of the N faces.
+        shared: the batch of which these faces are the part of this process; None with a single process.
     """
 
     views: list[Tensor]
     targets: Targets
-    whole: GlobalBatch | None = None
+    shared: GlobalBatch | None = None
 
     @property
     def size(self) -> int:
-        """The number of faces, of the whole batch where several processes share it."""
-        return len(self.targets.low) if self.whole is None else self.whole.size
+        """The number of faces in the batch, over all processes."""
+        return len(self.targets.low) if self.shared is None else self.shared.size
 
     @property
     def counts(self) -> tuple[int, int] | None:
-        """Of how many faces of the whole batch age and gender are known; None where this is all of it."""
-        return None if self.whole is None else (self.whole.aged, self.whole.gendered)
+        """The numbers of known ages and genders over all processes; None with a single process."""
+        return None if self.shared is None else (self.shared.known_ages, self.shared.known_genders)
 
 
 class BatchSource(Protocol):
-    """Where a training or an evaluation gets its batches."""
+    """Batches for training or evaluation."""
 
     @property
     def labels(self) -> Labels:
-        """The labels of all faces, in the data's own order."""
+        """The labels of all faces, in the order of the data."""
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0, from batch ``start`` on.
+        """Yield the batches of an epoch (counted from 0), beginning with batch ``start``.
 
-        The same epoch gives the same batches.
+        The same epoch gives the same batches, so that an interrupted epoch can be resumed.
         """
 
 
 class EvalSource(BatchSource, Protocol):
-    """Where an evaluation gets its batches: all faces in order."""
+    """Batches for evaluation: all faces in the order of the data."""
 
     def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:
-        """Yield every ``stride``-th batch from ``start`` on."""
+        """Yield every ``stride``-th batch, beginning with batch ``start``."""
 
 
 class OrderedFaces(ABC):
-    """Labelled faces in the data's own order, batch after batch: what every :class:`EvalSource` does."""
+    """Base class of every :class:`EvalSource`: faces in the order of the data."""
 
     def __init__(self, labels: Labels, batch_size: int = EVAL_BATCH_SIZE) -> None:
         self.labels = labels
@@ -87,54 +90,126 @@ class OrderedFaces(ABC):
         return -(-len(self.labels) // self._batch_size)
 
     def iterate(self, epoch: int = 0, start: int = 0, stride: int = 1) -> Iterator[Batch]:  # noqa: ARG002 - all epochs are the same
-        """Yield all faces in order, in every ``stride``-th batch."""
+        """Yield every ``stride``-th batch, beginning with batch ``start``."""
         for first in range(start * self._batch_size, len(self.labels), self._batch_size * stride):
             yield self.make_batch(first, min(first + self._batch_size, len(self.labels)))
 
     @abstractmethod
     def make_batch(self, first: int, stop: int) -> Batch:
-        """Return the faces from ``first`` to before ``stop``, each in its plain and its mirrored view."""
+        """Return the plain and the mirrored view of the faces from ``first`` to ``stop`` (excluded)."""
 
 
-class TrainSource(BatchSource, Protocol):
-    """Where a training gets its batches; each process of a team its part of each."""
+class DrawnBatch(NamedTuple):
+    """The n faces of one batch that this process trains on.
 
-    def measure_rate(self) -> float:
-        """Return how many images/s this source could give with a core for each of its processes."""
+    Attributes:
+        rows: of the faces in the data (n,).
+        positions: of these draws in the epoch (n,). A face that is drawn twice has two positions.
+        shared: the batch over all processes; None with a single process.
+    """
+
+    rows: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    shared: GlobalBatch | None
+
+
+class ShuffledFaces(ABC):
+    """Base class of the sources for training: faces in another random order in each epoch."""
+
+    def __init__(
+        self,
+        labels: Labels,
+        batch_size: int,
+        seed: int,
+        weights: NDArray[np.float64] | None = None,
+        dist: DistContext = SINGLE_PROCESS,
+    ) -> None:
+        """Prepare epochs of N faces.
+
+        Args:
+            labels: of the N faces.
+            batch_size: over all processes.
+            seed: decides the order and the augmentation.
+            weights: how often each face is drawn in an epoch (N,), mean 1; None draws each once.
+            dist: the processes that share each batch.
+
+        Raises:
+            DataError: there are fewer than two faces.
+        """
+        self.labels = labels
+        self._batch_size = limit_batch_size(batch_size, len(labels))
+        self._seed = seed
+        self._weights = np.ones(len(labels)) if weights is None else weights
+        self._dist = dist
+
+    def __len__(self) -> int:
+        return len(self.labels) // self._batch_size
+
+    @abstractmethod
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, beginning with batch ``start``; an incomplete last batch is dropped."""
+
+    def draw_epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Return the rows of an epoch's faces in the order in which they are drawn (N,)."""
+        return draw_order(self._weights, self._seed, epoch)
+
+    def draw_batches(self, order: NDArray[np.int64], start: int = 0) -> Iterator[DrawnBatch]:
+        """Yield the batches of an epoch with this order, beginning with batch ``start``."""
+        size = self._batch_size
+        for first in range(start * size, len(self) * size, size):
+            yield take_local_part(self.labels, order[first : first + size], first, self._dist)
+
+
+def draw_order(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the rows of an epoch's N faces in random order.
+
+    Each face is drawn as often as its weight says, rounded up or down at random (systematic sampling); equal weights
+    give a permutation.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    shuffled = rng.permutation(len(weights))
+    # Without the tolerance, rounding errors could drop a face when all weights are 1.
+    reached = np.cumsum(weights[shuffled]) + 1e-6
+    points = np.arange(len(weights)) + (0.5 if np.ptp(weights) == 0 else rng.random())
+    order: NDArray[np.int64] = shuffled[np.searchsorted(reached, points).clip(max=len(weights) - 1)]
+    return rng.permutation(order)
+
+
+def take_local_part(labels: Labels, rows: NDArray[np.int64], first: int, dist: DistContext) -> DrawnBatch:
+    """Return the part of a batch for this process; ``first`` is the position of the batch's first draw."""
+    positions = np.arange(first, first + len(rows))
+    if dist.world_size == 1:
+        return DrawnBatch(rows, positions, None)
+    ages, genders = find_known(make_targets(labels.pick(rows)))
+    shared = GlobalBatch(len(rows), int(ages.sum()), int(genders.sum()))
+    part = dist.local_slice(len(rows))
+    return DrawnBatch(rows[part], positions[part], shared)
+
+
+def limit_batch_size(batch_size: int, count: int) -> int:
+    """Return a batch size with which ``count`` faces give at least one complete batch.
+
+    Raises:
+        DataError: there are fewer than two faces; batch norm requires two.
+    """
+    if count < 2:
+        raise DataError(f"too few faces to train on: {count}")
+    return max(2, min(batch_size, count))
 
 
 def make_targets(labels: Labels) -> Targets:
-    """Return labels as the loss takes them."""
+    """Return labels as tensors for the loss."""
     parts = [labels.low, labels.high, labels.female]
     if labels.soft is not None:
         parts += [labels.soft.ages, labels.soft.female]
     return Targets(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
 
-def take_part(
-    labels: Labels, chosen: NDArray[np.int64], dist: DistContext
-) -> tuple[NDArray[np.int64], GlobalBatch | None]:
-    """Return this process' part of the faces of a batch, and what the whole of it is; all of it for one alone."""
-    if dist.world_size == 1:
-        return chosen, None
-    aged, gendered = find_known(make_targets(labels.pick(chosen)))
-    return chosen[dist.local_slice(len(chosen))], GlobalBatch(len(chosen), int(aged.sum()), int(gendered.sum()))
-
-
-def iter_batches(
-    labels: Labels, weights: NDArray[np.float64], size: int, seed: int, epoch: int, start: int, dist: DistContext
-) -> Iterator[tuple[NDArray[np.int64], GlobalBatch | None]]:
-    """Yield which faces each batch of an epoch has, from batch ``start`` on; a last one that isn't full is left out."""
-    order = draw_order(weights, seed, epoch)
-    for first in range(start * size, len(order) // size * size, size):
-        yield take_part(labels, order[first : first + size], dist)
-
-
 def compute_age_weights(labels: Labels, balance: float) -> NDArray[np.float64]:
-    """Return how often each of N faces should come in an epoch, (N,), with mean 1.
+    """Return how often to draw each of N faces in an epoch, (N,) with mean 1, so that rare ages are drawn more often.
 
-    The weight is the frequency of the face's age, smoothed over some years, to the power of ``-balance``; a bracket
-    has the mean of its years. Faces without an age come as often as the others do on average.
+    The weight is the smoothed frequency of the face's age to the power of ``-balance``. An age bracket has the mean
+    weight of its years; a face without an age has the mean weight of the others.
     Source: Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021 (label distribution smoothing).
     """
     shares, known = spread_ages(labels)
@@ -147,7 +222,10 @@ def compute_age_weights(labels: Labels, balance: float) -> NDArray[np.float64]:
 
 
 def spread_ages(labels: Labels) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return how each face's age lies over the whole years (N, 117), brackets evenly, and which ages are known (N,)."""
+    """Return each face's age as shares of the whole years (N, 117), and which ages are known (N,).
+
+    An age bracket is spread evenly over its years.
+    """
     known = ~np.isnan(labels.low)
     low, high = labels.low.round(), labels.high.round()
     years = np.arange(AGE_CLASSES, dtype=np.float32)
@@ -156,33 +234,7 @@ def spread_ages(labels: Labels) -> tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 def smooth_ages(counts: NDArray[Any]) -> NDArray[np.float64]:
-    """Return counts of the whole years (117,), smoothed over some years."""
+    """Return counts of the whole years (117,), smoothed over neighbouring years."""
     years = np.arange(AGE_CLASSES)
     kernel = np.exp(-((years[:, None] - years[None, :]) ** 2) / (2 * _SMOOTHING_YEARS**2))
     return np.asarray(kernel @ counts / kernel.sum(axis=1), dtype=np.float64)
-
-
-def draw_order(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return an epoch's N indices in random order, drawn from the seed and the epoch.
-
-    Each face comes as often as its weight says, rounded up or down by chance (systematic sampling);
-    equal weights give a permutation.
-    """
-    rng = np.random.default_rng((seed, epoch))
-    shuffled = rng.permutation(len(weights))
-    # The tolerance keeps rounding errors from dropping a face where all weights are 1.
-    reached = np.cumsum(weights[shuffled]) + 1e-6
-    points = np.arange(len(weights)) + (0.5 if np.ptp(weights) == 0 else rng.random())
-    order: NDArray[np.int64] = shuffled[np.searchsorted(reached, points).clip(max=len(weights) - 1)]
-    return rng.permutation(order)
-
-
-def limit_batch_size(batch_size: int, count: int) -> int:
-    """Return a batch size that leaves at least one full batch.
-
-    Raises:
-        DataError: fewer than two faces; batch norm needs two.
-    """
-    if count < 2:
-        raise DataError(f"{count} faces are too few to train on")
-    return max(2, min(batch_size, count))

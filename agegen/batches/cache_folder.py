@@ -1,4 +1,4 @@
-"""The folder for caches: where it is, what features lie in it, how to be rid of them."""
+"""The cache folder of the user: its path, and the features of frozen backbones that it holds."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One cached set of features, as ``agegen cache`` lists it; ``size`` in bytes."""
+    """The cached features of one backbone and dataset, as ``agegen cache`` lists them; ``size`` in bytes."""
 
     key: str
     path: Path
@@ -22,7 +23,7 @@ class CacheEntry:
 
 
 def choose_cache_dir(cache_dir: Path | None) -> Path:
-    """Return the folder for caches: the option, else the user's cache folder."""
+    """Return the cache folder: ``cache_dir`` if given, otherwise the default of the user."""
     if cache_dir is not None:
         return cache_dir
     from platformdirs import user_cache_path
@@ -31,28 +32,35 @@ def choose_cache_dir(cache_dir: Path | None) -> Path:
 
 
 def list_cache(root: Path) -> list[CacheEntry]:
-    """Return what lies in a cache folder."""
-    return sorted(_describe_entries(root), key=lambda entry: (entry.identity, entry.key))
+    """Return the entries of a cache folder."""
+    return sorted(_read_entries(root), key=lambda entry: (entry.identity, entry.key))
 
 
 def clear_cache(root: Path) -> int:
-    """Delete all cached features; return how many bytes that freed."""
+    """Delete all cached features and return the number of bytes freed."""
     freed = sum(entry.size for entry in list_cache(root))
     shutil.rmtree(root / "features", ignore_errors=True)
     return freed
 
 
-def _describe_entries(root: Path) -> Iterator[CacheEntry]:
+def _read_entries(root: Path) -> Iterator[CacheEntry]:
     for path in (root / "features").glob("*/meta.json"):
+        meta = _read_meta(path)
         files = list(path.parent.iterdir())
-        size = sum(file.stat().st_blocks * 512 for file in files)
-        views = sum(file.suffix == ".f16" for file in files)
-        try:
-            meta = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            meta = None
-        if not isinstance(meta, dict):
-            meta = {}
         yield CacheEntry(
-            path.parent.name, path.parent, meta.get("identity", "damaged"), meta.get("faces", 0), views, size
+            key=path.parent.name,
+            path=path.parent,
+            identity=meta.get("identity", "damaged"),
+            faces=meta.get("faces", 0),
+            views=sum(file.suffix == ".f16" for file in files),
+            size=sum(file.stat().st_blocks * 512 for file in files),
         )
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """Return the content of ``meta.json``; empty if the file is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""The feature cache: what a frozen backbone makes of each picture is computed once and kept on disk."""
+"""The feature cache: a frozen backbone computes the features of each image once; training reads them from disk."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, OrderedFaces, iter_batches, limit_batch_size, make_targets
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, OrderedFaces, ShuffledFaces, make_targets
 from agegen.batches.images import Augmentation, Pixels, build_view_augmentation
 from agegen.data.images import RGB
 from agegen.data.labels import Labels
@@ -30,20 +30,23 @@ from agegen.machine import Compute
 from agegen.model.checkpoint import fingerprint_tensors
 from agegen.model.network import AgeGenderModel, mirror_image, stack_images
 
-# Raise it whenever views or features come out differently: old caches are then no longer found.
+# Part of the cache key. Raise it whenever the views or features of equal images change.
 CODE_VERSION = 1
-# The unit of work, of checksums and of resuming; also the batch in which features are computed.
+# Faces per block: the unit of computing, of checksums and of resuming.
 BLOCK = 64
 _FEATURES, _SUMS = np.dtype(np.float16), np.dtype(np.uint32)
 
+_FeatureMap = np.memmap[Any, np.dtype[np.float16]]
+_SumMap = np.memmap[Any, np.dtype[np.uint32]]
+
 
 class CachedFeatures:
-    """Memory-mapped features, one float16 array (faces, D) per view.
+    """Memory-mapped features: one float16 array (faces, D) per view; view 0 is the plain image, view 1 its mirror.
 
-    ``seconds`` is what computing them took, in this run or an earlier one.
+    ``seconds`` is the time that computing them took, in this run or an earlier one.
     """
 
-    def __init__(self, arrays: list[np.memmap[Any, np.dtype[np.float16]]], seconds: float) -> None:
+    def __init__(self, arrays: list[_FeatureMap], seconds: float) -> None:
         self._arrays = arrays
         self.seconds = seconds
 
@@ -58,38 +61,43 @@ class CachedFeatures:
 
 
 class FeatureCache:
-    """The cache of one frozen backbone over one data set.
+    """The cached features of one frozen backbone for one dataset.
 
-    The key covers the backbone's fingerprint, its input spec, the precision, the data's checksums in
-    their order and the code version. Each view is a file of its own, written in blocks of 64 faces
-    with a checksum each: an interrupted extraction goes on where it stopped, a damaged block is
-    computed anew, and more views can be added later.
+    The key covers everything that the features depend on: the backbone's fingerprint and input spec, the precision,
+    the checksums of the images in their order, how they were cropped, and the code version. Each view is a file,
+    written in blocks of 64 faces with a checksum each. An interrupted extraction therefore resumes where it stopped,
+    a damaged block is computed again, and views can be added later.
     """
 
     def __init__(self, root: Path, model: AgeGenderModel, sha256: list[str], compute: Compute, cut: str = "") -> None:
-        """Find the cache's place; ``cut`` says how the pictures were cropped, where they were not taken whole."""
+        """Choose the folder below the cache folder ``root``; ``cut`` says how the images were cropped, if they were."""
         self._model = model
         self._compute = compute
         self._shape = (len(sha256), model.backbone.feature_dim)
-        self.description = {
-            "code_version": CODE_VERSION,
-            "identity": model.backbone.identity,
-            "fingerprint": fingerprint_tensors(model.backbone),
-            "input_spec": model.backbone.input_spec.to_json(),
-            "compute": str(compute),
-            "faces": len(sha256),
-            "feature_dim": model.backbone.feature_dim,
-            "data": hashlib.sha256("\n".join(sha256).encode()).hexdigest(),
-        }
-        # Only where there is one: caches of before stay valid.
-        if cut:
-            self.description["cut"] = cut
-        if model.backbone.build_options:
-            self.description["build"] = dict(model.backbone.build_options)
-        if model.backbone.make_augmentation() is not None:
-            self.description["augmentation"] = str(self._build_augmentation())
+        self.description = self._describe(sha256, cut)
         key = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / "features" / key
+
+    def _describe(self, sha256: list[str], cut: str) -> dict[str, Any]:
+        """Return what the key covers. Optional entries are left out, not empty, because that would change the key."""
+        backbone = self._model.backbone
+        description: dict[str, Any] = {
+            "code_version": CODE_VERSION,
+            "identity": backbone.identity,
+            "fingerprint": fingerprint_tensors(backbone),
+            "input_spec": backbone.input_spec.to_json(),
+            "compute": str(self._compute),
+            "faces": len(sha256),
+            "feature_dim": backbone.feature_dim,
+            "data": hashlib.sha256("\n".join(sha256).encode()).hexdigest(),
+        }
+        if cut:
+            description["cut"] = cut
+        if backbone.build_options:
+            description["build"] = dict(backbone.build_options)
+        if backbone.make_augmentation() is not None:
+            description["augmentation"] = str(self._build_augmentation())
+        return description
 
     def load(
         self,
@@ -98,21 +106,24 @@ class FeatureCache:
         on_progress: ProgressHook = ignore_progress,
         dist: DistContext = SINGLE_PROCESS,
     ) -> CachedFeatures:
-        """Return the features of all faces in ``views`` views; the processes of a team share what isn't there yet.
+        """Return the features of all faces in ``views`` views; computes the missing ones, shared by all processes.
 
         Raises:
-            AgegenError: the folder can't be written, the disk is full, or a team's processes don't share the folder.
+            AgegenError: the folder cannot be written, the disk is full, or the processes of a distributed training
+                do not share the folder.
         """
         try:
-            with self._hold(dist):
+            with self._lock(dist):
                 arrays = [self._load_view(view, views, pixels, on_progress, dist) for view in range(views)]
                 return CachedFeatures(arrays, sum(self._read_seconds(view) for view in range(views)))
         except OSError as error:
             reason = error.strerror or str(error)
-            raise AgegenError(f"can't keep features in {self.folder}: {reason}; choose --cache-dir") from error
+            raise AgegenError(
+                f"cannot cache features in {self.folder}: {reason}; choose another --cache-dir"
+            ) from error
 
     def has_views(self, views: int) -> bool:
-        """Return whether features of all faces in so many views are there, computed before."""
+        """Return whether the features of all faces in ``views`` views are already cached."""
         for path in (self._name_file(view, "crc") for view in range(views)):
             sums = np.fromfile(path, _SUMS) if path.is_file() else np.zeros(0, _SUMS)
             if len(sums) != self._blocks or not sums.all():
@@ -120,8 +131,8 @@ class FeatureCache:
         return True
 
     @contextmanager
-    def _hold(self, dist: DistContext) -> Iterator[None]:
-        """Hold the folder, ready for use: the first process of a team holds it for all."""
+    def _lock(self, dist: DistContext) -> Iterator[None]:
+        """Create the folder and lock it; rank 0 locks it for all processes."""
         from filelock import FileLock
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,17 +140,14 @@ class FeatureCache:
         if dist.is_main:
             lock.acquire()
         try:
-            dist.run_on_main(self._reset_mismatch)
+            dist.run_on_main(self._clear_mismatch)
             yield
             dist.barrier()
         finally:
             lock.release()
 
-    def _build_augmentation(self) -> Augmentation:
-        backbone = self._model.backbone
-        return build_view_augmentation(backbone.input_spec, backbone.make_augmentation())
-
-    def _reset_mismatch(self) -> None:
+    def _clear_mismatch(self) -> None:
+        """Empty the folder unless its ``meta.json`` is intact and holds this description."""
         path = self.folder / "meta.json"
         try:
             if json.loads(path.read_text(encoding="utf-8")) == self.description:
@@ -152,14 +160,10 @@ class FeatureCache:
 
     def _load_view(
         self, view: int, views: int, pixels: Pixels, on_progress: ProgressHook, dist: DistContext
-    ) -> np.memmap[Any, np.dtype[np.float16]]:
+    ) -> _FeatureMap:
+        """Return the features of all faces in one view; each process computes a part of the missing blocks."""
         total = self._shape[0]
-        paths = self._name_file(view, "f16"), self._name_file(view, "crc")
-        # A sum of 0 stands for a block that isn't there yet.
-        begin = partial(_begin_arrays, ((paths[0], _FEATURES, self._shape), (paths[1], _SUMS, (self._blocks,))))
-        dist.run_on_main(begin)
-        features = np.memmap(paths[0], _FEATURES, "r", shape=self._shape)
-        sums = np.memmap(paths[1], _SUMS, "r", shape=(self._blocks,))
+        features, sums = self._open_arrays(view, dist)
         missing = dist.run_on_main(partial(_list_missing, features, sums))[dist.rank :: dist.world_size]
         if missing:
             self._model.to(self._compute.device).eval()
@@ -167,19 +171,43 @@ class FeatureCache:
         for count, block in enumerate(missing, start=1):
             started = time.monotonic()
             rows = range(block * BLOCK, min((block + 1) * BLOCK, total))
-            images = [draw_view(pixels[row], view, row, augmentation) for row in rows]
-            _write_at(paths[0], rows.start * features.strides[0], self._extract(images))
-            _write_at(paths[1], block * sums.itemsize, np.array([_sum_block(features, block)], dtype=np.uint32))
+            self._write_block(view, block, [make_view(pixels[row], view, row, augmentation) for row in rows], features)
             if dist.is_main:
-                write_text(
-                    self._name_file(view, "seconds"), f"{self._read_seconds(view) + time.monotonic() - started:.6f}"
-                )
+                self._add_seconds(view, time.monotonic() - started)
             done = total - (len(missing) - count) * BLOCK * dist.world_size
             on_progress(f"extracting features, view {view + 1} of {views}", max(0, min(done, total)), total)
         dist.barrier()
         if not sums.all():
-            raise AgegenError(f"{self.folder} lacks what other processes computed: give all of them one --cache-dir")
+            raise AgegenError(
+                f"{self.folder} lacks features that other processes computed: give all processes the same --cache-dir"
+            )
         return features
+
+    def _open_arrays(self, view: int, dist: DistContext) -> tuple[_FeatureMap, _SumMap]:
+        """Return a view's features and the checksums of its blocks; a checksum of 0 marks a missing block."""
+        features, sums = self._name_file(view, "f16"), self._name_file(view, "crc")
+        arrays = ((features, _FEATURES, self._shape), (sums, _SUMS, (self._blocks,)))
+        dist.run_on_main(partial(_create_arrays, arrays))
+        return np.memmap(features, _FEATURES, "r", shape=self._shape), np.memmap(
+            sums, _SUMS, "r", shape=(self._blocks,)
+        )
+
+    def _write_block(self, view: int, block: int, images: list[RGB], features: _FeatureMap) -> None:
+        """Compute the features of a block and write them, then their checksum."""
+        _write_at(self._name_file(view, "f16"), block * BLOCK * features.strides[0], self._extract(images))
+        checksum = np.array([_sum_block(features, block)], dtype=_SUMS)
+        _write_at(self._name_file(view, "crc"), block * _SUMS.itemsize, checksum)
+
+    def _extract(self, images: list[RGB]) -> NDArray[np.float16]:
+        batch = stack_images(images).to(self._compute.device)
+        with torch.inference_mode(), self._compute.autocast():
+            features = self._model.extract_features(batch)
+        limit = torch.finfo(torch.float16).max
+        return features.float().clamp(-limit, limit).half().cpu().numpy()
+
+    def _build_augmentation(self) -> Augmentation:
+        backbone = self._model.backbone
+        return build_view_augmentation(backbone.input_spec, backbone.make_augmentation())
 
     @property
     def _blocks(self) -> int:
@@ -192,23 +220,19 @@ class FeatureCache:
         path = self._name_file(view, "seconds")
         return float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
 
-    def _extract(self, images: list[RGB]) -> NDArray[np.float16]:
-        batch = stack_images(images).to(self._compute.device)
-        with torch.inference_mode(), self._compute.autocast():
-            features = self._model.extract_features(batch)
-        limit = torch.finfo(torch.float16).max
-        return features.float().clamp(-limit, limit).half().cpu().numpy()
+    def _add_seconds(self, view: int, seconds: float) -> None:
+        write_text(self._name_file(view, "seconds"), f"{self._read_seconds(view) + seconds:.6f}")
 
 
-def draw_view(image: RGB, view: int, row: int, augmentation: Augmentation | None) -> RGB:
-    """Return a fixed view of a face: 0 plain, 1 mirrored, the rest augmented, every other one mirrored."""
+def make_view(image: RGB, view: int, row: int, augmentation: Augmentation | None) -> RGB:
+    """Return a fixed view of an image: 0 plain, 1 mirrored, the rest augmented, every other one mirrored."""
     if view % 2:
         image = mirror_image(image)
     return image if augmentation is None else augmentation(image, (CODE_VERSION, view, row))
 
 
-def _begin_arrays(arrays: Iterable[tuple[Path, np.dtype[Any], tuple[int, ...]]]) -> None:
-    """Make array files; those of another size are begun anew, filled with zeros."""
+def _create_arrays(arrays: Iterable[tuple[Path, np.dtype[Any], tuple[int, ...]]]) -> None:
+    """Create array files filled with zeros; files of the right size are kept."""
     for path, dtype, shape in arrays:
         size = int(np.prod(shape)) * dtype.itemsize
         if not path.is_file() or path.stat().st_size != size:
@@ -216,48 +240,35 @@ def _begin_arrays(arrays: Iterable[tuple[Path, np.dtype[Any], tuple[int, ...]]])
                 file.truncate(size)
 
 
-def _list_missing(features: np.memmap[Any, Any], sums: np.memmap[Any, Any]) -> list[int]:
-    """Return the blocks that aren't there, or are damaged."""
+def _list_missing(features: _FeatureMap, sums: _SumMap) -> list[int]:
+    """Return the blocks that are missing or damaged."""
     return [block for block in range(len(sums)) if _sum_block(features, block) != sums[block]]
 
 
+def _sum_block(features: _FeatureMap, block: int) -> int:
+    """Return a block's checksum, never 0, which marks a missing block."""
+    rows = np.ascontiguousarray(features[block * BLOCK : (block + 1) * BLOCK])
+    return zlib.crc32(rows.tobytes()) or 1
+
+
 def _write_at(path: Path, offset: int, values: NDArray[Any]) -> None:
-    """Write values into a file; not through the map, where a full disk would kill the process."""
+    """Write values into a file; not through a memory map, where a full disk would kill the process."""
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(np.ascontiguousarray(values).tobytes())
 
 
-def _sum_block(features: np.memmap[Any, Any], block: int) -> int:
-    """Return a block's checksum; never 0 for one that is all zeros, so that unwritten blocks differ."""
-    rows = np.ascontiguousarray(features[block * BLOCK : (block + 1) * BLOCK])
-    return zlib.crc32(rows.tobytes()) or 1
-
-
-class FeatureTable(Protocol):
-    """Features of a data set's faces, several fixed views of each."""
-
-    seconds: float
-
-    @property
-    def views(self) -> int:
-        """The number of views; the first is the plain picture, the second its mirror."""
-
-    def take(self, rows: NDArray[np.int64], view: int) -> NDArray[np.float16]:
-        """Return the features (len(rows), D) of some faces in one view."""
-
-
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """The faces ``rows`` (N,) of a table with their labels."""
+    """The features of the faces ``rows`` (N,) of a dataset, with their labels."""
 
-    table: FeatureTable
+    table: CachedFeatures
     rows: NDArray[np.int64]
     labels: Labels
 
 
-class TrainFeatures:
-    """Cached features in an order drawn anew for each epoch, of a drawn view of each face."""
+class TrainFeatures(ShuffledFaces):
+    """Cached features for training; each draw of a face gets one of its views."""
 
     def __init__(
         self,
@@ -267,49 +278,55 @@ class TrainFeatures:
         weights: NDArray[np.float64] | None = None,
         dist: DistContext = SINGLE_PROCESS,
     ) -> None:
-        self._dist = dist
-        self.labels = data.labels
-        self._weights = np.ones(len(data.rows)) if weights is None else weights
+        super().__init__(data.labels, batch_size, seed, weights, dist)
         self._data = data
-        self._seed = seed
-        self._batch_size = limit_batch_size(batch_size, len(data.rows))
-
-    def __len__(self) -> int:
-        return len(self._data.rows) // self._batch_size
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield an epoch's batches; a last one that isn't full is left out."""
-        count = len(self._data.rows)
-        size, dist = self._batch_size, self._dist
-        drawn = np.random.default_rng((self._seed, epoch, 1)).integers(0, self._data.table.views, count)
-        for chosen, whole in iter_batches(self.labels, self._weights, size, self._seed, epoch, start, dist):
-            # Sorted by view, so that each view is read at once; the order within a batch is free.
-            chosen = chosen[np.argsort(drawn[chosen], kind="stable")]
-            yield _take_features(self._data, chosen, [drawn[chosen]])._replace(whole=whole)
+        """Yield the batches of an epoch, beginning with batch ``start``; an incomplete last batch is dropped."""
+        order = self.draw_epoch(epoch)
+        views = self._draw_views(order, epoch)
+        for batch in self.draw_batches(order, start):
+            # Sorted by view, so that each view is read once; the order within a batch does not matter.
+            positions = batch.positions[np.argsort(views[batch.positions], kind="stable")]
+            features = _take_features(self._data, order[positions], [views[positions]])
+            yield features._replace(shared=batch.shared)
 
-    def measure_rate(self) -> float:
-        """Read one batch and return the rate."""
-        started = time.perf_counter()
-        batch = next(iter(self.iterate(0)))
-        return batch.size / (time.perf_counter() - started)
+    def _draw_views(self, order: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """Return the view for each position of an epoch (N,).
+
+        A face's first draw gets a random view, further draws the next ones: they differ as long as there are views.
+        """
+        count = self._data.table.views
+        first = np.random.default_rng((self._seed, epoch, 1)).integers(0, count, len(order))
+        return (first[order] + _count_earlier_draws(order)) % count
+
+
+def _count_earlier_draws(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each position of an epoch (N,) how often its face was drawn before."""
+    by_face = np.argsort(order, kind="stable")
+    faces, places = order[by_face], np.arange(len(order))
+    is_first = np.append(True, faces[1:] != faces[:-1])
+    earlier = np.empty(len(order), dtype=np.int64)
+    earlier[by_face] = places - np.maximum.accumulate(np.where(is_first, places, 0))
+    return earlier
 
 
 class EvalFeatures(OrderedFaces):
-    """Cached features in the data's own order, the plain and the mirrored view of each face."""
+    """Cached features in the order of the data: the plain and the mirrored view of each face."""
 
     def __init__(self, data: LabelledFeatures, batch_size: int = EVAL_BATCH_SIZE) -> None:
         super().__init__(data.labels, batch_size)
         self._data = data
 
     def make_batch(self, first: int, stop: int) -> Batch:
-        """Return some of the faces."""
+        """Return the plain and the mirrored view of the faces from ``first`` to ``stop`` (excluded)."""
         chosen = np.arange(first, stop)
         plain, mirrored = np.zeros_like(chosen), np.ones_like(chosen)
         return _take_features(self._data, chosen, [plain, mirrored])
 
 
 def _take_features(data: LabelledFeatures, chosen: NDArray[np.int64], views: list[NDArray[np.int64]]) -> Batch:
-    """Return the faces ``chosen`` of ``data``; each of ``views`` names a (sorted) view for every face."""
+    """Return the faces ``chosen`` (n,) of ``data``; each array of ``views`` (n,) holds a view per face, ascending."""
     rows = data.rows[chosen]
     tensors = []
     for view in views:

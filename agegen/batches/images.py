@@ -1,4 +1,4 @@
-"""Batches of pictures, in an order and with augmentation that the seed decides."""
+"""Batches of images: decoding, augmentation with albumentations, and the processes that do both during training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from agegen.backbone import InputSpec
-from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, OrderedFaces, iter_batches, limit_batch_size, make_targets
+from agegen.batches.batch import EVAL_BATCH_SIZE, Batch, OrderedFaces, ShuffledFaces, make_targets
 from agegen.data.images import RGB, resize_image
 from agegen.data.labels import Labels
 from agegen.data.records import FaceRecords
@@ -36,95 +34,72 @@ from agegen.model.network import make_views, stack_images
 if TYPE_CHECKING:
     import albumentations
 
-
-def import_albumentations() -> Any:
-    """Import albumentations, and keep OpenCV from starting threads of its own."""
-    import albumentations
-    import cv2
-
-    cv2.setNumThreads(0)
-    return albumentations
-
-
-class Augmentation:
-    """Random views of a face; the same seed gives the same view, in whichever process."""
-
-    def __init__(self, compose: albumentations.Compose, size: int) -> None:
-        self._compose = compose
-        self._size = size
-
-    def __call__(self, image: RGB, seed: tuple[int, ...]) -> RGB:
-        """Return one view (size, size, 3) of an RGB picture, drawn from ``seed``.
-
-        Raises:
-            PluginError: a backbone's own augmentation gives something else.
-        """
-        rng = np.random.default_rng(seed)
-        self._compose.set_random_state(rng, random.Random(int(rng.integers(2**32))))
-        augmented = self._compose(image=resize_image(image, self._size))["image"]
-        if augmented.shape != (self._size, self._size, 3) or augmented.dtype != np.uint8:
-            raise PluginError(
-                f"the backbone's augmentation gives {augmented.dtype} {augmented.shape}, not uint8 "
-                f"{(self._size, self._size, 3)}"
-            )
-        return np.ascontiguousarray(augmented)
-
-    def __str__(self) -> str:
-        return json.dumps(self._compose.to_dict(), sort_keys=True, default=str)
-
-
-def build_train_augmentation(spec: InputSpec, own: albumentations.Compose | None = None) -> Augmentation:
-    """Return the backbone's own augmentation, or agegen's: mirror, shift, turn, scale, light, colour, damage."""
-    a = import_albumentations()
-    if own is not None:
-        return Augmentation(own, spec.size)
-    steps = [
-        a.HorizontalFlip(p=0.5),
-        _make_affine(a, shift=0.06, turn=15, scale=0.15, p=0.9),
-        a.RandomBrightnessContrast(0.3, 0.3, p=0.7),
-        a.HueSaturationValue(8, 30, 15, p=0.4),
-        a.ToGray(p=0.05),
-        a.OneOf([a.GaussianBlur((3, 5)), a.Downscale((0.4, 0.8)), a.ImageCompression("jpeg", (30, 80))], p=0.15),
-        a.CoarseDropout((1, 2), (0.1, 0.3), (0.1, 0.3), fill=0, p=0.4),
-    ]
-    return Augmentation(a.Compose(steps), spec.size)
-
-
-def build_view_augmentation(spec: InputSpec, own: albumentations.Compose | None = None) -> Augmentation:
-    """Return the backbone's own augmentation, or the milder one of agegen, for the fixed views of a frozen backbone."""
-    a = import_albumentations()
-    if own is not None:
-        return Augmentation(own, spec.size)
-    steps = [
-        _make_affine(a, shift=0.04, turn=8, scale=0.08, p=1.0),
-        a.RandomBrightnessContrast(0.15, 0.15, p=0.5),
-    ]
-    return Augmentation(a.Compose(steps), spec.size)
-
-
-def _make_affine(a: Any, shift: float, turn: float, scale: float, p: float) -> Any:
-    import cv2
-
-    return a.Affine(
-        scale=(1 - scale, 1 + scale),
-        translate_percent=(-shift, shift),
-        rotate=(-turn, turn),
-        border_mode=cv2.BORDER_REFLECT_101,
-        p=p,
-    )
-
-
-_SHARED_MEMORY = Path("/dev/shm")
-# PyTorch's default: batches that each loader has ready.
+# More worker processes than this gain nothing: by then the network is the bottleneck.
+_MAX_WORKERS = 8
+# PyTorch's default number of batches that each worker prepares in advance.
 _PREFETCHED = 2
-# Batches that the training itself holds while it takes the next one.
-_TAKEN = 2
-# Seconds. Loaders take tenths of a second for a batch; those that are this late wait for something that won't come.
-_PATIENCE = 180
+# Batches that the training itself holds while it fetches the next one.
+_HELD = 2
+# Where PyTorch's workers put their batches.
+_SHARED_MEMORY = Path("/dev/shm")
+# Seconds. A worker takes tenths of a second for a batch; one that is this late waits for something that never comes.
+_WORKER_TIMEOUT = 180
+# Share of the free memory that decoded images may take.
+_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class AugmentationRanges:
+    """The random changes of training images, in the order in which they are applied.
+
+    ``p_…`` is the probability of each, 0–1. :func:`build_train_augmentation` applies them with albumentations,
+    :class:`agegen.batches.device.DeviceAugmentation` with kornia.
+
+    Attributes:
+        shift: maximum shift to each side, as a share of the image's side.
+        degrees: maximum rotation to each side.
+        scale: maximum enlargement or reduction, as a share; drawn separately for width and height.
+        brightness: maximum addition to or subtraction from all values, as a share of the range of values.
+        contrast: maximum change of the factor of all values.
+        hue: maximum shift of the hue, in OpenCV's units (180 are a full circle).
+        saturation: maximum shift of the saturation in HSV, of 255.
+        value: maximum shift of the value in HSV, of 255.
+        p_damage: of one of blur, lower resolution and JPEG compression.
+        blur_kernel, blur_sigma: of a Gaussian blur, in pixels.
+        resolution: the remaining share of the resolution.
+        jpeg_quality: 0–100.
+        holes: how many black boxes hide parts of a face.
+        hole_side: width and height of each box, as shares of the image's side.
+    """
+
+    p_mirror: float = 0.5
+    p_affine: float = 0.9
+    shift: float = 0.06
+    degrees: float = 15
+    scale: float = 0.15
+    p_light: float = 0.7
+    brightness: float = 0.3
+    contrast: float = 0.3
+    p_colour: float = 0.4
+    hue: int = 8
+    saturation: int = 30
+    value: int = 15
+    p_grey: float = 0.05
+    p_damage: float = 0.15
+    blur_kernel: tuple[int, int] = (3, 5)
+    blur_sigma: tuple[float, float] = (0.5, 3.0)
+    resolution: tuple[float, float] = (0.4, 0.8)
+    jpeg_quality: tuple[int, int] = (30, 80)
+    p_holes: float = 0.4
+    holes: tuple[int, int] = (1, 2)
+    hole_side: tuple[float, float] = (0.1, 0.3)
+
+
+AUGMENTATION = AugmentationRanges()
 
 
 class Pixels:
-    """Resized pictures of a data set, all or the given rows: from memory if kept there, else decoded anew."""
+    """Resized RGB images of a dataset (of all faces, or of some rows): kept in memory, or decoded at each access."""
 
     def __init__(
         self,
@@ -133,6 +108,7 @@ class Pixels:
         kept: NDArray[np.uint8] | None,
         rows: NDArray[np.int64] | None = None,
     ) -> None:
+        """Use the images ``kept`` (all faces, size, size, 3); None decodes the files of ``records``."""
         self._records = records
         self._size = size
         self._kept = kept
@@ -143,7 +119,7 @@ class Pixels:
 
     @property
     def bytes_each(self) -> int:
-        """What a picture takes in memory."""
+        """The size of one image in memory."""
         return self._size * self._size * 3
 
     def __getitem__(self, index: int) -> RGB:
@@ -154,52 +130,24 @@ class Pixels:
         try:
             return resize_image(self._records.decode(row), self._size)
         except DataError as error:
-            raise DataError(f"{self._records.frame['path'].iloc[row]} can't be read any more: {error}") from error
+            raise DataError(f"{self._records.frame['path'].iloc[row]} could no longer be read: {error}") from error
 
 
 @dataclass(frozen=True)
 class LabelledPixels:
-    """Pictures with their labels."""
+    """Images with their labels."""
 
     pixels: Pixels
     labels: Labels
 
 
-def choose_workers(workers: int | None) -> int:
-    """Return the number of loader processes; None chooses one per spare core, at most 8.
-
-    Processes that don't share memory by fork would copy all pictures: there the answer is 0.
-    """
-    if workers is not None:
-        return workers
-    # Processes of one training on this machine share its cores.
-    cores = count_cores() // read_local_rank()[1]
-    return min(max(cores - 1, 0), 8) if _can_fork() else 0
+def fits_in_memory(count: int, size: int) -> bool:
+    """Return whether ``count`` square RGB images fit in the share of the free memory reserved for them."""
+    return count * size * size * 3 < measure_free_memory() * _MEMORY_SHARE
 
 
-def limit_workers(workers: int, batch_bytes: int, shared: Path = _SHARED_MEMORY) -> int:
-    """Return how many of ``workers`` loader processes the shared memory has room for.
-
-    Each has two batches there that are ready or in the making; two more are with the training: the one that just came,
-    and the one before it, which is let go only then. Docker gives 64 MB. A loader that finds no room is killed by the
-    system, or waits for ever.
-    """
-    if sys.platform != "linux" or not workers:
-        return workers
-    try:
-        free = shutil.disk_usage(shared).free if os.access(shared, os.W_OK) else 0
-    except OSError:
-        free = 0
-    room = free // (-(-batch_bytes // mmap.PAGESIZE) * mmap.PAGESIZE) - _TAKEN
-    return max(0, min(workers, room // _PREFETCHED))
-
-
-def _can_fork() -> bool:
-    return sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
-
-
-class TrainBatches:
-    """Augmented pictures in an order drawn anew for each epoch."""
+class TrainBatches(ShuffledFaces):
+    """Augmented images for training, prepared by worker processes."""
 
     def __init__(
         self,
@@ -211,119 +159,209 @@ class TrainBatches:
         weights: NDArray[np.float64] | None = None,
         dist: DistContext = SINGLE_PROCESS,
     ) -> None:
-        self._dist = dist
-        self.labels = data.labels
-        self._weights = np.ones(len(data.labels)) if weights is None else weights
-        self._dataset = _AugmentedFaces(data, augmentation, seed)
-        self._batch_size = limit_batch_size(batch_size, len(data.pixels))
-        self._seed = seed
-        self._workers = limit_workers(workers, self._batch_size * data.pixels.bytes_each)
-        self.wanted_workers = workers
+        """As :class:`ShuffledFaces`; ``workers`` is the number of worker processes, 0 for none.
 
-    @property
-    def workers(self) -> int:
-        """The number of loader processes: as many as were wanted, as far as shared memory has room for them."""
-        return self._workers
-
-    def __len__(self) -> int:
-        return len(self._dataset) // self._batch_size
+        :attr:`workers` is smaller if the shared memory has no room for all of them.
+        """
+        super().__init__(data.labels, batch_size, seed, weights, dist)
+        self._images = _AugmentedImages(data.pixels, augmentation, seed)
+        self.workers = limit_workers(workers, self._batch_size * data.pixels.bytes_each)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield an epoch's batches; a last one that isn't full is left out."""
-        size, dist = self._batch_size, self._dist
-        parts = list(iter_batches(self.labels, self._weights, size, self._seed, epoch, start, dist))
+        """Yield the batches of an epoch, beginning with batch ``start``; an incomplete last batch is dropped."""
+        drawn = list(self.draw_batches(self.draw_epoch(epoch), start))
+        addresses = [
+            [(epoch, int(position), int(row)) for position, row in zip(batch.positions, batch.rows, strict=True)]
+            for batch in drawn
+        ]
         loader: DataLoader[Any] = DataLoader(
-            self._dataset,
-            batch_sampler=[[(epoch, int(index)) for index in part] for part, _ in parts],
-            num_workers=self._workers,
-            # Forked, loaders share the decoded pictures; started anew (Python 3.14's default) each would copy them.
-            multiprocessing_context="fork" if self._workers and _can_fork() else None,
-            timeout=_PATIENCE if self._workers else 0,
-            collate_fn=_collate_samples,
+            self._images,
+            batch_sampler=addresses,
+            num_workers=self.workers,
+            # Forked workers share the decoded images; with Python 3.14's default each would copy them.
+            multiprocessing_context="fork" if self.workers and _can_fork() else None,
+            timeout=_WORKER_TIMEOUT if self.workers else 0,
+            collate_fn=stack_images,
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=_ignore_interrupts,
         )
         with explain_loader_errors():
-            for (images, indices), (_, whole) in zip(loader, parts, strict=True):
-                yield Batch([images], make_targets(self.labels.pick(indices)), whole)
+            for images, batch in zip(loader, drawn, strict=True):
+                yield Batch([images], make_targets(self.labels.pick(batch.rows)), batch.shared)
 
-    def measure_rate(self) -> float:
-        """Augment a batch in this process and return the rate, times the number of loaders."""
-        count = min(self._batch_size, len(self._dataset))
-        started = time.perf_counter()
-        for index in range(count):
-            self._dataset[0, index]
-        return count * max(self._workers, 1) / (time.perf_counter() - started)
+
+class _AugmentedImages(Dataset[RGB]):
+    """Augmented images, addressed by (epoch, position in the epoch, row), so that workers need no state.
+
+    The position decides the augmentation: a face that is drawn twice in an epoch is augmented in two ways.
+    """
+
+    def __init__(self, pixels: Pixels, augmentation: Augmentation, seed: int) -> None:
+        self._pixels = pixels
+        self._augmentation = augmentation
+        self._seed = seed
+
+    def __getitem__(self, address: tuple[int, int, int]) -> RGB:
+        epoch, position, row = address
+        return self._augmentation(self._pixels[row], (self._seed, epoch, position))
 
 
 class EvalBatches(OrderedFaces):
-    """Plain pictures in their own order, each with its mirrored view."""
+    """Images in the order of the data, each with its mirror image."""
 
     def __init__(self, data: LabelledPixels, batch_size: int = EVAL_BATCH_SIZE) -> None:
         super().__init__(data.labels, batch_size)
         self._pixels = data.pixels
 
     def make_batch(self, first: int, stop: int) -> Batch:
-        """Return some of the faces."""
+        """Return the plain and the mirrored images from ``first`` to ``stop`` (excluded)."""
         images = [self._pixels[index] for index in range(first, stop)]
         return Batch(make_views(images), make_targets(self.labels.pick(slice(first, stop))))
 
 
-_Sample = tuple[RGB, int]
+class Augmentation:
+    """A random augmentation; the same seed gives the same result in any process."""
+
+    def __init__(self, compose: albumentations.Compose, size: int) -> None:
+        self._compose = compose
+        self._size = size
+
+    def __call__(self, image: RGB, seed: tuple[int, ...]) -> RGB:
+        """Return an augmented RGB image (size, size, 3).
+
+        Raises:
+            PluginError: the backbone's own augmentation returns another shape or type.
+        """
+        rng = np.random.default_rng(seed)
+        self._compose.set_random_state(rng, random.Random(int(rng.integers(2**32))))
+        augmented = self._compose(image=resize_image(image, self._size))["image"]
+        expected = (self._size, self._size, 3)
+        if augmented.shape != expected or augmented.dtype != np.uint8:
+            raise PluginError(
+                f"the backbone's augmentation returns {augmented.dtype} {augmented.shape}, not uint8 {expected}"
+            )
+        return np.ascontiguousarray(augmented)
+
+    def __str__(self) -> str:
+        return json.dumps(self._compose.to_dict(), sort_keys=True, default=str)
 
 
-class _AugmentedFaces(Dataset[_Sample]):
-    """Augmented pictures, addressed by (epoch, index), so that worker processes need no state."""
+def build_train_augmentation(
+    spec: InputSpec, own: albumentations.Compose | None = None, ranges: AugmentationRanges = AUGMENTATION
+) -> Augmentation:
+    """Return the augmentation for training: the backbone's own one if it has one, otherwise agegen's."""
+    a = import_albumentations()
+    if own is not None:
+        return Augmentation(own, spec.size)
+    damage = [
+        a.GaussianBlur(ranges.blur_kernel, ranges.blur_sigma),
+        a.Downscale(ranges.resolution),
+        a.ImageCompression("jpeg", ranges.jpeg_quality),
+    ]
+    steps = [
+        a.HorizontalFlip(p=ranges.p_mirror),
+        _make_affine(a, ranges.shift, ranges.degrees, ranges.scale, ranges.p_affine),
+        a.RandomBrightnessContrast(ranges.brightness, ranges.contrast, p=ranges.p_light),
+        a.HueSaturationValue(ranges.hue, ranges.saturation, ranges.value, p=ranges.p_colour),
+        a.ToGray(p=ranges.p_grey),
+        a.OneOf(damage, p=ranges.p_damage),
+        a.CoarseDropout(ranges.holes, ranges.hole_side, ranges.hole_side, fill=0, p=ranges.p_holes),
+    ]
+    return Augmentation(a.Compose(steps), spec.size)
 
-    def __init__(self, data: LabelledPixels, augmentation: Augmentation, seed: int) -> None:
-        self._data = data
-        self._augmentation = augmentation
-        self._seed = seed
 
-    def __len__(self) -> int:
-        return len(self._data.pixels)
+def build_view_augmentation(spec: InputSpec, own: albumentations.Compose | None = None) -> Augmentation:
+    """Return the augmentation for the fixed views of a frozen backbone: its own one, otherwise a mild one.
 
-    def __getitem__(self, address: tuple[int, int]) -> _Sample:
-        epoch, index = address
-        image = self._augmentation(self._data.pixels[index], (self._seed, epoch, index))
-        return image, index
+    Cached features depend on it: after a change, raise ``CODE_VERSION`` in :mod:`agegen.batches.features`.
+    """
+    a = import_albumentations()
+    if own is not None:
+        return Augmentation(own, spec.size)
+    steps = [
+        _make_affine(a, shift=0.04, degrees=8, scale=0.08, p=1.0),
+        a.RandomBrightnessContrast(0.15, 0.15, p=0.5),
+    ]
+    return Augmentation(a.Compose(steps), spec.size)
 
 
-def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 - DataLoader gives the worker's number
-    """Leave Ctrl-C, which a terminal sends to every process, to the main one: it finishes the batch first."""
+def import_albumentations() -> Any:
+    """Import albumentations, and keep OpenCV from starting threads in each worker."""
+    import albumentations
+    import cv2
+
+    cv2.setNumThreads(0)
+    return albumentations
+
+
+def _make_affine(a: Any, shift: float, degrees: float, scale: float, p: float) -> Any:
+    import cv2
+
+    return a.Affine(
+        scale=(1 - scale, 1 + scale),
+        translate_percent=(-shift, shift),
+        rotate=(-degrees, degrees),
+        border_mode=cv2.BORDER_REFLECT_101,
+        p=p,
+    )
+
+
+def choose_workers(workers: int | None) -> int:
+    """Return the number of worker processes: ``workers`` if given, otherwise one per spare core, at most 8.
+
+    On systems without fork each worker would copy all images; there the default is 0.
+    """
+    if workers is not None:
+        return workers
+    # The processes of a distributed training on this machine share its cores.
+    cores = count_cores() // read_local_rank()[1]
+    return min(max(cores - 1, 0), _MAX_WORKERS) if _can_fork() else 0
+
+
+def limit_workers(workers: int, batch_bytes: int, shared: Path = _SHARED_MEMORY) -> int:
+    """Return for how many of ``workers`` processes the shared memory has room, where they put their batches.
+
+    Docker gives a container 64 MB. Without this limit, the system would kill a worker that finds no room, or the
+    worker would wait forever.
+    """
+    if sys.platform != "linux" or not workers:
+        return workers
+    try:
+        free = shutil.disk_usage(shared).free if os.access(shared, os.W_OK) else 0
+    except OSError:
+        free = 0
+    room = free // (-(-batch_bytes // mmap.PAGESIZE) * mmap.PAGESIZE) - _HELD
+    return max(0, min(workers, room // _PREFETCHED))
+
+
+def _can_fork() -> bool:
+    return sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
+
+
+def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 - DataLoader passes the worker's number
+    """Ignore Ctrl-C, which a terminal sends to every process: the main process finishes the batch first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The main process may have a way of its own to end, which isn't this one's.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
 def explain_loader_errors() -> Iterator[None]:
-    """Tell in one line of a loader that was killed or stands still.
+    """Turn PyTorch's errors for a worker that was killed or hangs into one line.
 
-    PyTorch looks for killed ones in a signal handler: the error comes up wherever the main thread is just then.
+    PyTorch notices killed workers in a signal handler, so the error occurs wherever the main thread happens to be.
 
     Raises:
-        AgegenError: a loader is gone, or late.
+        AgegenError: a worker was killed, or sent nothing for too long.
     """
     try:
         yield
     except RuntimeError as error:
         text = str(error)
         if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
-            cause = "a loader process was killed, probably for want of memory"
+            cause = "a worker process was killed, probably because the machine is out of memory"
         elif "DataLoader timed out" in text:
-            cause = f"the loader processes gave nothing for {_PATIENCE} seconds"
+            cause = f"the worker processes sent no batch for {_WORKER_TIMEOUT} seconds"
         else:
             raise
-        said = f"{cause}; go on with `agegen train --resume RUN --workers 0`, or with fewer workers"
-        raise AgegenError(said) from error
-
-
-def _collate_samples(samples: list[_Sample]) -> tuple[Tensor, NDArray[np.int64]]:
-    images, indices = zip(*samples, strict=True)
-    return stack_images(list(images)), np.array(indices)
-
-
-def fits_in_memory(count: int, size: int) -> bool:
-    """Return whether ``count`` square pictures take at most half of the memory that is free."""
-    return count * size * size * 3 < measure_free_memory() // 2
+        raise AgegenError(
+            f"{cause}; resume with `agegen train --resume RUN --workers 0`, or with fewer workers"
+        ) from error

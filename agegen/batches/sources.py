@@ -1,4 +1,4 @@
-"""Where a model's batches come from: pictures for trainable backbones, cached features for frozen ones."""
+"""The batches of a model: images for a backbone that is trained, cached features for a frozen one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agegen.backbone import Backbone
-from agegen.batches.batch import EvalSource, TrainSource, compute_age_weights
+from agegen.batches.batch import BatchSource, EvalSource, compute_age_weights
 from agegen.batches.cache_folder import choose_cache_dir
 from agegen.batches.device import DeviceBatches, DeviceEvalBatches, fits_on_device, has_kornia
 from agegen.batches.features import EvalFeatures, FeatureCache, LabelledFeatures, TrainFeatures
@@ -23,7 +23,7 @@ from agegen.batches.images import (
     choose_workers,
     fits_in_memory,
 )
-from agegen.data.labels import Labels, SoftLabels
+from agegen.data.labels import SPLITS, Labels, SoftLabels
 from agegen.data.records import SOURCE_COLUMN, FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.distributed import SINGLE_PROCESS, DistContext
@@ -37,7 +37,7 @@ EVAL_VIEWS = 2
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How batches are made, and by which ``team``; ``views`` and ``cache_dir`` concern frozen backbones alone."""
+    """How to make batches; ``views`` and ``cache_dir`` concern frozen backbones only."""
 
     compute: Compute
     batch_size: int
@@ -52,20 +52,23 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class TrainSources:
-    """What to train and on what: the whole model on pictures, or the heads on features.
+    """The network to train (the whole model on images, or its heads on features) and the batches of each split.
 
-    ``feature_seconds`` is what computing the cached features took, once; 0 where there are none.
+    Attributes:
+        feature_seconds: the time it took to compute the cached features, in this run or an earlier one; 0 for images.
+        notices: for the user.
     """
 
     network: nn.Module
-    train: TrainSource
+    train: BatchSource
     val: EvalSource
     test: EvalSource
     feature_seconds: float = 0.0
+    notices: tuple[str, ...] = ()
 
 
 def scan_for(backbone: Backbone, records: FaceRecords, on_progress: ProgressHook = ignore_progress) -> Scan:
-    """Scan the pictures, keeping their pixels where the backbone reads them each epoch and they fit."""
+    """Scan the images; keeps their pixels if the backbone reads them in each epoch and they fit in memory."""
     size = backbone.input_spec.size
     keep = not backbone.frozen and fits_in_memory(len(records), size)
     return scan_images(records, size if keep else None, on_progress)
@@ -79,64 +82,95 @@ def make_train_sources(
     on_progress: ProgressHook = ignore_progress,
     soft: SoftLabels | None = None,
 ) -> TrainSources:
-    """Return the batches of each split; ``splits`` (N,) names the split of each scanned picture.
+    """Return the batches of each split.
 
-    ``soft``: what teachers estimate of the N pictures; it is learnt from, never validated or tested with.
+    Args:
+        model: on whose images or features to train.
+        scan: of N images.
+        splits: the name of the split of each image (N,).
+        options: how to make batches.
+        on_progress: called while features are extracted.
+        soft: soft labels of the N images; used in training only.
     """
-    parts = {name: np.flatnonzero(splits == name) for name in ("train", "val", "test")}
-    weights = weigh_faces(scan, parts["train"], options.age_balance)
+    rows = {name: np.flatnonzero(splits == name) for name in SPLITS}
+    weights = weigh_faces(scan, rows["train"], options.age_balance)
     if model.backbone.frozen:
-        table = _extract(model, scan, options, on_progress)
-        features = {name: _pick_features(table, rows) for name, rows in parts.items()}
-        taught = replace(features["train"], labels=_teach(features["train"].labels, parts["train"], soft))
-        return TrainSources(
-            model.heads,
-            TrainFeatures(taught, options.batch_size, options.seed, weights, options.dist),
-            EvalFeatures(features["val"]),
-            EvalFeatures(features["test"]),
-            table.table.seconds,
-        )
-    pixels = {name: _pick_pixels(model, scan, rows) for name, rows in parts.items()}
-    taught_pixels = replace(pixels["train"], labels=_teach(pixels["train"].labels, parts["train"], soft))
-    test = EvalBatches(pixels["test"])
-    if augments_on_device(model, options, len(parts["train"])):
-        device = options.compute.device
-        batches = DeviceBatches(taught_pixels, device, options.batch_size, options.seed, weights, options.dist)
-        # Each epoch validates; the test part is read once, and may stay where it is.
-        return TrainSources(model, batches, DeviceEvalBatches(pixels["val"], device), test)
-    train = TrainBatches(
-        taught_pixels,
-        build_train_augmentation(model.backbone.input_spec, model.backbone.make_augmentation()),
-        options.batch_size,
-        options.seed,
-        choose_workers(options.workers),
-        weights,
-        options.dist,
+        features = _extract(model, scan, options, on_progress)
+        return _make_feature_sources(model, features, rows, weights, options, soft)
+    return _make_image_sources(model, scan, rows, weights, options, soft)
+
+
+def _make_feature_sources(
+    model: AgeGenderModel,
+    features: LabelledFeatures,
+    rows: dict[str, NDArray[np.int64]],
+    weights: NDArray[np.float64],
+    options: SourceOptions,
+    soft: SoftLabels | None,
+) -> TrainSources:
+    train, val, test = (_pick_features(features, rows[name]) for name in SPLITS)
+    train = replace(train, labels=_add_soft_labels(train.labels, rows["train"], soft))
+    return TrainSources(
+        network=model.heads,
+        train=TrainFeatures(train, options.batch_size, options.seed, weights, options.dist),
+        val=EvalFeatures(val),
+        test=EvalFeatures(test),
+        feature_seconds=features.table.seconds,
     )
-    return TrainSources(model, train, EvalBatches(pixels["val"]), test)
 
 
-def augments_on_device(model: AgeGenderModel, options: SourceOptions, faces: int) -> bool:
-    """Return whether pictures are augmented on the device that trains: where asked for, or on a GPU that has room.
+def _make_image_sources(
+    model: AgeGenderModel,
+    scan: Scan,
+    rows: dict[str, NDArray[np.int64]],
+    weights: NDArray[np.float64],
+    options: SourceOptions,
+    soft: SoftLabels | None,
+) -> TrainSources:
+    train, val, test = (_pick_pixels(model, scan, rows[name]) for name in SPLITS)
+    train = replace(train, labels=_add_soft_labels(train.labels, rows["train"], soft))
+    if augments_on_device(model.backbone, options.augment, options.compute, len(rows["train"])):
+        device = options.compute.device
+        return TrainSources(
+            network=model,
+            train=DeviceBatches(train, device, options.batch_size, options.seed, weights, options.dist),
+            # Validation reads its images in each epoch; the test images are read once and need not be on the device.
+            val=DeviceEvalBatches(val, device),
+            test=EvalBatches(test),
+            notices=("images are stored and augmented in the memory of the training device",),
+        )
+    workers = choose_workers(options.workers)
+    augmentation = build_train_augmentation(model.backbone.input_spec, model.backbone.make_augmentation())
+    batches = TrainBatches(train, augmentation, options.batch_size, options.seed, workers, weights, options.dist)
+    return TrainSources(model, batches, EvalBatches(val), EvalBatches(test), notices=_list_limits(batches, workers))
+
+
+def _list_limits(batches: TrainBatches, workers: int) -> tuple[str, ...]:
+    """Return a notice if there are fewer worker processes than requested."""
+    if batches.workers == workers:
+        return ()
+    return (
+        f"shared memory (/dev/shm) has room for {batches.workers} of {workers} worker processes; for more, enlarge it "
+        "(docker run --shm-size) or choose a smaller --batch-size",
+    )
+
+
+def augments_on_device(backbone: Backbone, augment: str, compute: Compute, faces: int) -> bool:
+    """Return whether to augment images on the training device: if requested, or on a GPU that has room for them.
 
     Raises:
-        AgegenError: it is asked for, and the backbone has an augmentation of its own.
+        AgegenError: it was requested, but the backbone has its own augmentation.
     """
-    own = model.backbone.make_augmentation() is not None
-    if options.augment == "device":
-        if own:
-            raise AgegenError("--augment device: this backbone brings its own augmentation, which runs in loaders")
-        return True
-    fits = fits_on_device(faces, model.backbone.input_spec.size, options.compute.device)
-    return options.augment == "auto" and fits and not own and has_kornia()
-
-
-def _teach(labels: Labels, rows: NDArray[np.int64], soft: SoftLabels | None) -> Labels:
-    return labels if soft is None else replace(labels, soft=soft.pick(rows))
+    own = backbone.make_augmentation() is not None
+    if augment == "device" and own:
+        raise AgegenError("--augment device: this backbone has its own augmentation; use --augment loaders")
+    if augment == "auto":
+        return fits_on_device(faces, backbone.input_spec.size, compute.device) and not own and has_kornia()
+    return augment == "device"
 
 
 def weigh_faces(scan: Scan, rows: NDArray[np.int64], age_balance: float) -> NDArray[np.float64]:
-    """Return how often each face of some rows should come in an epoch, (N,), mean 1: by its age, and by its source."""
+    """Return how often to draw each face of some rows in an epoch, (N,) with mean 1, by its age and its dataset."""
     weights = compute_age_weights(scan.records.labels.pick(rows), age_balance)
     if scan.records.weights:
         names = scan.records.frame[SOURCE_COLUMN].iloc[rows]
@@ -151,29 +185,32 @@ def make_eval_source(
     options: SourceOptions,
     on_progress: ProgressHook = ignore_progress,
 ) -> tuple[nn.Module, EvalSource]:
-    """Return the network to run and its batches over the pictures ``chosen`` (N,) of a scan."""
-    if model.backbone.frozen:
-        if _open_cache(model, scan, options).has_views(max(options.views, EVAL_VIEWS)):
-            table = _pick_features(_extract(model, scan, options, on_progress), np.flatnonzero(chosen))
-        else:
-            # Where no training has left the features of all, those of the others are not needed.
-            table = _extract(model, scan.select(chosen), options, on_progress)
-        return model.heads, EvalFeatures(table)
-    return model, EvalBatches(_pick_pixels(model, scan, np.flatnonzero(chosen)))
+    """Return the network to evaluate and its batches over the images ``chosen`` (N,) of a scan."""
+    rows = np.flatnonzero(chosen)
+    if not model.backbone.frozen:
+        return model, EvalBatches(_pick_pixels(model, scan, rows))
+    if _open_cache(model, scan, options).has_views(max(options.views, EVAL_VIEWS)):
+        return model.heads, EvalFeatures(_pick_features(_extract(model, scan, options, on_progress), rows))
+    # No training has cached the features of all images, so only those of the chosen ones are computed.
+    return model.heads, EvalFeatures(_extract(model, scan.select(chosen), options, on_progress))
 
 
 def choose_network(model: AgeGenderModel) -> nn.Module:
-    """Return what runs on a model's batches: its heads where these are cached features, else all of it."""
+    """Return the part of a model that runs on its batches: the heads of a frozen backbone, otherwise all of it."""
     return model.heads if model.backbone.frozen else model
 
 
 def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
-    """Return a whole model around trained heads; a network that is a whole model comes back as it is."""
+    """Return trained heads as a whole model with the backbone of ``model``; a whole model is returned as it is."""
     if isinstance(network, AgeGenderModel):
         return network
     shell = AgeGenderModel(model.backbone, model.head_config)
     shell.heads.load_state_dict(network.state_dict())
     return shell
+
+
+def _add_soft_labels(labels: Labels, rows: NDArray[np.int64], soft: SoftLabels | None) -> Labels:
+    return labels if soft is None else replace(labels, soft=soft.pick(rows))
 
 
 def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progress: ProgressHook) -> LabelledFeatures:
@@ -186,7 +223,7 @@ def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progr
 
 def _open_cache(model: AgeGenderModel, scan: Scan, options: SourceOptions) -> FeatureCache:
     root = choose_cache_dir(options.cache_dir)
-    return FeatureCache(root, model, scan.sha256, options.compute, scan.records.describe_cut())
+    return FeatureCache(root, model, scan.sha256, options.compute, scan.records.describe_crop())
 
 
 def _pick_features(data: LabelledFeatures, rows: NDArray[np.int64]) -> LabelledFeatures:

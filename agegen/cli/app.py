@@ -43,7 +43,8 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except AgegenError as error:
-            if not is_reported_elsewhere(error):
+            # Of the processes of a distributed training, the first on each machine reports the error.
+            if read_local_rank()[0] == 0:
                 make_notice_console(always=True).print(f"error: {error}", style="red", soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
@@ -119,12 +120,6 @@ def make_notice_console(always: bool = False) -> Console:
     """
     _replace_unprintable(sys.stderr)
     return Console(stderr=True, quiet=read_rank() > 0 and not always, **_LITERALLY)
-
-
-def is_reported_elsewhere(error: AgegenError) -> bool:
-    """Return whether another process of a distributed training reports the same error: one per machine does."""
-    told: bool | None = getattr(error, "told", None)
-    return read_local_rank()[0] > 0 if told is None else told
 
 
 def _replace_unprintable(stream: Any) -> None:

@@ -70,8 +70,8 @@ class PredictDisplay:
     def _show_start(self, start: PredictStart) -> None:
         self._start, self._started = start, time.monotonic()
         notices = []
-        if start.passed:
-            notices.append(start.passed)
+        if start.ignored:
+            notices.append(start.ignored)
         if start.skipped:
             notices.append(f"{start.skipped:,} files already processed")
         if not start.calibrated:

@@ -14,7 +14,7 @@ from agegen.evaluate.metrics import Floats
 from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.network import AgeGenderModel, count_parameters, run_views
-from agegen.runs import RunFolder, count_seconds
+from agegen.runs import RunFolder, compute_training_seconds
 
 # After convergence, the validation losses of neighbouring epochs still differ by about as much.
 CONVERGED_WITHIN = 0.02
@@ -76,7 +76,7 @@ def _measure_run(run: RunFolder, name: str, device: str, on_progress: ProgressHo
         epochs=len(epochs),
         settled_epoch=converged,
         settled_minutes=round(float(epochs["seconds"].iloc[converged - 1]) / 60, 2),
-        minutes=round(count_seconds(record) / 60, 2),
+        minutes=round(compute_training_seconds(record) / 60, 2),
         feature_minutes=round(float(record["seconds"].get("features", 0.0)) / 60, 2),
         images_per_second=speed,
     )

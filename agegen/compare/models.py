@@ -9,8 +9,8 @@ from pathlib import Path
 from agegen.errors import AgegenError
 from agegen.evaluate.study import is_study, list_seed_runs
 from agegen.model.metadata import read_info
-from agegen.model.weights import fetch_hub_run, find_weights, is_hub_run, parse_shipped
-from agegen.runs import RunFolder, list_finished_runs, open_run, stands_alone
+from agegen.model.weights import fetch_hub_run, find_weights, is_hub_run, parse_weights_name
+from agegen.runs import RunFolder, is_standalone_file, list_finished_runs, open_run
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def _open_model(given: str) -> ComparedModel:
     path = Path(given)
     if is_study(path):
         return ComparedModel(given, _open_seeds(path))
-    if bundled := parse_shipped(given):
+    if bundled := parse_weights_name(given):
         return ComparedModel(given, (ComparedRun(find_weights(*bundled)),))
-    if stands_alone(path):
+    if is_standalone_file(path):
         read_info(path)
         return ComparedModel(given, (ComparedRun(path),))
     return ComparedModel(given, (_take_run(open_run(path)),))

@@ -1,4 +1,4 @@
-"""Drawn faces whose proportions, hair and wrinkles carry age and gender: a data set with no download."""
+"""The demo dataset: drawn faces whose proportions, hair and wrinkles depend on age and gender; needs no download."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from agegen.data.images import RGB
 from agegen.data.labels import MAX_AGE
 from agegen.data.records import FaceRecords
 
-# Enough to learn drawn faces from within a minute.
+# Enough faces for a training to succeed, within a minute.
 DEMO_COUNT = 480
+# Side of a drawing in pixels; all other lengths in this module are for this size.
 _SIZE = 128
+# Colors are RGB.
 _SKINS = ((255, 224, 196), (240, 194, 160), (198, 140, 104), (141, 93, 62), (92, 60, 42))
 _HAIRS = ((32, 24, 20), (84, 52, 28), (150, 96, 44), (206, 170, 108))
 
@@ -21,12 +23,15 @@ _Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class DrawnStore:
-    """Drawn pictures, encoded as PNG when they are read."""
+    """Drawn faces, which are drawn and encoded as PNG each time they are read.
+
+    ``people``: age in years, whether female, and random seed of each face.
+    """
 
     people: tuple[tuple[float, bool, int], ...]
 
     def read(self, row: int) -> bytes:
-        """Draw and encode the face of a row."""
+        """Return the drawn face of a row, as PNG."""
         import cv2
 
         age, female, seed = self.people[row]
@@ -35,7 +40,7 @@ class DrawnStore:
 
 
 def draw_records(count: int = DEMO_COUNT) -> FaceRecords:
-    """Return ``count`` drawn faces, the same each time, ages 0–100, both genders alike."""
+    """Return ``count`` drawn faces with ages of 0–100, half of them female; they are the same each time."""
     import pandas as pd
 
     rng = np.random.default_rng(2026)
@@ -54,10 +59,10 @@ def draw_records(count: int = DEMO_COUNT) -> FaceRecords:
 
 
 def draw_face(age: float, female: bool, rng: np.random.Generator) -> RGB:
-    """Draw a face (128, 128, 3), RGB.
+    """Return a drawn face (128, 128, 3), RGB.
 
-    Children have round heads with low, large eyes; hair turns grey and thins with age, wrinkles
-    deepen; women have longer hair and fuller lips, men broader jaws, thicker brows and stubble.
+    Children have round heads with large, low eyes. With age hair becomes gray and thin, and wrinkles increase. Women
+    have longer hair and fuller lips; men have broader jaws, thicker eyebrows and stubble.
     """
     import cv2
 
@@ -179,24 +184,24 @@ def _draw_stubble(
 
 
 def _photograph(canvas: RGB, rng: np.random.Generator) -> RGB:
-    """Turn, light and grain the drawing, so that no two pictures are near-duplicates."""
+    """Rotate the drawing and add lighting and noise, so that no two images are near-duplicates."""
     import cv2
 
-    turn = cv2.getRotationMatrix2D((64, 64), float(rng.uniform(-12, 12)), float(rng.uniform(0.9, 1.1)))
-    turned = cv2.warpAffine(canvas, turn, (_SIZE, _SIZE), borderMode=cv2.BORDER_REFLECT_101)
+    rotation = cv2.getRotationMatrix2D((64, 64), float(rng.uniform(-12, 12)), float(rng.uniform(0.9, 1.1)))
+    rotated = cv2.warpAffine(canvas, rotation, (_SIZE, _SIZE), borderMode=cv2.BORDER_REFLECT_101)
     slope = np.linspace(-1, 1, _SIZE)[None, :, None] * rng.uniform(-0.3, 0.3)
-    lit = turned * (rng.uniform(0.8, 1.15) + slope) + rng.normal(0, 6, turned.shape)
+    lit = rotated * (rng.uniform(0.8, 1.15) + slope) + rng.normal(0, 6, rotated.shape)
     return np.ascontiguousarray(lit.clip(0, 255).astype(np.uint8))
 
 
 def _pick_hair(age: float, rng: np.random.Generator) -> _Color:
-    grey = float(np.clip((age - 38 + rng.normal(0, 5)) / 35, 0, 1))
-    color = np.array(_HAIRS[rng.integers(len(_HAIRS))]) * (1 - grey) + np.array((214, 214, 218)) * grey
+    gray = float(np.clip((age - 38 + rng.normal(0, 5)) / 35, 0, 1))
+    color = np.array(_HAIRS[rng.integers(len(_HAIRS))]) * (1 - gray) + np.array((214, 214, 218)) * gray
     return _vary((int(color[0]), int(color[1]), int(color[2])), 8, rng)
 
 
-def _vary(color: _Color, spread: float, rng: np.random.Generator) -> _Color:
-    red, green, blue = (np.array(color) + rng.normal(0, spread)).clip(0, 255).astype(int).tolist()
+def _vary(color: _Color, std: float, rng: np.random.Generator) -> _Color:
+    red, green, blue = (np.array(color) + rng.normal(0, std)).clip(0, 255).astype(int).tolist()
     return red, green, blue
 
 

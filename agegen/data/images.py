@@ -1,4 +1,4 @@
-"""Decoding pictures to RGB arrays, whatever their format, mode and orientation."""
+"""Images: find, read and decode them to RGB arrays, whatever their format, mode, color profile and orientation."""
 
 from __future__ import annotations
 
@@ -16,56 +16,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from agegen.errors import DataError
 
-# A camera, a phone and a scanner or two: folders have few profiles.
-_KEPT = 16
-
-
-def bring_to_srgb(picture: Image.Image) -> Image.Image:
-    """Return a picture with a profile (Display P3, Adobe RGB, a press's inks) as RGB in sRGB, others as they are.
-
-    A damaged profile is none.
-    """
-    profile = picture.info.get("icc_profile")
-    if not profile or picture.mode not in ("RGB", "CMYK"):
-        return picture
-    transform = _build_transform(profile, picture.mode)
-    if transform is None:
-        return picture
-    converted: Image.Image = transform.apply(picture)
-    # What follows must not convert it once more.
-    converted.info = {name: value for name, value in picture.info.items() if name != "icc_profile"}
-    return converted
-
-
-def has_plain_inks(picture: Image.Image) -> bool:
-    """Return whether a JPEG in inks counts ink as ink: Adobe's count white, and Pillow takes all for Adobe's."""
-    return picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
-
-
-def invert_inks(picture: Image.Image) -> Image.Image:
-    """Return a picture with the opposite of each value."""
-    inverted = ImageChops.invert(picture)
-    inverted.info = dict(picture.info)
-    return inverted
-
-
-@lru_cache(_KEPT)
-def _build_transform(profile: bytes, mode: str) -> Any:
-    """Return what brings a picture to sRGB, None where it is there already, or nothing can be known."""
-    from PIL import ImageCms
-
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        name = ImageCms.getProfileDescription(source)
-        if mode == "RGB" and "srgb" in name.lower():
-            return None
-        # Without its memory of the last pixel a transform serves several threads.
-        return ImageCms.buildTransform(
-            source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags.NOCACHE
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return None
-
+RGB = NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -73,119 +24,105 @@ IMAGE_SUFFIXES = frozenset(
         *(".avif", ".jp2", ".j2k", ".heic", ".heif", ".jxl"),
     }
 )
-# How files of iPhones begin, from the fifth byte on; Pillow reads them where pillow-heif is installed.
+# Bytes 5 to 12 of HEIC files, as iPhones write them; Pillow reads them with pillow-heif.
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
-_BOXED = (*_HEIF_BRANDS, b"ftypavif", b"ftypavis")
-# JPEG XL, bare and in a container; Pillow reads it where pillow-jxl-plugin is installed.
-_JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
-# TIFF, little and big end first, and BigTIFF.
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_STARTS = (
+_ISO_BRANDS = (*_HEIF_BRANDS, b"ftypavif", b"ftypavis")
+# JPEG XL, bare and in a container; Pillow reads it with pillow-jxl-plugin.
+_JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
+# TIFF in little and big endian, and BigTIFF.
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SIGNATURES = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
-    *_TIFF_STARTS,
-    *_JXL_STARTS,
+    *_TIFF_SIGNATURES,
+    *_JXL_SIGNATURES,
 )
-# Thumbnails of a NAS (Synology), and a Mac's copies of metadata in archives.
+# Folders of thumbnails on a Synology NAS, and of metadata in archives from a Mac.
 _SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
-# A hundred megapixels is the largest photograph that people have; more is taken for a bomb.
+# Cameras reach about a hundred megapixels; larger images are treated as decompression bombs.
 MAX_PIXELS = 110_000_000
-# An uncompressed photograph of that size with 16 bits a channel; larger files would only fill the memory.
+# The size of an uncompressed image with that many pixels and 16 bits per channel. Larger files would only fill memory.
 MAX_BYTES = 6 * MAX_PIXELS + (1 << 20)
+# Color transforms to keep: the images in a folder usually come from a few devices, each with one profile.
+_CACHED_TRANSFORMS = 16
 
-# Pillow warns of large pictures and odd metadata. Its messages alone are kept still, once and not around each decoding:
-# filters are the process's, and threads that change them leave each other's behind.
+# Pillow warns about large images and unusual metadata. The filter is set once rather than around each call: filters
+# belong to the process, so threads that change them at the same time would overwrite each other's.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-RGB = NDArray[np.uint8]
-
-
-def is_image_name(path: Path) -> bool:
-    """Return whether the name ends as a picture's does."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def looks_like_image(start: bytes) -> bool:
-    """Return whether a file that begins so (16 bytes are enough) is a picture of a known format."""
-    return start.startswith(_STARTS) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP") or start[4:12] in _BOXED
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the pictures in a folder and all folders in it, sorted; what systems put there besides is passed over."""
+    """Return the images in a folder and its subfolders, sorted; hidden files and system folders are skipped."""
     found = (path for path in folder.rglob("*") if is_image_name(path))
     return sorted(path for path in found if not is_hidden(path.relative_to(folder)))
 
 
+def is_image_name(path: Path) -> bool:
+    """Return whether a file name has the suffix of an image format."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
 def is_hidden(path: Path) -> bool:
-    """Return whether a path leads through a hidden name, or to what a Mac or a NAS leaves beside pictures."""
+    """Return whether a part of a path is hidden, or a system folder of a Mac or a NAS."""
     return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in path.parts if part not in (".", ".."))
 
 
+def looks_like_image(start: bytes) -> bool:
+    """Return whether the first bytes of a file (at least 12) are the signature of a supported image format."""
+    is_webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    return start.startswith(_SIGNATURES) or is_webp or start[4:12] in _ISO_BRANDS
+
+
 def read_image_file(name: str | Path) -> bytes:
-    """Return a picture file's bytes; raises DataError where it can't be read or is no regular file."""
+    """Return the bytes of an image file.
+
+    Raises:
+        DataError: the file cannot be read, is not a regular file, or is too large.
+    """
     path = Path(name)
     try:
         if not path.is_file():
             if "://" in str(name):
-                raise DataError("a URL; agegen reads local files only: download it first")
+                raise DataError("a URL. agegen reads only local files: download it first.")
             raise DataError("no such file" if not path.exists() else "not a regular file")
         if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path.stat().st_size / 1e9:.1f} GB are too much for a picture")
+            raise DataError(f"{path.stat().st_size / 1e9:.1f} GB are too large for an image")
         return path.read_bytes()
     except OSError as error:
         raise DataError(error.strerror or str(error)) from error
 
 
-def decode_image(content: bytes) -> RGB:
-    """Decode a picture to RGB (height, width, 3), uint8, upright as its EXIF orientation says.
-
-    Alpha is laid over white, deeper greys are brought to 8 bits, of an animation the first frame counts.
-
-    Raises:
-        DataError: no picture, a damaged one, or one of more than 110 megapixels.
-    """
-    return decode_photo(content, None).image
-
-
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photograph (height, width, 3), upright; ``scale`` is its size over that of the file."""
+    """A decoded photo (height, width, 3), upright; ``scale`` is its size relative to the file."""
 
     image: RGB
     scale: float
 
 
-def count_pixels(content: bytes) -> int:
-    """Return how many pixels a picture has by its head; 0 where it can't be read."""
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return picture.width * picture.height
-    except Exception:  # whoever decodes it says what is wrong
-        return 0
+def decode_image(content: bytes) -> RGB:
+    """Decode an image to RGB (height, width, 3), uint8, upright according to its EXIF orientation.
 
+    Transparency is composited over white, more than 8 bits per channel are scaled to 8, and only the first frame of an
+    animation is decoded.
 
-def count_pages(content: bytes) -> int:
-    """Return how many pages a picture has: more than one in TIFFs alone, as scanners make them.
-
-    What cameras put beside a photograph (previews, depth maps) and the frames of animations are no pages.
+    Raises:
+        DataError: the content is not an image, is damaged, or has more than 110 megapixels.
     """
-    if content[:4] not in _TIFF_STARTS:
-        return 1
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return int(getattr(picture, "n_frames", 1))
-    except Exception:  # whoever decodes it says what is wrong
-        return 1
+    return decode_photo(content, None).image
 
 
 def decode_photo(
     content: bytes, limit: int | None, enough: Callable[[int, int], int] | None = None, page: int = 0
 ) -> Photo:
-    """Decode as :func:`decode_image` does, to a longer side of at most ``limit`` pixels.
+    """Decode like :func:`decode_image`, to at most ``limit`` pixels on the longer side.
 
-    A large JPEG is decoded at a half, a quarter or an eighth of its size at once, which saves time and memory: at the
-    smallest that has ``limit`` pixels still, or what ``enough`` says of its width and height, where that is less.
+    A large JPEG is decoded directly at 1/2, 1/4 or 1/8 of its size, which saves time and memory: at the smallest of
+    these sizes whose longer side has at least ``limit`` pixels, or ``enough(width, height)`` pixels if that is less.
+
+    Raises:
+        DataError: as for :func:`decode_image`.
     """
-    _prepare_plugin(content)
+    _load_format_plugin(content)
     try:
         with Image.open(io.BytesIO(content)) as picture:
             if page:
@@ -193,78 +130,39 @@ def decode_photo(
             longest = max(picture.size)
             if picture.width * picture.height > MAX_PIXELS:
                 raise DataError(f"{picture.width}×{picture.height} pixels are too many to decode")
-            wanted = min(limit or longest, longest, enough(*picture.size) if enough else longest)
-            if wanted < longest:
-                picture.draft("RGB", (int(picture.width * wanted / longest), int(picture.height * wanted / longest)))
-            image = np.asarray(turn_to_rgb(picture))
+            needed = min(limit or longest, longest, enough(*picture.size) if enough else longest)
+            if needed < longest:
+                picture.draft("RGB", (int(picture.width * needed / longest), int(picture.height * needed / longest)))
+            image = np.asarray(convert_to_rgb(picture))
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise DataError("too many pixels to decode") from error
     except UnidentifiedImageError as error:
-        raise DataError("not a readable picture (of no format that is known)") from error
-    except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
-        raise DataError(f"not a readable picture ({str(error) or type(error).__name__})") from error
+        raise DataError("not a readable image (unknown format)") from error
+    except Exception as error:  # Pillow's plugins raise nearly any type on damaged files
+        raise DataError(f"not a readable image ({str(error) or type(error).__name__})") from error
     if limit is not None and max(image.shape[:2]) > limit:
         image = _shrink(image, limit)
     return Photo(image, max(image.shape[:2]) / longest)
 
 
-def _prepare_plugin(content: bytes) -> None:
-    """Let Pillow read HEIC, as iPhones write it, and JPEG XL, with the packages that do.
+def _load_format_plugin(content: bytes) -> None:
+    """Register the Pillow plugin for HEIC or JPEG XL if the content has that format.
 
     Raises:
-        DataError: the picture is of such a format, and the package isn't installed.
+        DataError: the plugin is not installed.
     """
     try:
         if content[4:12] in _HEIF_BRANDS:
             from pillow_heif import register_heif_opener
 
             register_heif_opener()
-        elif content.startswith(_JXL_STARTS):
-            import pillow_jxl  # noqa: F401 - it registers itself
+        elif content.startswith(_JXL_SIGNATURES):
+            import pillow_jxl  # noqa: F401 - the import registers it
     except ImportError as error:
-        kind, extra = ("JPEG XL", "jxl") if content.startswith(_JXL_STARTS) else ("HEIC", "heic")
-        raise DataError(f'a {kind} picture needs another package: pip install "agegen[{extra}]"') from error
-
-
-def resize_image(image: RGB, size: int) -> RGB:
-    """Resize to a (size, size, 3) square; area averaging when shrinking, bicubic when enlarging."""
-    import cv2
-
-    if image.shape[:2] == (size, size):
-        return image
-    shrinking = min(image.shape[:2]) >= size
-    resized: RGB = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
-    return resized
-
-
-def turn_to_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture as RGB in sRGB, upright as its EXIF orientation says, alpha laid over white."""
-    plain_inks = has_plain_inks(picture)
-    upright = _turn_upright(picture)
-    return _convert_to_rgb(bring_to_srgb(invert_inks(upright) if plain_inks else upright))
-
-
-def stretch_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return values of more than 8 bits as 0–255: floats by 1 or 255, integers by the bits that they use.
-
-    Cameras write 10, 12 or 14 bits into 16, and science 0–1 into floats: taken by their type, all of them are black.
-    What isn't finite counts as 0.
-    """
-    numbers = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
-    most = float(numbers.max()) if numbers.size else 0.0
-    # Of larger floats and integers of 32 bits the greatest value is white.
-    whites = (1.0, 255.0) if np.issubdtype(values.dtype, np.floating) else (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
-    white = next((white for white in whites if most <= white), most)
-    return np.asarray((numbers * (255.0 / white)).round().clip(0, 255), dtype=np.uint8)
-
-
-def _turn_upright(picture: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # damaged metadata is no reason to refuse a good picture
-        return picture
+        kind, extra = ("JPEG XL", "jxl") if content.startswith(_JXL_SIGNATURES) else ("HEIC", "heic")
+        raise DataError(f'{kind} images require another package: pip install "agegen[{extra}]"') from error
 
 
 def _shrink(image: RGB, limit: int) -> RGB:
@@ -276,12 +174,120 @@ def _shrink(image: RGB, limit: int) -> RGB:
     return shrunk
 
 
-def _convert_to_rgb(picture: Image.Image) -> Image.Image:
+def resize_image(image: RGB, size: int) -> RGB:
+    """Resize to a (size, size, 3) square; by area averaging when shrinking, bicubic when enlarging."""
+    import cv2
+
+    if image.shape[:2] == (size, size):
+        return image
+    shrinking = min(image.shape[:2]) >= size
+    resized: RGB = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
+    return resized
+
+
+def count_pixels(content: bytes) -> int:
+    """Return the number of pixels of an image according to its header; 0 if the header cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return picture.width * picture.height
+    except Exception:  # decoding it raises the explanation
+        return 0
+
+
+def count_pages(content: bytes) -> int:
+    """Return the number of pages of an image; only TIFFs, as scanners write them, can have more than one.
+
+    The previews and depth maps that cameras add to a photo are not pages, nor are the frames of animations.
+    """
+    if content[:4] not in _TIFF_SIGNATURES:
+        return 1
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return int(getattr(picture, "n_frames", 1))
+    except Exception:  # decoding it raises the explanation
+        return 1
+
+
+def convert_to_rgb(picture: Image.Image) -> Image.Image:
+    """Return an image as RGB in sRGB, upright according to its EXIF orientation, with transparency over white."""
+    inverted = _has_non_adobe_inks(picture)
+    upright = _apply_orientation(picture)
+    return _convert_mode(convert_to_srgb(_invert_inks(upright) if inverted else upright))
+
+
+def _apply_orientation(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # damaged metadata is not a reason to reject the image
+        return picture
+
+
+def _has_non_adobe_inks(picture: Image.Image) -> bool:
+    """Return whether 255 means full ink in a CMYK JPEG. In Adobe's it means none, which Pillow assumes for all."""
+    return picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
+
+
+def _invert_inks(picture: Image.Image) -> Image.Image:
+    inverted = ImageChops.invert(picture)
+    inverted.info = dict(picture.info)
+    return inverted
+
+
+def convert_to_srgb(picture: Image.Image) -> Image.Image:
+    """Return an image with a color profile (Display P3, Adobe RGB, a CMYK press) as RGB in sRGB.
+
+    Images without a profile, or with a damaged one, are returned unchanged.
+    """
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("RGB", "CMYK"):
+        return picture
+    transform = _build_transform(profile, picture.mode)
+    if transform is None:
+        return picture
+    converted: Image.Image = transform.apply(picture)
+    # Without its profile, the image is not converted again.
+    converted.info = {name: value for name, value in picture.info.items() if name != "icc_profile"}
+    return converted
+
+
+@lru_cache(_CACHED_TRANSFORMS)
+def _build_transform(profile: bytes, mode: str) -> Any:
+    """Return the transform from a profile to sRGB; None if the profile is sRGB or invalid."""
+    from PIL import ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        name = ImageCms.getProfileDescription(source)
+        if mode == "RGB" and "srgb" in name.lower():
+            return None
+        # NOCACHE makes a transform safe to share between threads: otherwise it remembers the last pixel.
+        return ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags.NOCACHE
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+def _convert_mode(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(("I", "F")):
-        # Pillow clips deeper greys at 255 instead of scaling them.
-        return Image.fromarray(stretch_grey(np.asarray(picture))).convert("RGB")
+        # Pillow clips grayscale with more than 8 bits at 255 instead of scaling it.
+        return Image.fromarray(scale_to_8_bits(np.asarray(picture))).convert("RGB")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
-        paper = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(paper, rgba).convert("RGB")
+        background = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(background, rgba).convert("RGB")
     return picture.convert("RGB")
+
+
+def scale_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale values of more than 8 bits to 0–255: floats from 0–1 or 0–255, integers by the bits that they use.
+
+    Cameras store 10, 12 or 14 bits in 16, and scientific images 0–1 in floats; scaled by their type, all of these would
+    be black. Non-finite values become 0.
+    """
+    numbers = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
+    largest = float(numbers.max()) if numbers.size else 0.0
+    # For larger floats, and integers of 32 bits, white is the largest value.
+    whites = (1.0, 255.0) if np.issubdtype(values.dtype, np.floating) else (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+    white = next((white for white in whites if largest <= white), largest)
+    return np.asarray((numbers * (255.0 / white)).round().clip(0, 255), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Labels: ages (exact, in brackets, or missing), genders, the groups that faces fall into, and the baseline."""
+"""Labels: ages (exact, in brackets, or missing), genders, soft labels, groups of faces, and the baseline."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-# UTKFace's oldest; few people have lived longer.
+# In years. The oldest face in UTKFace; few people have lived longer.
 MAX_AGE = 116
 AGE_CLASSES = MAX_AGE + 1
 SPLITS = ("train", "val", "test")
-# In a split file: faces that a training leaves alone.
+# In a split file: faces that a training does not use.
 UNUSED = "unused"
-# Groups of fewer faces are marked: a share of 29 moves by 3 points with a single face.
-SMALL_GROUP = 30
-# Childhood is told apart more finely: three years change a face more there than thirty do later.
-_AGE_BANDS = (0, 3, 10, 20, 30, 40, 50, 60, 70, 80, AGE_CLASSES)
-# Columns that name a person: whoever is in one part of a split must be in no other, and in no table by name.
+# The columns of a label frame with the bounds of ages; present if some ages are not exact.
+AGE_BOUNDS = ("age_from", "age_to")
+# Columns that identify a person: all images of a person belong in one split, and no report lists persons.
 IDENTITY_COLUMNS = (
     "identity",
     "subject",
@@ -34,23 +32,31 @@ IDENTITY_COLUMNS = (
     "name",
     "id",
 )
-# A column of more values than this is no grouping that anyone reads; each costs a bootstrap.
+# Groups with fewer faces are marked in reports: a share of 29 faces changes by 3 points with a single face.
+SMALL_GROUP = 30
+# A column with more values is not reported by group: nobody reads such a table, and each group costs a bootstrap.
 MOST_GROUPS = 50
-# So few values are a grouping even of a handful of faces.
+# A column with this few values is reported by group even for a handful of faces.
 _FEW_GROUPS = 5
-# Columns of a frame that hold labels; age_from and age_to are there where some ages are no exact ones.
-AGE_BOUNDS = ("age_from", "age_to")
+# In years; finer in childhood, where three years change a face more than thirty do later.
+_AGE_BANDS = (0, 3, 10, 20, 30, 40, 50, 60, 70, 80, AGE_CLASSES)
+_BAND_NAMES = [f"{low}–{high - 1}" for low, high in pairwise(_AGE_BANDS)]
 
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """What teachers estimate of N faces, float32: age distributions (N, 117) and P(female) (N,); NaN where none did."""
+    """Teachers' estimates for N faces, float32: age distributions (N, 117) and P(female) (N,), NaN for faces without.
+
+    Attributes:
+        ages: each row sums to 1.
+        female: 0–1.
+    """
 
     ages: NDArray[np.float32]
     female: NDArray[np.float32]
 
     def pick(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> SoftLabels:
-        """Return the estimates of some faces."""
+        """Return the soft labels of some faces."""
         return SoftLabels(self.ages[rows], self.female[rows])
 
 
@@ -59,10 +65,10 @@ class Labels:
     """Labels of N faces, float32 (N,) each.
 
     Attributes:
-        low: the least age in years that the label allows, and ``high`` the greatest, both included: equal where
-            the age is exact, NaN where there is none.
-        female: 0 or 1; NaN where it isn't known.
-        soft: what teachers estimate of the same faces, if there are any.
+        low: lower bound of the age in years, and ``high`` the upper bound, both inclusive; equal for exact ages, NaN
+            for unknown ones.
+        female: 0 or 1; NaN if unknown.
+        soft: soft labels of the same faces, if there are any.
     """
 
     low: NDArray[np.float32]
@@ -90,7 +96,7 @@ class Labels:
 
     @property
     def middle(self) -> NDArray[np.float32]:
-        """The exact age or the middle of the bracket (N,) in years; NaN where there is neither."""
+        """The exact age or the middle of the bracket (N,) in years; NaN if unknown."""
         return np.asarray((self.low + self.high) / 2, dtype=np.float32)
 
     def pick(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Labels:
@@ -100,44 +106,44 @@ class Labels:
 
 
 def read_labels(frame: pd.DataFrame) -> Labels:
-    """Return the labels of a frame: columns ``age`` (exact, else NaN), ``female``, and age_from and age_to if any."""
+    """Return the labels in a frame with the columns ``age`` (NaN if not exact), ``female``, and maybe the bounds."""
     low, high = AGE_BOUNDS if set(AGE_BOUNDS) <= set(frame.columns) else ("age", "age")
-    least, greatest, female = (
+    lower, upper, female = (
         frame[name].to_numpy(dtype="float32", na_value=float("nan")) for name in (low, high, "female")
     )
-    return Labels(least, greatest, female)
+    return Labels(lower, upper, female)
 
 
-def format_age(low: float, high: float) -> str:
-    """Return an age as people read it: 25, 20–29, or a dash where it isn't known."""
-    if low != low:
-        return "–"
-    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
-
-
-def format_gender(female: float) -> str:
-    """Return female, male, or a dash where it isn't known."""
-    return "–" if female != female else "female" if female > 0.5 else "male"
-
-
-def write_labels(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return ages and genders as a manifest has them: brackets with a hyphen, nothing for what isn't known."""
+def format_labels(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return ages and genders as manifests write them: brackets with a hyphen, unknown labels empty."""
     labels = read_labels(frame)
     ages = [format_age(low, high) for low, high in zip(labels.low, labels.high, strict=True)]
     genders = [format_gender(female) for female in labels.female]
     return ["" if age == "–" else age.replace("–", "-") for age in ages], [one.replace("–", "") for one in genders]
 
 
+def format_age(low: float, high: float) -> str:
+    """Return an age for display: 25, 20–29, or a dash if it is unknown (NaN)."""
+    if low != low:
+        return "–"
+    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+
+
+def format_gender(female: float) -> str:
+    """Return female, male, or a dash if it is unknown (NaN)."""
+    return "–" if female != female else "female" if female > 0.5 else "male"
+
+
 @dataclass(frozen=True)
 class Baseline:
-    """What one would say without looking: the training split's median age and majority gender."""
+    """The best constant estimate: the median age in years and the majority gender of the training split."""
 
     age: float
     female: bool
 
 
-def find_baseline(train: pd.DataFrame) -> Baseline:
-    """Return the baseline of a training split; of brackets the middles count where no age is exact."""
+def compute_baseline(train: pd.DataFrame) -> Baseline:
+    """Return the baseline of a training split; without exact ages, the median is that of the brackets' middles."""
     labels = read_labels(train)
     ages = labels.middle[labels.exact] if labels.exact.any() else labels.middle[labels.bracketed]
     known = labels.female[labels.gendered]
@@ -145,45 +151,41 @@ def find_baseline(train: pd.DataFrame) -> Baseline:
 
 
 def choose_groups(frame: pd.DataFrame, columns: list[str]) -> tuple[list[str], list[str]]:
-    """Return which columns group faces, and which don't: what names persons or has a value for nearly each face."""
+    """Return the columns to group reports by, and the others: those that identify persons or have too many values."""
+    most = min(MOST_GROUPS, max(_FEW_GROUPS, len(frame) // 2))
     chosen: list[str] = []
-    left: list[str] = []
+    others: list[str] = []
     for name in columns:
-        values = frame[name].nunique()
-        grouping = (
-            values <= min(MOST_GROUPS, max(_FEW_GROUPS, len(frame) // 2)) and name.lower() not in IDENTITY_COLUMNS
-        )
-        (chosen if grouping else left).append(name)
-    return chosen, left
+        is_grouping = frame[name].nunique() <= most and name.lower() not in IDENTITY_COLUMNS
+        (chosen if is_grouping else others).append(name)
+    return chosen, others
 
 
 def band_ages(ages: NDArray[np.float64], frame: pd.DataFrame) -> pd.Series:
-    """Return the band of each age (N,) in years, for the rows of a frame."""
+    """Return the age band, as a category, of each age (N,) in years, with the index of a frame of N rows."""
     import pandas as pd
 
-    names = [f"{low}–{high - 1}" for low, high in pairwise(_AGE_BANDS)]
-    return pd.Series(pd.cut(ages, _AGE_BANDS, right=False, labels=names), index=frame.index)
+    return pd.Series(pd.cut(ages, _AGE_BANDS, right=False, labels=_BAND_NAMES), index=frame.index)
 
 
 def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]:
-    """Return each grouping's label per face: age band, gender, then the data's own columns.
+    """Return the group of each face, as a category, by age band, by gender, and by each column in ``groups``.
 
-    A bracket falls into the band that holds it whole, else it is a band of its own; what isn't known is in none.
+    A bracket that fits into an age band belongs to it; any other bracket is its own band. Unknown labels have no group.
     """
     import pandas as pd
 
     labels = read_labels(frame)
-    names = [f"{low}–{high - 1}" for low, high in pairwise(_AGE_BANDS)]
     low, high = (
-        pd.cut(pd.Series(ages, index=frame.index), _AGE_BANDS, right=False, labels=names)
+        pd.cut(pd.Series(ages, index=frame.index), _AGE_BANDS, right=False, labels=_BAND_NAMES)
         for ages in (labels.low, labels.high)
     )
     bands = low.astype(object).where(low.astype(object) == high.astype(object))
     wide = bands.isna() & pd.Series(labels.bracketed, index=frame.index)
-    own_bands = [f"{a:.0f}–{b:.0f}" for a, b in zip(labels.low[wide], labels.high[wide], strict=True)]
-    bands[wide] = own_bands
-    every = sorted({*names, *own_bands}, key=lambda name: (int(name.split("–")[0]), int(name.split("–")[1])))
+    wide_names = [f"{a:.0f}–{b:.0f}" for a, b in zip(labels.low[wide], labels.high[wide], strict=True)]
+    bands[wide] = wide_names
+    ordered = sorted({*_BAND_NAMES, *wide_names}, key=lambda name: tuple(map(int, name.split("–"))))
     known = [None if value != value else format_gender(value) for value in labels.female]
     gender = pd.Series(known, index=frame.index, dtype=object).astype("category")
-    own = {name: frame[name].astype(str).astype("category") for name in groups}
-    return {"age_band": bands.astype(pd.CategoricalDtype(every, ordered=True)), "gender": gender, **own}
+    columns = {name: frame[name].astype(str).astype("category") for name in groups}
+    return {"age_band": bands.astype(pd.CategoricalDtype(ordered, ordered=True)), "gender": gender, **columns}

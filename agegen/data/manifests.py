@@ -1,4 +1,4 @@
-"""From a raw table of labelled pictures to records: which columns mean what, and which rows can be used."""
+"""From a table of labeled images to records: recognize its columns, parse the labels, exclude unusable rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agegen.data.labels import AGE_BOUNDS, MAX_AGE
-from agegen.data.records import Exclusion, FaceRecords, FileStore
+from agegen.data.records import SOURCE_COLUMN, Exclusion, FaceRecords, FileStore
 from agegen.data.remote import is_remote
 from agegen.data.tables import RawTable, read_table
 from agegen.data.values import Age, choose_codes, is_missing, parse_age, parse_gender
@@ -26,7 +26,7 @@ _SPLIT_NAMES = {
     "validation": "val",
     "test": "test",
 }
-# How tables of faces call their columns, in any capitals; the likeliest first.
+# Common column names in tables of faces, in any capitalization, the most likely first.
 PATH_COLUMNS = (
     *("path", "file_name", "filename", "file", "file_path", "filepath", "img_path", "image_path", "image_name"),
     *("image_file", "image", "img", "img_name", "imgname", "picture", "photo", "photo_path", "face_path", "full_path"),
@@ -39,18 +39,18 @@ _ALIASES = {
     "age_high": ("age_high", "age_max", "max_age"),
     "split": ("split",),
 }
-# What file systems take; longer cells are no names.
-_LONGEST_NAME = 4096
-# Enough to see what kind of cells they are.
+# The longest path on Linux; a longer cell is not a path.
+_MAX_PATH_LENGTH = 4096
+# Cells to quote in an error: enough to see what the column contains.
 _QUOTED = 5
 _Label = TypeVar("_Label")
 
 
 def load_manifest(path: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> FaceRecords:
-    """Load a table of labelled pictures; rows that can't be used are listed as exclusions, with the reason.
+    """Load a table of labeled images; unusable rows become exclusions with a reason.
 
     Raises:
-        DataError: it can't be read, lacks a column, or one whose every cell is unknown.
+        DataError: the table cannot be read, lacks a column, or has a label column without a single valid cell.
     """
     table = read_table(path)
     base = path if path.is_dir() else path.parent
@@ -65,34 +65,42 @@ def build_records(
     layout: str = "",
     terms: str = "",
 ) -> FaceRecords:
-    """Return the records of a raw table with a column of paths (relative to ``base``) and ages, genders, or both.
+    """Return the records of a raw table.
+
+    Args:
+        table: with a column of image paths, unless it contains the images, and columns of ages, genders, or both.
+        base: the folder that paths are relative to.
+        source: path or address of the dataset.
+        options: see :class:`ReadOptions`.
+        layout: name of the detected layout.
+        terms: terms of use of the dataset.
 
     Raises:
-        DataError: it lacks a column, or one can't be understood at all.
+        DataError: the table lacks a column, or has a label column without a single valid cell.
     """
-    frame = rename_columns(table.frame, options.age_column, source)
+    frame = _rename_columns(table.frame, options.age_column, source)
     if "path" not in frame.columns or not {"age", "gender", "age_low"} & set(frame.columns):
-        wanted = "path" if "path" not in frame.columns else "age and no column gender"
-        raise DataError(f"{source} has no column {wanted}; it has {shorten(', '.join(map(str, table.frame.columns)))}")
+        missing = "path" if "path" not in frame.columns else "age and no column gender"
+        raise DataError(f"{source} has no column {missing}; it has {shorten(', '.join(map(str, table.frame.columns)))}")
     frame["row"] = range(len(frame))
     images = table.images
     in_files = images is None
     if images is None:
-        frame["path"] = frame["path"].map(clean_name)
-        images = FileStore(tuple(base / shield_name(name) for name in frame["path"]))
+        frame["path"] = frame["path"].map(_normalize_path)
+        images = FileStore(tuple(base / (name if _is_path(name) else "unusable") for name in frame["path"]))
     ages, age_reasons = _parse_ages(frame, table.decimal_comma, source)
     female, gender_reasons, coded = _parse_genders(frame, options.gender_codes, source)
-    reasons = explain_rows(frame, ages, female, (age_reasons, gender_reasons), in_files)
+    reasons = _find_reasons(frame, ages, female, (age_reasons, gender_reasons), in_files)
     kept, excluded = _keep_usable(frame, ages, female, reasons)
     notices = tuple(_list_notices(ages, coded and options.gender_codes is None and layout == ""))
     return FaceRecords(kept, images, source, tuple(excluded), terms=terms, layout=layout, notices=notices)
 
 
-def rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> pd.DataFrame:
-    """Return the table with agegen's own names for what it knows; the other columns keep theirs, without blanks.
+def _rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> pd.DataFrame:
+    """Return the table with agegen's names for recognized columns; other columns keep theirs, without outer spaces.
 
     Raises:
-        DataError: ``age_column`` isn't there.
+        DataError: ``age_column`` does not exist.
     """
     frame = raw.copy()
     frame.columns = [str(name).strip() for name in frame.columns]
@@ -101,56 +109,45 @@ def rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> pd
             raise DataError(f"{source} has no column {age_column}; it has {shorten(', '.join(frame.columns))}")
         frame = frame.drop(columns=[name for name in frame.columns if name == "age" != age_column])
         frame = frame.rename(columns={age_column: "age"})
-    lower = {name.lower(): name for name in reversed(list(frame.columns))}
+    by_lower_name = {name.lower(): name for name in reversed(list(frame.columns))}
     names = {}
     for own, others in _ALIASES.items():
-        if found := next((lower[other] for other in others if other in lower), None):
+        if found := next((by_lower_name[other] for other in others if other in by_lower_name), None):
             names[found] = own
     frame = frame.rename(columns=names)
-    # Names that agegen's own columns take; the user's keep theirs with a mark.
-    taken = {"row", "female", "source", *AGE_BOUNDS} & set(frame.columns)
+    # The user's columns with a name that agegen uses itself get an underscore.
+    taken = {"row", "female", SOURCE_COLUMN, *AGE_BOUNDS} & set(frame.columns)
     frame = frame.rename(columns={name: f"{name}_" for name in taken})
-    # pandas' own index, written without a name, says nothing.
+    # An index that pandas wrote without a name is not a column of the dataset.
     return frame.drop(columns=[name for name in frame.columns if name == "" or name.startswith("Unnamed: ")])
 
 
-def explain_rows(
-    frame: pd.DataFrame,
-    ages: list[Age | None],
-    female: list[bool | None],
-    problems: tuple[list[str], list[str]],
-    in_files: bool,
-) -> pd.Series:
-    """Return per row of a raw manifest why it can't be used, "" where it can."""
-    import pandas as pd
-
-    by_age, by_gender = (pd.Series(found, index=frame.index, dtype=str) for found in problems)
-    nothing = pd.Series([age is None and said is None for age, said in zip(ages, female, strict=True)], frame.index)
-    reasons = pd.Series("", index=frame.index).mask(nothing, "neither age nor gender is known")
-    reasons = by_gender.where(by_gender != "", reasons)
-    reasons = by_age.where(by_age != "", reasons)
-    if "split" in frame.columns:
-        reasons[frame["split"].map(_parse_split).isna()] = "split is none of train, val, test"
-    names = frame["path"].map(str)
-    reasons[names.duplicated()] = "the path is named twice"
-    if in_files:
-        found = names.map(_explain_path)
-        reasons = found.where(found != "", reasons)
-    return reasons
-
-
-def clean_name(name: Any) -> str:
-    """Return a path as it is meant: without blanks around it, with slashes where Windows has backslashes."""
+def _normalize_path(name: Any) -> str:
+    """Return a path without outer spaces, and with slashes if it is a Windows path."""
     text = str(name).strip()
     return text.replace("\\", "/") if "\\" in text and "/" not in text else text
 
 
-def shield_name(name: str) -> str:
-    """Return a name that a path can be made from; what it can't be is explained by :func:`explain_rows`."""
-    return name if len(name) <= _LONGEST_NAME and "\x00" not in name else "unusable"
+def _is_path(name: str) -> bool:
+    """Return whether the operating system accepts a path; others are excluded by :func:`_check_path`."""
+    return len(name) <= _MAX_PATH_LENGTH and "\x00" not in name
+
+
+def _check_path(name: str) -> str:
+    """Return the reason why a path is unusable, "" if it is usable."""
+    if not name.strip():
+        return "the path is empty"
+    if not _is_path(name):
+        return "the path is not a file name"
+    if is_remote(name):
+        return "the path is a URL; agegen reads only local files"
+    if Path(os.path.normpath(name)).parts[:1] == (os.pardir,):
+        return "the path leads out of the manifest's folder"
+    return ""
 
 
 def _parse_ages(frame: pd.DataFrame, decimal_comma: bool, source: str) -> tuple[list[Age | None], list[str]]:
+    """Return the age of each row, and the reason if its cell is invalid."""
     if "age" not in frame.columns and "age_low" in frame.columns and "age_high" in frame.columns:
         bounds = zip(frame["age_low"], frame["age_high"], strict=True)
         cells = ["" if is_missing(low) and is_missing(high) else f"{low}-{high}" for low, high in bounds]
@@ -158,51 +155,89 @@ def _parse_ages(frame: pd.DataFrame, decimal_comma: bool, source: str) -> tuple[
         cells = [str(cell) for cell in frame["age"]]
     else:
         return [None] * len(frame), [""] * len(frame)
-    fault = f"no age in 0–{MAX_AGE} nor a bracket of ages"
-    understood, wrong = _parse_cells(cells, lambda cell: parse_age(cell, decimal_comma), "age", fault)
-    if cells and not any(understood.values()) and (wrong or "gender" not in frame.columns):
-        _refuse_column(source, "age", [*wrong, *understood])
-    return [understood.get(cell) for cell in cells], [wrong.get(cell, "") for cell in cells]
+    fault = f"is not an age in 0–{MAX_AGE} or a bracket of ages"
+    valid, invalid = _parse_cells(cells, lambda cell: parse_age(cell, decimal_comma), "age", fault)
+    if cells and not any(valid.values()) and (invalid or "gender" not in frame.columns):
+        _raise_invalid_column(source, "age", [*invalid, *valid])
+    return [valid.get(cell) for cell in cells], [invalid.get(cell, "") for cell in cells]
 
 
-def _parse_genders(frame: pd.DataFrame, wanted: str | None, source: str) -> tuple[list[bool | None], list[str], bool]:
-    """Return what each row says, why it can't be understood, and whether the column has number codes."""
+def _parse_genders(frame: pd.DataFrame, meanings: str | None, source: str) -> tuple[list[bool | None], list[str], bool]:
+    """Return whether each row is female, the reason if its cell is invalid, and whether the column has number codes."""
     if "gender" not in frame.columns:
         return [None] * len(frame), [""] * len(frame), False
     cells = [str(cell) for cell in frame["gender"]]
     try:
-        codes = choose_codes(dict.fromkeys(cells), wanted)
+        codes = choose_codes(dict.fromkeys(cells), meanings)
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
-    fault = "none of male, female, m, f, 0, 1 and the like"
-    understood, wrong = _parse_cells(cells, lambda cell: parse_gender(cell, codes), "gender", fault)
-    if cells and all(value is None for value in understood.values()) and (wrong or "age" not in frame.columns):
-        _refuse_column(source, "gender", [*wrong, *understood])
-    return [understood.get(cell) for cell in cells], [wrong.get(cell, "") for cell in cells], bool(codes)
+    fault = "is not male, female, m, f, 0, 1 or the like"
+    valid, invalid = _parse_cells(cells, lambda cell: parse_gender(cell, codes), "gender", fault)
+    if cells and all(value is None for value in valid.values()) and (invalid or "age" not in frame.columns):
+        _raise_invalid_column(source, "gender", [*invalid, *valid])
+    return [valid.get(cell) for cell in cells], [invalid.get(cell, "") for cell in cells], bool(codes)
 
 
 def _parse_cells(
     cells: list[str], parse: Callable[[str], _Label], column: str, fault: str
 ) -> tuple[dict[str, _Label], dict[str, str]]:
-    """Return what each distinct cell says, and of those that can't be understood, why; each is parsed once."""
-    understood: dict[str, _Label] = {}
-    wrong: dict[str, str] = {}
+    """Parse each distinct cell once; return the labels of valid cells, and the reasons of invalid ones."""
+    valid: dict[str, _Label] = {}
+    invalid: dict[str, str] = {}
     for cell in dict.fromkeys(cells):
         try:
-            understood[cell] = parse(cell)
+            valid[cell] = parse(cell)
         except ValueError:
-            wrong[cell] = f"{column} '{shorten(cell)}' is {fault}"
-    return understood, wrong
+            invalid[cell] = f"{column} '{shorten(cell)}' {fault}"
+    return valid, invalid
 
 
-def _refuse_column(source: str, column: str, cells: list[str]) -> None:
-    shown = ", ".join(f"'{shorten(cell)}'" for cell in cells[:_QUOTED])
-    raise DataError(f"{source}: no cell of the column {column} can be understood; the first are {shown}")
+def _raise_invalid_column(source: str, column: str, cells: list[str]) -> None:
+    quoted = ", ".join(f"'{shorten(cell)}'" for cell in cells[:_QUOTED])
+    raise DataError(f"{source}: the column {column} has no valid cell; the first are {quoted}")
+
+
+def _find_reasons(
+    frame: pd.DataFrame,
+    ages: list[Age | None],
+    female: list[bool | None],
+    label_reasons: tuple[list[str], list[str]],
+    in_files: bool,
+) -> pd.Series:
+    """Return the reason why each row of a table is unusable, "" for usable rows.
+
+    Args:
+        frame: with agegen's column names.
+        ages: of each row.
+        female: of each row.
+        label_reasons: the reasons of invalid ages, and those of invalid genders.
+        in_files: whether the paths are those of files; otherwise the images are in the table.
+    """
+    import pandas as pd
+
+    by_age, by_gender = (pd.Series(found, index=frame.index, dtype=str) for found in label_reasons)
+    unlabeled = pd.Series([age is None and one is None for age, one in zip(ages, female, strict=True)], frame.index)
+    reasons = pd.Series("", index=frame.index).mask(unlabeled, "neither age nor gender is known")
+    reasons = by_gender.where(by_gender != "", reasons)
+    reasons = by_age.where(by_age != "", reasons)
+    if "split" in frame.columns:
+        reasons[frame["split"].map(_parse_split).isna()] = "split is not train, val or test"
+    names = frame["path"].map(str)
+    reasons[names.duplicated()] = "the path occurs twice"
+    if in_files:
+        found = names.map(_check_path)
+        reasons = found.where(found != "", reasons)
+    return reasons
+
+
+def _parse_split(value: Any) -> str | None:
+    return _SPLIT_NAMES.get(str(value).strip().lower())
 
 
 def _keep_usable(
     frame: pd.DataFrame, ages: list[Age | None], female: list[bool | None], reasons: pd.Series
 ) -> tuple[pd.DataFrame, list[Exclusion]]:
+    """Return the usable rows with the columns of :class:`FaceRecords`, and the others as exclusions."""
     import pandas as pd
 
     bad = reasons != ""
@@ -215,9 +250,9 @@ def _keep_usable(
         index=frame.index,
         dtype=float,
     )
-    said = pd.Series([float("nan") if value is None else float(value) for value in female], frame.index, dtype=float)
+    genders = pd.Series([float("nan") if one is None else float(one) for one in female], frame.index, dtype=float)
     exact = bounds["age_from"].where(bounds["age_from"] == bounds["age_to"])
-    frame = frame.drop(columns=["gender", "age_low", "age_high"], errors="ignore").assign(age=exact, female=said)
+    frame = frame.drop(columns=["gender", "age_low", "age_high"], errors="ignore").assign(age=exact, female=genders)
     frame = frame.join(bounds)[~bad].reset_index(drop=True)
     if frame["age"].notna().all():
         frame = frame.drop(columns=list(AGE_BOUNDS))
@@ -228,26 +263,10 @@ def _keep_usable(
     return frame.astype({"path": str}), excluded
 
 
-def _list_notices(ages: list[Age | None], coded: bool) -> list[str]:
+def _list_notices(ages: list[Age | None], assumed_codes: bool) -> list[str]:
     notices = []
     if dated := sum(age is not None and age.dated for age in ages):
-        notices.append(f"{dated:,} ages look like brackets that a spreadsheet turned into dates (03-Sep is 3–9)")
-    if coded:
-        notices.append("gender 0 is taken for male and 1 for female, as in UTKFace; --gender-codes says otherwise")
+        notices.append(f"{dated:,} ages look like brackets that a spreadsheet converted to dates (03-Sep is 3–9)")
+    if assumed_codes:
+        notices.append("gender 0 is read as male and 1 as female, as in UTKFace; change it with --gender-codes")
     return notices
-
-
-def _parse_split(value: Any) -> str | None:
-    return _SPLIT_NAMES.get(str(value).strip().lower())
-
-
-def _explain_path(name: str) -> str:
-    if not name.strip():
-        return "the path is empty"
-    if len(name) > _LONGEST_NAME or "\x00" in name:
-        return "the path is no file name"
-    if is_remote(name):
-        return "the path is a URL; agegen reads local files only"
-    if Path(os.path.normpath(name)).parts[:1] == (os.pardir,):
-        return "the path leads out of the manifest's folder"
-    return ""

@@ -1,4 +1,4 @@
-"""Records of labelled faces, wherever they come from, and the stores that hold their pictures."""
+"""Records of labeled faces, independent of their source, and the stores that their images are read from."""
 
 from __future__ import annotations
 
@@ -17,57 +17,57 @@ from agegen.data.labels import AGE_BOUNDS, IDENTITY_COLUMNS, Labels, choose_grou
 if TYPE_CHECKING:
     import pandas as pd
 
-_LABEL_COLUMNS = ("path", "age", "female", "split", "row", *AGE_BOUNDS)
-# Where several data sets come together, this column says which one a face is from.
+# The column with the dataset of each face, if several datasets are combined.
 SOURCE_COLUMN = "source"
+_LABEL_COLUMNS = ("path", "age", "female", "split", "row", *AGE_BOUNDS)
 
 
 class ImageStore(Protocol):
-    """Where the encoded pictures of a data set come from."""
+    """A source of the encoded images of a dataset."""
 
     def read(self, row: int) -> bytes:
-        """Return the encoded picture of a row; raises DataError where it can't be read."""
+        """Return the encoded image of a row; raises DataError if it cannot be read."""
 
 
 @dataclass(frozen=True)
 class FileStore:
-    """Pictures that lie in files."""
+    """Images in files."""
 
     paths: tuple[Path, ...]
 
     def read(self, row: int) -> bytes:
-        """Return the file's bytes."""
+        """Return the bytes of the file."""
         return read_image_file(self.paths[row])
 
 
 @dataclass(frozen=True)
 class JoinedStore:
-    """The pictures of several data sets, one after the other; ``starts`` are the first rows of each."""
+    """The images of several stores, one after the other; ``starts`` are the first rows of each."""
 
     stores: tuple[ImageStore, ...]
     starts: tuple[int, ...]
 
     def read(self, row: int) -> bytes:
-        """Return the bytes from the store that the row lies in."""
+        """Return the bytes from the store that contains the row."""
         store, inner = self.find(row)
         return store.read(inner)
 
     def find(self, row: int) -> tuple[ImageStore, int]:
-        """Return the store that a row lies in, and the row in it."""
+        """Return the store that contains a row, and the row's number in that store."""
         which = bisect_right(self.starts, row) - 1
         return self.stores[which], row - self.starts[which]
 
 
-def locate_picture(images: ImageStore, row: int) -> Path | None:
-    """Return the file that a row's picture lies in; None where it is inside of something else."""
+def locate_image(images: ImageStore, row: int) -> Path | None:
+    """Return the path of a row's image file; None if the image is inside another file, such as Parquet."""
     if isinstance(images, JoinedStore):
-        return locate_picture(*images.find(row))
+        return locate_image(*images.find(row))
     return images.paths[row] if isinstance(images, FileStore) else None
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A file or row that was left out, and why."""
+    """A file or row that was excluded, and the reason."""
 
     path: str
     reason: str
@@ -75,9 +75,9 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class CropBox:
-    """The square part of each picture of a data set that is taken, in shares of its sides; it may reach beyond.
+    """The square part of each image of a dataset that is used, as fractions of its width and height.
 
-    Data sets cut faces with more or less around them: this brings them to one crop.
+    Datasets crop faces with different margins; this makes their crops alike. The box may extend beyond the image.
     """
 
     left: float
@@ -85,7 +85,7 @@ class CropBox:
     side: float
 
     def cut(self, image: RGB) -> RGB:
-        """Return the part of a picture; beyond its edges the outermost pixels go on."""
+        """Return the part of an image inside the box; beyond the border the outermost pixels are repeated."""
         import cv2
 
         height, width = image.shape[:2]
@@ -99,19 +99,25 @@ class CropBox:
 
 @dataclass(frozen=True)
 class FaceRecords:
-    """Labelled faces.
+    """Labeled faces and their images.
 
-    ``frame`` has the columns ``path`` (relative to ``source``), ``age`` (years, float, NaN where it isn't exact),
-    ``age_from`` and ``age_to`` where some ages are brackets or missing, ``female`` (bool; 0, 1 or NaN where some are
-    missing), ``row`` (in ``images``), ``split`` where the data brings one, and the group columns.
+    ``frame`` has one row per face, with the columns ``path`` (relative to ``source``), ``age`` (years, float, NaN if
+    not exact), ``female`` (bool; or 0, 1 and NaN if some are unknown), ``row`` (in ``images``), ``age_from`` and
+    ``age_to`` if some ages are brackets or unknown, ``split`` if the dataset defines one, and group columns.
 
     Attributes:
-        terms: those of the data, where they are known.
-        layout: what it was recognised as, e.g. ``FairFace``.
-        notices: what the user should know of how it was read.
-        trims: the part that is taken of each picture, by source (``source`` itself where there is one only).
-        weights: how often a face of a source is drawn, by source; 1 where it isn't named.
-        cropper: what cuts the face out of each picture, where the pictures are photographs; None for crops.
+        frame: see above.
+        images: the store of the images.
+        source: path or address of the dataset.
+        excluded: files and rows that were excluded.
+        drawn: whether the faces are computer drawings.
+        terms: terms of use of the dataset; "" if unknown.
+        layout: the name of the detected layout, e.g. ``FairFace``; "" for a table.
+        notices: messages for the user about how the data was read.
+        trims: the crop box of each image by source (``source`` itself if there is only one); sources without one are
+            used uncropped.
+        weights: how often a face of a source is drawn in training, by source; 1 if not given.
+        cropper: crops the face from each image, if the images are photos; None for crops.
     """
 
     frame: pd.DataFrame
@@ -136,57 +142,58 @@ class FaceRecords:
 
     @property
     def group_columns(self) -> list[str]:
-        """Columns besides the labels by which to report."""
-        return choose_groups(self.frame, self._own_columns)[0]
+        """The columns to group reports by."""
+        return choose_groups(self.frame, self._extra_columns)[0]
 
     @property
     def ungrouped_columns(self) -> list[str]:
-        """Columns besides the labels that are no groups; see :func:`agegen.data.labels.choose_groups`."""
-        return choose_groups(self.frame, self._own_columns)[1]
+        """The other columns without labels; see :func:`agegen.data.labels.choose_groups`."""
+        return choose_groups(self.frame, self._extra_columns)[1]
 
     @property
     def identity_columns(self) -> list[str]:
-        """Columns that name the person."""
-        return [name for name in self._own_columns if name.lower() in IDENTITY_COLUMNS]
+        """The columns that identify the person."""
+        return [name for name in self._extra_columns if name.lower() in IDENTITY_COLUMNS]
 
     @property
-    def _own_columns(self) -> list[str]:
+    def _extra_columns(self) -> list[str]:
         return [str(name) for name in self.frame.columns if name not in _LABEL_COLUMNS]
 
     @property
     def sources(self) -> list[str]:
-        """The names of the data sets, in their order; one where there is no column ``source``."""
+        """The names of the datasets, in order."""
         names = self.frame[SOURCE_COLUMN] if SOURCE_COLUMN in self.frame.columns else None
         return [self.source] if names is None else [str(name) for name in names.unique()]
 
-    def list_origins(self) -> NDArray[np.str_]:
-        """Return the name of the data set (N,) that each record is from."""
+    def list_face_sources(self) -> NDArray[np.str_]:
+        """Return the name of each face's dataset (N,)."""
         if SOURCE_COLUMN not in self.frame.columns:
             return np.full(len(self), self.source)
         return np.asarray(self.frame[SOURCE_COLUMN], dtype=str)
-
-    def name_source(self, index: int) -> str:
-        """Return the name of the data set that the record at ``index`` is from."""
-        return str(self.frame[SOURCE_COLUMN].iloc[index]) if SOURCE_COLUMN in self.frame.columns else self.source
-
-    def describe_cut(self) -> str:
-        """Return how pictures are cropped, in words that differ where the crops do; "" where they are taken whole."""
-        if self.cropper is not None:
-            return str(self.cropper)
-        return "; ".join(f"{name}: {trim}" for name, trim in sorted(self.trims.items()))
 
     def select(self, mask: Any) -> FaceRecords:
         """Return the records where ``mask`` (N,) is true."""
         return replace(self, frame=self.frame[mask].reset_index(drop=True))
 
     def read(self, index: int) -> bytes:
-        """Return the encoded picture of the record at ``index``."""
+        """Return the encoded image of the record at ``index``."""
         return self.images.read(int(self.frame["row"].iloc[index]))
 
     def decode(self, index: int, content: bytes | None = None) -> RGB:
-        """Return the picture of the record at ``index``, cropped as all are; ``content`` where it was read already."""
+        """Return the cropped image of the record at ``index``; ``content`` is its encoded image, if already read."""
         image = decode_image(self.read(index) if content is None else content)
         if self.cropper is not None:
             return self.cropper(image)
-        trim = self.trims.get(self.name_source(index)) if self.trims else None
-        return image if trim is None else trim.cut(image)
+        if not self.trims:
+            return image
+        box = self.trims.get(self._get_source(index))
+        return image if box is None else box.cut(image)
+
+    def _get_source(self, index: int) -> str:
+        return str(self.frame[SOURCE_COLUMN].iloc[index]) if SOURCE_COLUMN in self.frame.columns else self.source
+
+    def describe_crop(self) -> str:
+        """Return a text that is different for different crops, for cache keys; "" if the images are not cropped."""
+        if self.cropper is not None:
+            return str(self.cropper)
+        return "; ".join(f"{name}: {box}" for name, box in sorted(self.trims.items()))

@@ -1,4 +1,4 @@
-"""One pass over all pictures: checksum, perceptual hash, and (on request) the pixels for training."""
+"""The scan: one pass over all images for checksums, perceptual hashes and, on request, the pixels for training."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from agegen.data.records import Exclusion, FaceRecords
 from agegen.errors import DataError
 from agegen.machine import count_cores
 
-# 256 bits: aligned faces agree in most of the usual 64.
+# 256 bits instead of the usual 64, in most of which aligned faces agree.
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE * HASH_SIDE
+# Images between two progress updates.
+_UPDATE_INTERVAL = 64
 
 ProgressHook = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a pass over N readable pictures found.
+    """The result of a scan: N readable images.
 
     Attributes:
-        records: the readable ones; what can't be decoded has joined ``records.excluded``.
-        sha256: of each encoded picture, hexadecimal.
+        records: of the readable images; images that cannot be decoded were added to ``records.excluded``.
+        sha256: of each encoded image, hexadecimal.
         hashes: perceptual hashes (N, 256), bool.
-        pixels: (N, size, size, 3) uint8, where they were asked for.
-        sides: the shorter side of each picture in pixels, (N,).
+        pixels: (N, size, size, 3) uint8, if requested.
+        sides: the shorter side of each image in pixels, (N,).
     """
 
     records: FaceRecords
@@ -41,7 +43,7 @@ class Scan:
     sides: NDArray[np.int32]
 
     def select(self, mask: NDArray[np.bool_]) -> Scan:
-        """Return the part where ``mask`` (N,) is true; all of it is itself, without copying the pixels."""
+        """Return the part where ``mask`` (N,) is true; if it is all true, the same object, without copying pixels."""
         if mask.all():
             return self
         digests = [digest for digest, kept in zip(self.sha256, mask, strict=True) if kept]
@@ -50,19 +52,19 @@ class Scan:
 
 
 def ignore_progress(stage: str, done: int, total: int) -> None:
-    """Do nothing: the hook where no one watches."""
+    """Do nothing: the default progress hook."""
 
 
 def scan_images(records: FaceRecords, size: int | None = None, on_progress: ProgressHook = ignore_progress) -> Scan:
-    """Decode every picture once, on all cores.
+    """Decode every image once, on all cores.
 
     Args:
-        records: whose pictures to read.
-        size: keep the pixels too, resized to this square; None keeps none.
+        records: whose images to read.
+        size: keep the pixels, resized to a square of this side; None keeps no pixels.
         on_progress: called with ("reading images", done, total).
 
     Raises:
-        DataError: not one picture can be decoded.
+        DataError: not a single image can be decoded.
     """
     total = len(records)
     pixels = None if size is None else np.zeros((total, size, size, 3), dtype=np.uint8)
@@ -85,34 +87,35 @@ def scan_images(records: FaceRecords, size: int | None = None, on_progress: Prog
 
     with ThreadPoolExecutor(count_cores()) as pool:
         for done, _ in enumerate(pool.map(scan_one, range(total)), start=1):
-            if done % 64 == 0 or done == total:
+            if done % _UPDATE_INTERVAL == 0 or done == total:
                 on_progress("reading images", done, total)
-    return _drop_unreadable(Scan(records, digests, hashes, pixels, sides), reasons)
+    return _exclude_unreadable(Scan(records, digests, hashes, pixels, sides), reasons)
 
 
 def hash_image(image: RGB) -> NDArray[np.bool_]:
-    """Return the 256-bit perceptual hash of a picture: signs of its lowest 16×16 DCT terms about their median.
+    """Return the perceptual hash (256,) of an image: which of its lowest 16×16 DCT coefficients exceed their median.
 
-    The usual 64 bits are too few here: faces aligned alike agree in most of them.
     Source: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010.
     """
     import cv2
 
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:HASH_SIDE, :HASH_SIDE].reshape(-1)
+    # The first coefficient is the mean brightness, which does not identify an image.
     low[0] = 0.0
     bits: NDArray[np.bool_] = low > np.median(low[1:])
     return bits
 
 
-def _drop_unreadable(scan: Scan, reasons: list[str]) -> Scan:
+def _exclude_unreadable(scan: Scan, reasons: list[str]) -> Scan:
     readable = np.array([not reason for reason in reasons], dtype=bool)
     if readable.all():
         return scan
     names = scan.records.frame["path"]
-    bad = tuple(Exclusion(str(names.iloc[i]), reasons[i]) for i in np.flatnonzero(~readable))
+    unreadable = tuple(Exclusion(str(names.iloc[i]), reasons[i]) for i in np.flatnonzero(~readable))
     if not readable.any():
-        raise DataError(f"no picture of {scan.records.source} can be read; the first: {bad[0].path}: {bad[0].reason}")
+        first = unreadable[0]
+        raise DataError(f"no image of {scan.records.source} can be read; the first: {first.path}: {first.reason}")
     kept = scan.select(readable)
-    return replace(kept, records=replace(kept.records, excluded=scan.records.excluded + bad))
+    return replace(kept, records=replace(kept.records, excluded=scan.records.excluded + unreadable))

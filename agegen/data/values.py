@@ -1,4 +1,4 @@
-"""What people write for ages and genders, cell by cell."""
+"""Parse the ages and genders in the cells of tables, in the many forms that people write."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from agegen.errors import DataError
 _MISSING = frozenset({"", "nan", "none", "null", "na", "n/a", "<na>", "unknown", "u", "?", "nat"})
 _MALE = frozenset({"male", "males", "m", "man", "men", "boy", "boys", "masculine"})
 _FEMALE = frozenset({"female", "females", "f", "woman", "women", "w", "girl", "girls", "lady", "feminine"})
-# A gender that is neither word is no label for two classes.
-_NEITHER = frozenset({"other", "nonbinary", "non-binary", "unsure", "uncertain", "-1"})
+# Valid genders that are not one of the model's two classes; treated as missing labels.
+_OTHER_GENDERS = frozenset({"other", "nonbinary", "non-binary", "unsure", "uncertain", "-1"})
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _NUMBER = r"\d+(?:\.\d+)?"
 _UNIT = r"(?:\s*(?:years?|yrs?|y/?o?)(?:\s*old)?)?"
 _EXACT = re.compile(rf"({_NUMBER}){_UNIT}")
-_BABY = re.compile(rf"({_NUMBER})\s*(?:months?|mos?)")
+_IN_MONTHS = re.compile(rf"({_NUMBER})\s*(?:months?|mos?)")
 _RANGE = re.compile(rf"[(\[]?\s*({_NUMBER})\s*(?:-|–|—|−|,|;|\.\.|to|_)\s*({_NUMBER})\s*[)\]]?{_UNIT}")
 _OVER = re.compile(
     rf"(?:(?:more than|over|above|older than|at least|from|>=?|≥)\s*({_NUMBER}){_UNIT}"
@@ -28,13 +28,17 @@ _OVER = re.compile(
 _UNDER = re.compile(rf"(?:under|less than|younger than|below|<)\s*({_NUMBER}){_UNIT}")
 _UP_TO = re.compile(rf"(?:up to|at most|<=|≤)\s*({_NUMBER}){_UNIT}|({_NUMBER})\s*(?:and|or)\s*(?:under|younger|less)")
 _DATE = re.compile(r"(\d{1,2})[-\s](" + "|".join(_MONTHS) + r")[a-z]*|(" + "|".join(_MONTHS) + r")[a-z]*[-\s](\d{1,2})")
+# In years. Brackets may end above MAX_AGE, such as 60–120, but not above this.
+_MAX_BRACKET = 150.0
+# The most codes to quote in an error.
+_QUOTED = 6
 
 
 @dataclass(frozen=True)
 class Age:
-    """An age in years, 0–116: exact where ``low`` is ``high``, else a bracket, both ends included.
+    """An age in years, 0–116: exact if ``low`` equals ``high``, otherwise a bracket with both ends included.
 
-    ``dated`` marks one that a spreadsheet had turned into a date.
+    ``dated`` marks a bracket that a spreadsheet had converted to a date.
     """
 
     low: float
@@ -43,18 +47,19 @@ class Age:
 
 
 def is_missing(cell: Any) -> bool:
-    """Return whether a cell says that nothing is known."""
+    """Return whether a cell means that the label is unknown."""
     return str(cell).strip().lower() in _MISSING
 
 
 def parse_age(cell: Any, decimal_comma: bool = False) -> Age | None:
-    """Return the age that a cell states, None where it states none.
+    """Return the age in a cell; None if it is missing.
 
-    ``25``, ``25.5``, ``20-29``, ``(25, 32)``, ``[4, 6]``, ``60+``, ``70 and over``, ``more than 70``, ``under 3``,
-    ``6 months``; and brackets that a spreadsheet made dates of: ``03-Sep`` is 3–9, ``Oct-19`` is 10–19.
+    Valid forms: ``25``, ``25.5``, ``20-29``, ``(25, 32)``, ``[4, 6]``, ``60+``, ``70 and over``, ``more than 70``,
+    ``under 3``, ``6 months``; and brackets that a spreadsheet converted to dates: ``03-Sep`` is 3–9, ``Oct-19`` is
+    10–19. With ``decimal_comma``, ``23,5`` is a number.
 
     Raises:
-        ValueError: it is none of these, or outside 0–116.
+        ValueError: the cell has another form, or the age is outside 0–116.
     """
     text = " ".join(str(cell).strip().lower().split())
     if text in _MISSING:
@@ -62,71 +67,75 @@ def parse_age(cell: Any, decimal_comma: bool = False) -> Age | None:
     if decimal_comma and re.fullmatch(r"\d+,\d+", text):
         text = text.replace(",", ".")
     if match := _EXACT.fullmatch(text):
-        return _bound(float(match[1]), float(match[1]), widest=MAX_AGE)
-    if match := _BABY.fullmatch(text):
-        return _bound(float(match[1]) / 12, float(match[1]) / 12, widest=MAX_AGE)
+        return _make_age(float(match[1]), float(match[1]), largest=MAX_AGE)
+    if match := _IN_MONTHS.fullmatch(text):
+        return _make_age(float(match[1]) / 12, float(match[1]) / 12, largest=MAX_AGE)
     if match := _RANGE.fullmatch(text):
-        return _bound(float(match[1]), float(match[2]))
+        return _make_age(float(match[1]), float(match[2]))
     if match := _OVER.fullmatch(text):
-        # FairFace's "more than 70" follows on 60-69: the number itself belongs to it.
-        return _bound(float(match[1] or match[2]), MAX_AGE)
+        # The number itself is included: FairFace's "more than 70" is the bracket after 60-69.
+        return _make_age(float(match[1] or match[2]), MAX_AGE)
     if match := _UNDER.fullmatch(text):
-        return _bound(0.0, float(match[1]) - 1)
+        return _make_age(0.0, float(match[1]) - 1)
     if match := _UP_TO.fullmatch(text):
-        return _bound(0.0, float(match[1] or match[2]))
+        return _make_age(0.0, float(match[1] or match[2]))
     if match := _DATE.fullmatch(text):
         month = _MONTHS.index(match[2] or match[3]) + 1
         low, high = sorted((month, int(match[1] or match[4])))
         return Age(float(low), float(high), dated=True)
-    raise ValueError(text)
+    raise ValueError(f"not an age: {text}")
 
 
-def _bound(low: float, high: float, widest: float = 150.0) -> Age:
-    """Return the age; a bracket may end beyond what is known of people, an exact age may not."""
-    if not (0 <= low <= high <= widest and low <= MAX_AGE):
-        raise ValueError("outside the range of ages")
+def _make_age(low: float, high: float, largest: float = _MAX_BRACKET) -> Age:
+    """Return the age, with the upper end of brackets clipped to 116; raises ValueError if it is out of range."""
+    if not (0 <= low <= high <= largest and low <= MAX_AGE):
+        raise ValueError(f"age out of range: {low:g}–{high:g}")
     return Age(low, min(high, float(MAX_AGE)))
 
 
-def choose_codes(cells: Iterable[Any], wanted: str | None) -> dict[str, bool]:
-    """Return what number codes for gender stand for (True: female); empty where the column has none.
+def choose_codes(cells: Iterable[Any], meanings: str | None) -> dict[str, bool]:
+    """Return the meaning (True: female) of the number codes in a gender column; empty if it has none.
 
     Args:
         cells: of the whole column.
-        wanted: ``--gender-codes``: what 0 and 1, or 1 and 2, stand for, e.g. ``male,female``; None for UTKFace's.
+        meanings: ``--gender-codes``: the meaning of 0 and 1, or of 1 and 2, e.g. ``male,female``; None for that of
+            UTKFace, where 0 is male and 1 female.
 
     Raises:
-        DataError: codes that UTKFace doesn't have and that aren't told, or a ``wanted`` of another form.
+        DataError: the column has other codes than 0 and 1 and ``meanings`` is None, or ``meanings`` is invalid.
     """
     found = {str(cell).strip().removesuffix(".0") for cell in cells}
     codes = sorted(code for code in found if code.isdigit())
-    if wanted is not None:
-        names = [name.strip().lower() for name in wanted.split(",")]
+    if meanings is not None:
+        names = [name.strip().lower() for name in meanings.split(",")]
         if len(names) != 2 or {name in _FEMALE for name in names} != {True, False} or not set(names) <= _MALE | _FEMALE:
-            raise DataError("--gender-codes takes two words, e.g. male,female: what 0 and 1, or 1 and 2, stand for")
+            raise DataError(
+                f"Invalid value for --gender-codes: '{meanings}'. Give the meaning of 0 and 1, or of 1 and 2, as two "
+                "words, e.g. male,female."
+            )
         first = 1 if codes and "0" not in codes else 0
         return {str(first + place): name in _FEMALE for place, name in enumerate(names)}
-    words = any(cell.lower() in _MALE | _FEMALE for cell in found)
-    if set(codes) - {"0", "1"} and not words:
+    has_words = any(cell.lower() in _MALE | _FEMALE for cell in found)
+    if set(codes) - {"0", "1"} and not has_words:
         raise DataError(
-            f"the column gender has the codes {', '.join(codes[:6])}, of which UTKFace's 0 (male) and 1 (female) say "
-            "nothing; tell what they stand for, e.g. --gender-codes male,female"
+            f"the column gender has the codes {', '.join(codes[:_QUOTED])}, whose meaning is unknown. Give it, e.g. "
+            "--gender-codes male,female."
         )
     return {"0": False, "1": True} if codes else {}
 
 
 def parse_gender(cell: Any, codes: dict[str, bool]) -> bool | None:
-    """Return whether a cell says female; None where it says neither.
+    """Return whether a cell means female; None if it is missing or neither female nor male.
 
     Raises:
-        ValueError: it isn't understood.
+        ValueError: the cell is not a gender.
     """
     text = str(cell).strip().lower()
-    if text in _MISSING or text in _NEITHER:
+    if text in _MISSING or text in _OTHER_GENDERS:
         return None
     if text in _FEMALE or text in _MALE:
         return text in _FEMALE
-    # A column of numbers with gaps comes as floats.
+    # A column of numbers with missing cells is read as floats.
     if (code := text.removesuffix(".0")) in codes:
         return codes[code]
-    raise ValueError(text)
+    raise ValueError(f"not a gender: {text}")

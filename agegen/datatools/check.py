@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agegen.data.duplicates import find_duplicates, find_mirrored, join_pairs, mirror_hashes
+from agegen.data.duplicates import find_duplicates, find_mirrored_duplicates, join_pairs, mirror_hashes
 from agegen.data.labels import (
     AGE_CLASSES,
     IDENTITY_COLUMNS,
@@ -22,15 +22,15 @@ from agegen.data.labels import (
     label_groups,
 )
 from agegen.data.loading import load_sources
-from agegen.data.records import Exclusion, FaceRecords, locate_picture
+from agegen.data.records import Exclusion, FaceRecords, locate_image
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
-from agegen.data.splits import SHARES, count_leaking_groups, number_persons
+from agegen.data.splits import SHARES, count_leaking_groups, number_identities
 from agegen.datatools.config import CheckConfig
 from agegen.datatools.convert import format_path, make_manifest
 from agegen.datatools.label_issues import LabelIssue, find_label_issues
 from agegen.errors import DataError
 from agegen.evaluate.subject import EvaluationSubject, open_subject
-from agegen.faces.matching import describe_crops, survey_crops
+from agegen.faces.matching import make_crop_notices, measure_dataset
 from agegen.files import replace_atomically
 from agegen.machine import choose_compute
 
@@ -235,7 +235,7 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
     scan = scan_images(load_sources(config.data, config.reading), None, on_progress)
     frame = scan.records.frame
     pairs = find_duplicates(scan.hashes, scan.sha256, on_progress)
-    mirrored = find_mirrored(scan.hashes, scan.sha256, on_progress)
+    mirrored = find_mirrored_duplicates(scan.hashes, scan.sha256, on_progress)
     groups = join_pairs(len(scan.hashes), pairs)
     notices = _describe_data(scan)
     issues = None
@@ -273,7 +273,7 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
 
 def _describe_data(scan: Scan) -> list[str]:
     layout = [f"data: {scan.records.layout}, {len(scan.records):,} faces"] if scan.records.layout else []
-    return [*layout, *scan.records.notices, *describe_crops(survey_crops(scan.records))]
+    return [*layout, *scan.records.notices, *make_crop_notices(measure_dataset(scan.records))]
 
 
 def _check_labels(
@@ -382,7 +382,7 @@ def list_clusters(frame: pd.DataFrame, groups: NDArray[np.int64]) -> dict[str, N
     clusters = {"near-duplicates": groups}
     for column in frame.columns:
         if str(column).lower() in IDENTITY_COLUMNS:
-            clusters[str(column)] = number_persons(frame[column])
+            clusters[str(column)] = number_identities(frame[column])
     seconds = frame["path"].map(_find_capture_second)
     if seconds.notna().mean() > 0.5:
         clusters["capture second"] = np.asarray(pd.factorize(seconds)[0], dtype=np.int64)
@@ -427,7 +427,7 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
     Raises:
         DataError: the images are not files of their own, so a manifest cannot refer to them.
     """
-    paths = [locate_picture(report.records.images, int(row)) for row in report.frame["row"]]
+    paths = [locate_image(report.records.images, int(row)) for row in report.frame["row"]]
     if None in paths:
         raise DataError(f"cannot write a manifest: the images of {report.source} are stored inside another file")
     removals = list_removals(report)

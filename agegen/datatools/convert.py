@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agegen.data.labels import AGE_BOUNDS, write_labels
+from agegen.data.labels import AGE_BOUNDS, format_labels
 from agegen.data.loading import load_sources
-from agegen.data.records import Exclusion, FaceRecords, locate_picture
+from agegen.data.records import Exclusion, FaceRecords, locate_image
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.datatools.config import ConvertConfig
 from agegen.errors import AgegenError, DataError
@@ -78,7 +78,7 @@ def _locate_image(records: FaceRecords, row: int, folder: Path) -> str:
     Raises:
         DataError: the image is stored inside another file.
     """
-    path = locate_picture(records.images, int(row))
+    path = locate_image(records.images, int(row))
     if path is None:
         raise DataError(f"the images of {records.source} are stored inside another file. Write Parquet with --embed.")
     return format_path(path, folder)
@@ -92,7 +92,7 @@ def format_path(path: Path, folder: Path) -> str:
 
 def make_manifest(frame: pd.DataFrame, paths: list[str]) -> pd.DataFrame:
     """Return labelled faces as a manifest: the columns path, age and gender, then all others of the frame."""
-    ages, genders = write_labels(frame)
+    ages, genders = format_labels(frame)
     manifest = frame.drop(columns=["path", "age", "female", *AGE_BOUNDS], errors="ignore")
     for place, (name, values) in enumerate({"path": paths, "age": ages, "gender": genders}.items()):
         manifest.insert(place, name, values)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from agegen.data.labels import Labels, format_age, format_gender
 from agegen.evaluate.estimates import Estimates
 from agegen.evaluate.evaluation import describe_swapped_genders
-from agegen.model.calibration import Calibration, scale_spreads
+from agegen.model.calibration import Calibration, interpolate_scales
 
 # A label is an issue if the age is outside the estimate by more than so many half-widths of its 90 % interval …
 _MAX_WIDTHS = 2.0
@@ -87,7 +87,7 @@ def find_label_issues(
 
 def _measure_age_gaps(estimates: Estimates, labels: Labels, calibration: Calibration) -> NDArray[np.float64]:
     """Return how far the labelled ages are from the estimates (N,), in half-widths of the intervals; 0 if unknown."""
-    half = np.maximum(scale_spreads(estimates.age, calibration) * estimates.spread, _MIN_YEARS / _MAX_WIDTHS)
+    half = np.maximum(interpolate_scales(estimates.age, calibration) * estimates.spread, _MIN_YEARS / _MAX_WIDTHS)
     outside = np.maximum(np.maximum(labels.low - estimates.age, estimates.age - labels.high), 0)
     return np.asarray(np.nan_to_num(outside) / half, dtype=np.float64)
 

@@ -10,10 +10,10 @@ from agegen.data.labels import SPLITS
 from agegen.data.records import Exclusion
 from agegen.data.scan import ProgressHook, ignore_progress, scan_images
 from agegen.data.splits import (
+    apply_protocol,
     count_leaking_groups,
     find_protocol,
     fingerprint_split,
-    keep_ages,
     split_scan,
     write_split,
 )
@@ -58,7 +58,7 @@ def write_data_split(config: SplitConfig, on_progress: ProgressHook = ignore_pro
     shares = None
     if config.protocol is not None:
         protocol = find_protocol(config.protocol)
-        scan, shares = keep_ages(scan, protocol), protocol.shares
+        scan, shares = apply_protocol(scan, protocol), protocol.shares
     split = split_scan(scan, config.seed, shares)
     write_split(config.out, split)
     return SplitResult(

@@ -23,7 +23,7 @@ from agegen.files import digest_file, write_bytes
 from agegen.machine import choose_compute, count_cores, open_session
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import CheckpointInfo, format_info
-from agegen.model.network import AgeGenderModel, Outputs, average_outputs, expect_age, measure_spread
+from agegen.model.network import AgeGenderModel, Outputs, average_outputs, compute_std, expect_age
 
 # Smaller tensors (biases, norms) stay in single precision.
 _LEAST_HALVED = 1024
@@ -43,7 +43,7 @@ class DeployedModel(nn.Module):
         outputs = self.model(images)
         views = [Outputs(*(part[half] for part in outputs)) for half in (slice(None, count), slice(count, None))]
         ages, p_female = average_outputs(views)
-        return expect_age(ages), measure_spread(ages), p_female, ages
+        return expect_age(ages), compute_std(ages), p_female, ages
 
 
 def export_onnx(checkpoint: Path, target: Path, backbone: Backbone | None = None) -> None:

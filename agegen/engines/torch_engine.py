@@ -13,7 +13,7 @@ from agegen.engines.engine import CropOutputs
 from agegen.machine import Compute, choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import CheckpointInfo
-from agegen.model.network import AgeGenderModel, average_outputs, expect_age, make_views, measure_spread, run_views
+from agegen.model.network import AgeGenderModel, average_outputs, compute_std, expect_age, make_views, run_views
 
 
 def _go_single() -> None:
@@ -41,7 +41,7 @@ class TorchEngine:
         """Return estimates for RGB crops (N, input_size, input_size, 3); with P(age) where ``distribution`` says."""
         with torch.inference_mode():
             ages, p_female = average_outputs(run_views(self._model, make_views(list(crops)), self._compute))
-        outputs = expect_age(ages), measure_spread(ages), p_female, *([ages] if distribution else [])
+        outputs = expect_age(ages), compute_std(ages), p_female, *([ages] if distribution else [])
         return CropOutputs(*(values.double().cpu().numpy() for values in outputs))
 
 

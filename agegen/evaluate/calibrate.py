@@ -62,7 +62,7 @@ def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_
     if not unseen.any():
         raise DataError(f"the model was trained on all faces of {subject.source}. Calibrate on other faces.")
     estimates, labels = subject.estimate(unseen, compute, config.cache_dir, on_progress)
-    origins = subject.scan.records.list_origins()[unseen]
+    origins = subject.scan.records.list_face_sources()[unseen]
     fitted = calibrate(estimates.age, estimates.spread, estimates.p_female, labels, origins)
     if fitted.faces < MIN_FACES:
         raise DataError(

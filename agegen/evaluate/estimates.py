@@ -20,7 +20,7 @@ from agegen.files import replace_atomically
 from agegen.machine import Compute
 from agegen.model.calibration import Calibration, bound_ages
 from agegen.model.loss import DEFAULT_LOSS, compute_loss
-from agegen.model.network import average_outputs, expect_age, measure_spread, run_views
+from agegen.model.network import average_outputs, compute_std, expect_age, run_views
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +98,7 @@ def _estimate_batch(
     outputs = run_views(network, batch.views, compute)
     loss = float(compute_loss(outputs[0], batch.targets.to(compute.device), loss_settings))
     ages, p_female = average_outputs(outputs)
-    age, spread = expect_age(ages).cpu(), measure_spread(ages).cpu()
+    age, spread = expect_age(ages).cpu(), compute_std(ages).cpu()
     return _BatchEstimates(age, spread, p_female.cpu(), ages.cpu() if keep else None, loss)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agegen.data.labels import AGE_BOUNDS, IDENTITY_COLUMNS, choose_groups, find_baseline
+from agegen.data.labels import AGE_BOUNDS, IDENTITY_COLUMNS, choose_groups, compute_baseline
 from agegen.errors import CheckpointError
 from agegen.evaluate.estimates import DISTRIBUTION, ESTIMATE_COLUMNS, Estimates, read_predictions
 from agegen.evaluate.evaluation import Evaluation, evaluate_estimates
@@ -67,7 +67,7 @@ def evaluate_study(path: Path) -> StudyEvaluation:
     )
     bounds = (predictions["age_low"].to_numpy(dtype=float), predictions["age_high"].to_numpy(dtype=float))
     evaluation = evaluate_estimates(
-        estimates, predictions, ["fold", *groups], find_baseline(predictions), _average_thresholds(path), bounds
+        estimates, predictions, ["fold", *groups], compute_baseline(predictions), _average_thresholds(path), bounds
     )
     return StudyEvaluation(path, evaluation, predictions)
 

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
-from agegen.data.labels import Baseline, Labels, find_baseline
+from agegen.data.labels import Baseline, Labels, compute_baseline
 from agegen.data.loading import load_sources, resolve_data
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, Scan, ignore_progress
 from agegen.data.splits import (
     HASH_COLUMN,
     apply_split,
-    find_seen,
+    find_training_overlap,
     fingerprint_split,
     read_split,
     split_scan,
@@ -32,7 +32,7 @@ from agegen.errors import DataError
 from agegen.evaluate.estimates import Estimates, estimate_batches
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.detection import LargestFaceCropper
-from agegen.faces.matching import LandmarkStats, describe_crops, match_crops, read_trims
+from agegen.faces.matching import LandmarkStats, make_crop_notices, match_crops, read_crop_boxes
 from agegen.machine import Compute
 from agegen.model.calibration import Calibration, read_calibration
 from agegen.model.checkpoint import load_checkpoint
@@ -40,7 +40,7 @@ from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_checkpoint, is_hub_run
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
-from agegen.runs import RunFolder, find_newest_run, list_finished_runs, list_sources, open_run, stands_alone
+from agegen.runs import RunFolder, find_newest_run, is_standalone_file, list_finished_runs, list_sources, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,11 +67,13 @@ class TrainingSplit:
     def find_seen(self, sha256: Sequence[str], hashes: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
         """Return which faces (N,) the training has seen, themselves or a near-duplicate; all False if unknown.
 
-        ``hashes``: perceptual hashes (N, 256); None finds only the near-duplicates that the split itself lists.
+        ``hashes``: perceptual hashes (N, 256); None finds only identical files.
         """
         if self.table is None:
             return np.zeros(len(sha256), dtype=bool)
-        return find_seen(self.table, sha256, hashes)
+        if hashes is None:
+            return np.asarray(self.find_splits(sha256) == "train", dtype=bool)
+        return find_training_overlap(self.table, sha256, hashes)
 
     def find_hashes(self, sha256: Sequence[str]) -> NDArray[np.bool_] | None:
         """Return the perceptual hashes (N, 256) of faces that are all in the split; None if it has no hashes."""
@@ -129,7 +131,7 @@ class EvaluationSubject:
         try:
             return Baseline(**self.info.training["baseline"])
         except (KeyError, TypeError):
-            return find_baseline(self.scan.records.frame)
+            return compute_baseline(self.scan.records.frame)
 
     def select_faces(self, split: str) -> NDArray[np.bool_]:
         """Return which faces (N,) to evaluate: those of a split, or all with ``all``.
@@ -251,7 +253,7 @@ def _find_model(
     run: Path | None, model: str | None, weights: str | None, has_data: bool
 ) -> tuple[RunFolder | None, Path]:
     """Return the run folder, if there is one, and the checkpoint."""
-    standalone = run is not None and (is_hub_run(run) or stands_alone(run))
+    standalone = run is not None and (is_hub_run(run) or is_standalone_file(run))
     bundled = model is not None or weights is not None
     if standalone or bundled or (run is None and has_data and not list_finished_runs()):
         return None, find_checkpoint(model, run, weights)
@@ -271,14 +273,14 @@ def _crop_as_trained(
     if chosen := detector or (record or {}).get("options", {}).get("detector"):
         return replace(records, cropper=LargestFaceCropper(chosen, template)), []
     if record is not None:
-        return replace(records, trims=read_trims(record["data"].get("trims", {}))), []
+        return replace(records, trims=read_crop_boxes(record["data"].get("trims", {}))), []
     if records.drawn:
         return records, []
-    if (known := read_trims(info.training.get("trims") or {})) and set(known) <= set(records.sources):
+    if (known := read_crop_boxes(info.training.get("trims") or {})) and set(known) <= set(records.sources):
         return replace(records, trims=known), []
     surveys: list[LandmarkStats] = []
     trims = match_crops(records, template or AlignmentTemplate(), surveys)
-    notices = list(dict.fromkeys(notice for survey in surveys for notice in describe_crops(survey)))
+    notices = list(dict.fromkeys(notice for survey in surveys for notice in make_crop_notices(survey)))
     return replace(records, trims=trims if template is not None else {}), notices
 
 

@@ -12,7 +12,7 @@ from agegen.errors import CheckpointError
 from agegen.files import write_text
 from agegen.model.metadata import CheckpointInfo, read_info
 from agegen.render.tables import METRIC_TITLES, format_bounds, format_value
-from agegen.runs import RunFolder, count_seconds, list_sources
+from agegen.runs import RunFolder, compute_training_seconds, list_sources
 
 UNKNOWN_TERMS = "those of the training data"
 # The worst few; the table above has them all.
@@ -125,7 +125,7 @@ def _describe_model(facts: _Facts) -> dict[str, Any]:
         "seed": record["seed"],
         "command": record.get("command", f"agegen train --model {info.model}"),
         "recipe": recipe,
-        "minutes": round(count_seconds(record) / 60),
+        "minutes": round(compute_training_seconds(record) / 60),
         "feature_minutes": round(record["seconds"].get("features", 0) / 60),
         "machine": record["machine"],
         "libraries": record["libraries"],

@@ -1,4 +1,4 @@
-"""Faces and detectors as types, and their geometry: similarities between landmarks, squares cut out by them."""
+"""Detected faces, the detector protocol, and similarity transforms between sets of landmarks."""
 
 from __future__ import annotations
 
@@ -10,107 +10,117 @@ from numpy.typing import NDArray
 
 from agegen.data.images import RGB
 
+# (n, 2): x and y of n points.
 Points = NDArray[np.float64]
-
+# 2×3: an affine transform of points.
 Matrix = NDArray[np.float64]
 
-
-def fit_similarity(source: Points, target: Points) -> Matrix:
-    """Return the 2×3 matrix that turns, scales and shifts ``source`` (n, 2) closest to ``target`` (n, 2).
-
-    Source: Umeyama, "Least-squares estimation of transformation parameters between two point patterns",
-    IEEE TPAMI 1991; here in complex numbers: target ≈ factor · source + shift.
-    """
-    points = source[:, 0] + 1j * source[:, 1]
-    wanted = target[:, 0] + 1j * target[:, 1]
-    centred = points - points.mean()
-    factor = np.vdot(centred, wanted - wanted.mean()) / max(np.vdot(centred, centred).real, 1e-12)
-    shift = wanted.mean() - factor * points.mean()
-    return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
-
-
-def apply_matrix(matrix: Matrix, points: Points) -> Points:
-    """Return points (n, 2) moved by a 2×3 matrix."""
-    return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float64)
-
-
-def invert_matrix(matrix: Matrix) -> Matrix:
-    """Return the 2×3 matrix that undoes another."""
-    return np.asarray(np.linalg.inv(np.vstack([matrix, [0.0, 0.0, 1.0]]))[:2], dtype=np.float64)
-
-
-def measure_turn(matrix: Matrix) -> float:
-    """Return by how many degrees a similarity turns, clockwise in a picture, -180 to 180."""
-    return float(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])))
-
-
-def list_corners(side: float) -> Points:
-    """Return the corners (4, 2) of a square, clockwise from its upper left."""
-    return np.array([[0.0, 0.0], [side, 0.0], [side, side], [0.0, side]])
-
-
-def cut_square(image: RGB, matrix: Matrix, side: int) -> RGB:
-    """Cut (side, side, 3) out of a picture, whose pixels ``matrix`` moves to the square's.
-
-    What lies beyond the picture's edges is black, as in dlib's face chips.
-    """
-    import cv2
-
-    part, matrix = _shrink_part(image, matrix, side)
-    square: RGB = cv2.warpAffine(part, matrix, (side, side), flags=cv2.INTER_LINEAR)
-    return square
-
-
-def _shrink_part(image: RGB, matrix: Matrix, side: int) -> tuple[RGB, Matrix]:
-    """Return the part of a picture that is needed, shrunk by area where a plain warp would alias."""
-    import cv2
-
-    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
-    corners = apply_matrix(invert_matrix(matrix), list_corners(side))
-    size = np.array([image.shape[1], image.shape[0]])
-    # Clipped before the cast: a degenerate fit may ask for corners beyond all integers.
-    low = np.floor(corners.min(axis=0) - 2).clip(0, size).astype(int)
-    high = np.ceil(corners.max(axis=0) + 2).clip(0, size).astype(int)
-    if (high - low).min() < 2:
-        return np.zeros((2, 2, 3), dtype=np.uint8), matrix
-    part = image[low[1] : high[1], low[0] : high[0]]
-    shrunk = np.maximum(np.round((high - low) * min(scale, 1.0)).astype(int), 1)
-    if scale < 0.7:
-        part = cv2.resize(part, (int(shrunk[0]), int(shrunk[1])), interpolation=cv2.INTER_AREA)
-    ratio = (high - low) / np.array([part.shape[1], part.shape[0]])
-    # A pixel's centre counts: x = low + (small + 0.5) · ratio − 0.5, put into the matrix.
-    shift = low + 0.5 * ratio - 0.5
-    inner = np.array([[ratio[0], 0.0, shift[0]], [0.0, ratio[1], shift[1]], [0.0, 0.0, 1.0]])
-    return np.ascontiguousarray(part), np.asarray(matrix @ inner, dtype=np.float64)
+# Below this scale a bilinear warp aliases, so the image is first downsampled by area.
+_ALIASING_SCALE = 0.7
 
 
 @dataclass(frozen=True)
 class DetectedFace:
-    """A face in a photograph, in its pixels.
+    """A face found in an image; coordinates in pixels of that image.
 
     Attributes:
-        box: (left, top, right, bottom); may reach beyond the photograph's edges.
-        landmarks: (5, 2), x and y of the eye on the left of the picture, the one on the right, the tip of
-            the nose, the mouth's left and right corner.
-        score: 0–1.
-        look: the score, 0–1, of a second look at the face alone; None where there was none, or it found nothing.
+        box: bounding box (left, top, right, bottom); may extend beyond the image.
+        landmarks: (5, 2), x and y of the eye on the left side of the image, the eye on the right side, the tip of the
+            nose, the left and the right corner of the mouth.
+        score: detection score, 0–1; NaN for bounding boxes from another detector.
+        refined_score: detection score, 0–1, in a close-up of the face; None if the detector takes no close-ups or
+            found no face in it.
     """
 
     box: tuple[float, float, float, float]
     landmarks: Points
     score: float
-    look: float | None = None
+    refined_score: float | None = None
 
 
 class Detector(Protocol):
-    """Finds faces. An entry point of the group ``agegen.detectors`` names a class, or a function, that builds one.
+    """Detects faces. An entry point of the group ``agegen.detectors`` names a class or function that creates one.
 
-    ``reference`` (5, 2) is where this detector sees the landmarks of a UTKFace crop on average, in shares of
-    the crop's side: detectors disagree by some per cent on where an eye is, and this cancels it.
+    ``reference`` (5, 2) holds the landmarks that this detector finds on average in the crops of UTKFace, as fractions
+    of the crop's side. Detectors place landmarks differently by a few per cent; ``reference`` corrects for that.
     """
 
     name: str
     reference: Points
 
     def detect(self, image: RGB) -> list[DetectedFace]:
-        """Return the faces in a photograph (height, width, 3), from left to right."""
+        """Return the faces in an image (height, width, 3), from left to right."""
+
+
+def fit_similarity(source: Points, target: Points) -> Matrix:
+    """Return the 2×3 similarity transform (rotation, scale, shift) that best maps ``source`` (n, 2) to ``target``.
+
+    Source: Umeyama, "Least-squares estimation of transformation parameters between two point patterns",
+    IEEE TPAMI 1991; here in complex numbers: target ≈ factor · source + shift.
+    """
+    points = source[:, 0] + 1j * source[:, 1]
+    targets = target[:, 0] + 1j * target[:, 1]
+    centred = points - points.mean()
+    factor = np.vdot(centred, targets - targets.mean()) / max(np.vdot(centred, centred).real, 1e-12)
+    shift = targets.mean() - factor * points.mean()
+    return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
+
+
+def apply_matrix(matrix: Matrix, points: Points) -> Points:
+    """Return points (n, 2) transformed by a 2×3 matrix."""
+    return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float64)
+
+
+def invert_matrix(matrix: Matrix) -> Matrix:
+    """Return the inverse of a 2×3 matrix."""
+    return np.asarray(np.linalg.inv(np.vstack([matrix, [0.0, 0.0, 1.0]]))[:2], dtype=np.float64)
+
+
+def compute_scale(matrix: Matrix) -> float:
+    """Return the factor by which a similarity transform enlarges."""
+    return float(np.hypot(matrix[0, 0], matrix[1, 0]))
+
+
+def compute_rotation(matrix: Matrix) -> float:
+    """Return the rotation of a similarity transform in degrees, clockwise in image coordinates, -180 to 180."""
+    return float(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])))
+
+
+def list_corners(side: float) -> Points:
+    """Return the corners (4, 2) of a square, clockwise from the upper left."""
+    return np.array([[0.0, 0.0], [side, 0.0], [side, side], [0.0, side]])
+
+
+def warp_square(image: RGB, matrix: Matrix, side: int) -> RGB:
+    """Extract a square (side, side, 3) from an image; ``matrix`` maps the image's pixels to those of the square.
+
+    Pixels beyond the edges of the image are black, as in dlib's face chips.
+    """
+    import cv2
+
+    part, matrix = _downsample_part(image, matrix, side)
+    square: RGB = cv2.warpAffine(part, matrix, (side, side), flags=cv2.INTER_LINEAR)
+    return square
+
+
+def _downsample_part(image: RGB, matrix: Matrix, side: int) -> tuple[RGB, Matrix]:
+    """Return the required part of an image, downsampled by area where a warp would alias, and the matrix for it."""
+    import cv2
+
+    scale = compute_scale(matrix)
+    corners = apply_matrix(invert_matrix(matrix), list_corners(side))
+    size = np.array([image.shape[1], image.shape[0]])
+    # Clip before the cast: a degenerate fit may give corners outside the range of integers.
+    low = np.floor(corners.min(axis=0) - 2).clip(0, size).astype(int)
+    high = np.ceil(corners.max(axis=0) + 2).clip(0, size).astype(int)
+    if (high - low).min() < 2:
+        return np.zeros((2, 2, 3), dtype=np.uint8), matrix
+    part = image[low[1] : high[1], low[0] : high[0]]
+    if scale < _ALIASING_SCALE:
+        small = np.maximum(np.round((high - low) * scale).astype(int), 1)
+        part = cv2.resize(part, (int(small[0]), int(small[1])), interpolation=cv2.INTER_AREA)
+    ratio = (high - low) / np.array([part.shape[1], part.shape[0]])
+    # Pixel centres: x = low + (small + 0.5) · ratio − 0.5, written as a matrix.
+    shift = low + 0.5 * ratio - 0.5
+    to_image = np.array([[ratio[0], 0.0, shift[0]], [0.0, ratio[1], shift[1]], [0.0, 0.0, 1.0]])
+    return np.ascontiguousarray(part), np.asarray(matrix @ to_image, dtype=np.float64)

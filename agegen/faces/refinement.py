@@ -1,4 +1,4 @@
-"""Detectors that look twice: at the photograph in a bounded size, then at each face in its own."""
+"""Coarse-to-fine face detection, and retries for tight crops and rotated images."""
 
 from __future__ import annotations
 
@@ -14,137 +14,155 @@ from agegen.faces.geometry import (
     Matrix,
     Points,
     apply_matrix,
-    cut_square,
+    compute_rotation,
     fit_similarity,
     invert_matrix,
-    measure_turn,
+    warp_square,
 )
 
-# A small photograph is enlarged for the search, twice at the most, up to this length of its longer side.
+# Smaller images are enlarged up to this longer side for detection, but at most twofold.
 _SMALL_SIDE = 480
-# A picture no larger than so many times the side of the search is searched as it is: to scale it takes longer.
-_NEARLY = 1.1
-# The second look: a square of this side, in which the crop has that share of the side.
-_CLOSE_SIDE, _CLOSE_SHARE = 320, 0.75
-# Of a face's area: what is smaller and inside of it is a part.
-_PART = 0.5
-# A face that turns out to be tilted by more degrees than this is turned upright and looked at once more.
-_TILT = 5.0
-
-
-# Landmarks nearer than this share of the distance between the eyes are of one face; those of two lie over one apart.
-_SAME_FACE = 0.5
+# Images larger than the detection size by no more than this factor are not resized: that would take longer.
+_NEAR_SIZE = 1.1
+# The close-up of a face is a square of this side in pixels; the crop takes this share of its side.
+_CLOSE_UP_SIDE, _CLOSE_UP_SHARE = 320, 0.75
+# A detection within a close-up belongs to another face if it is farther from the expected place, in pixels.
+_CLOSE_UP_DISTANCE = _CLOSE_UP_SIDE / 5
+# A face tilted by more degrees gets a second close-up, in which it is upright.
+_MAX_TILT = 5.0
+# A bounding box inside another one is a part of that face if its area is smaller than this share of the other's.
+_PART_AREA = 0.5
+# Bounding boxes with a greater intersection over union belong to the same face.
+_SAME_BOX = 0.5
+# Landmarks nearer than this share of the distance between the eyes belong to the same face; those of two faces are
+# more than 1 apart.
+_SAME_LANDMARKS = 0.5
+# Share of the longer side added around an image without detections: detectors were trained on faces with
+# surroundings, and tight crops end at the chin and the brows.
+_MARGIN = 0.25
+# Landmarks rotated by more degrees are guesses: the face lies on its side.
+_SIDEWAYS = 60.0
+# Minimum score of an upright face, for detectors without `upright_score`; also required in rotated images.
+_UPRIGHT_SCORE = 0.9
+# A rotated image is used only if its best score is higher by at least this.
+_ROTATION_GAIN = 0.0005
 
 
 class CoarseToFineDetector:
-    """A detector that searches the photograph at a bounded size, then looks at each face in its own size.
+    """A detector that searches the image at a limited size, then refines each face in a close-up.
 
-    The second look gives the landmarks: in the first they are coarse for small faces, and YuNet follows
-    only a fifth of a small face's tilt.
+    The close-up gives the landmarks: those of small faces are imprecise in the first pass, and YuNet follows only a
+    fifth of a small face's tilt.
     """
 
     name: str
     reference: Points
-    search_side: int
-    # A face of so many pixels is found in the picture that is searched.
-    smallest: float = 24.0
-    # The width of the smallest face wanted, in pixels of the photograph: it sets the size of the search.
+    # Longer side, in pixels, of the image that is searched, unless `min_face` is set.
+    detection_side: int
+    # Width in pixels of the smallest face that the network detects.
+    smallest_face: float = 24.0
+    # Width of the smallest face to detect, in pixels of the image; it determines the size that is searched.
     min_face: float | None = None
-    # Of upright faces in photographs it is nearly always surer than that, of faces upside down nearly never: in the
-    # search, and in the second look, where that tells them apart.
-    sure_score: float = 0.9
-    sure_look: float = 2.0
-    # What the second look doesn't confirm is a face if the search was so sure of it; else it is a pattern.
+    # Upright faces in photos nearly always score higher than this, faces upside down nearly never: in the first pass,
+    # and in the close-up (above 1: scores of close-ups do not separate them).
+    upright_score: float = 0.9
+    upright_refined_score: float = 2.0
+    # Minimum score in the first pass of a face that its close-up does not confirm; others are false detections.
     trusted_score: float = 0.85
-    # A further, smaller side to search at, for faces too large for the detector at the first; 0 for none.
-    second_side: int = 0
+    # A second, smaller side to search at, for faces too large for the network at the first; 0 for none.
+    coarse_side: int = 0
 
     @abstractmethod
-    def search(self, image: RGB, close: bool) -> list[DetectedFace]:
-        """Return the faces in a picture; ``close`` where one large face is expected."""
+    def run_network(self, image: RGB, close_up: bool) -> list[DetectedFace]:
+        """Return the detections in an image as it is; ``close_up``: one large face is expected."""
 
     def detect(self, image: RGB) -> list[DetectedFace]:
-        """Return the faces in a photograph (height, width, 3), from left to right."""
+        """Return the faces in an image (height, width, 3), from left to right."""
         side = self.choose_side(max(image.shape[:2]))
-        found = self._search_at(image, side)
-        if 0 < self.second_side < min(side, max(image.shape[:2])):
-            found = join_sizes(found, self._search_at(image, self.second_side))
-        looked = [self.refine_landmarks(image, face) for face in found]
-        faces = drop_repeated([face for face in looked if face.look is not None or face.score >= self.trusted_score])
-        return sorted(faces, key=lambda face: (face.box[0], face.box[1]))
+        found = self._detect_at(image, side)
+        if 0 < self.coarse_side < min(side, max(image.shape[:2])):
+            found = merge_scales(found, self._detect_at(image, self.coarse_side))
+        refined = [self.refine_landmarks(image, face) for face in found]
+        faces = [face for face in refined if face.refined_score is not None or face.score >= self.trusted_score]
+        return sorted(remove_duplicates(faces), key=lambda face: (face.box[0], face.box[1]))
 
     def choose_side(self, longest: int) -> int:
-        """Return the longer side of the picture that is searched, by the smallest face that is wanted.
+        """Return the longer side of the image to search so that faces of ``min_face`` are detected.
 
-        ``longest``: of the photograph's sides, in the pixels in which ``min_face`` is given.
+        ``longest`` is the longer side of the image, in the pixels in which ``min_face`` is given.
         """
         if self.min_face is None:
-            return self.search_side
-        return int(np.clip(longest * self.smallest / self.min_face, min(_SMALL_SIDE, longest), longest))
-
-    def _search_at(self, image: RGB, side: int) -> list[DetectedFace]:
-        small, scale = scale_for_search(image, side)
-        return [scale_face(face, 1 / scale) for face in self.search(small, close=False)]
+            return self.detection_side
+        return int(np.clip(longest * self.smallest_face / self.min_face, min(_SMALL_SIDE, longest), longest))
 
     def refine_landmarks(self, image: RGB, face: DetectedFace) -> DetectedFace:
-        """Return a face of a photograph with the landmarks that a look at it alone gives."""
-        margin = (1 - _CLOSE_SHARE) / 2
-        target = (self.reference * _CLOSE_SHARE + margin) * _CLOSE_SIDE
+        """Return a face with the landmarks found in a close-up of it."""
+        margin = (1 - _CLOSE_UP_SHARE) / 2
+        target = (self.reference * _CLOSE_UP_SHARE + margin) * _CLOSE_UP_SIDE
         for _ in range(2):
             matrix = fit_similarity(face.landmarks, target)
-            found = self.search(cut_square(image, matrix, _CLOSE_SIDE), close=True)
-            nearest = min(found, key=lambda other: _measure_distance(other.landmarks, target), default=None)
-            if nearest is None or _measure_distance(nearest.landmarks, target) > _CLOSE_SIDE / 5:
+            found = self.run_network(warp_square(image, matrix, _CLOSE_UP_SIDE), close_up=True)
+            nearest = min(found, key=lambda other: _compute_distance(other.landmarks, target), default=None)
+            if nearest is None or _compute_distance(nearest.landmarks, target) > _CLOSE_UP_DISTANCE:
                 break
             landmarks = apply_matrix(invert_matrix(matrix), nearest.landmarks)
-            face = replace(face, landmarks=landmarks, look=nearest.score)
-            if abs(measure_turn(fit_similarity(target, nearest.landmarks))) < _TILT:
+            face = replace(face, landmarks=landmarks, refined_score=nearest.score)
+            if abs(compute_rotation(fit_similarity(target, nearest.landmarks))) < _MAX_TILT:
                 break
         return face
 
+    def _detect_at(self, image: RGB, side: int) -> list[DetectedFace]:
+        resized, scale = resize_for_detection(image, side)
+        return [scale_face(face, 1 / scale) for face in self.run_network(resized, close_up=False)]
 
-def join_sizes(fine: list[DetectedFace], coarse: list[DetectedFace]) -> list[DetectedFace]:
-    """Return the faces of two searches: parts of a face that the coarse one sees whole are no faces of their own."""
+
+def find_faces(detector: Detector, image: RGB) -> tuple[list[DetectedFace], int]:
+    """Return the faces in an image, and by how many degrees clockwise it must be rotated to be upright (mostly 0).
+
+    An image without detections is searched again with a margin, as tight crops require. If that finds nothing, or if
+    no detected face is clearly upright, the image is searched rotated by 90, 270 and 180 degrees: old cameras
+    store rotated photos without an EXIF orientation, and detectors take faces upside down for upright ones with a
+    lower score. Coordinates are in pixels of the image as it was given.
+    """
+    faces = detector.detect(image)
+    if any(_is_upright(detector, face) and not _is_sideways(detector, face) for face in faces):
+        return faces, 0
+    if not faces and (found := _detect_with_margin(detector, image)):
+        return found, 0
+    best, turn = faces, 0
+    for quarters in (1, 3, 2):
+        found = _detect_rotated(detector, image, quarters)
+        # Rotated images give more false detections, hence the high minimum score.
+        if found and _find_best_score(found) >= max(_UPRIGHT_SCORE, _find_best_score(best) + _ROTATION_GAIN):
+            best, turn = found, 90 * quarters
+    return best, turn
+
+
+def merge_scales(fine: list[DetectedFace], coarse: list[DetectedFace]) -> list[DetectedFace]:
+    """Return the faces of two passes, without the fine detections that are parts of a coarse one's face."""
     kept = [face for face in fine if not any(_is_part(face, whole) for whole in coarse)]
-    # What both found is the fine one's, where it is whole there.
-    new = [whole for whole in coarse if not any(_is_same(whole, face) for face in kept)]
+    # Of a face that both passes found, the fine detection is more precise.
+    new = [whole for whole in coarse if not any(_is_same_box(whole, face) for face in kept)]
     return kept + new
 
 
-def _is_part(face: DetectedFace, whole: DetectedFace) -> bool:
-    """Return whether a face lies inside of a much larger one."""
-    left, top, right, bottom = whole.box
-    x, y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
-    area = (face.box[2] - face.box[0]) * (face.box[3] - face.box[1])
-    return left < x < right and top < y < bottom and area < _PART * (right - left) * (bottom - top)
-
-
-def _is_same(first: DetectedFace, second: DetectedFace) -> bool:
-    """Return whether two boxes are of one face: they share half of what they cover."""
-    a, b = first.box, second.box
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return shared > 0.5 * (sum(areas) - shared)
-
-
-def drop_repeated(faces: list[DetectedFace]) -> list[DetectedFace]:
-    """Return the faces without those that a second look led to the same place as a surer one."""
+def remove_duplicates(faces: list[DetectedFace]) -> list[DetectedFace]:
+    """Return the faces by descending score, without those whose landmarks were refined to those of a better one."""
     kept: list[DetectedFace] = []
     for face in sorted(faces, key=lambda face: -face.score):
         eyes = max(float(np.linalg.norm(face.landmarks[0] - face.landmarks[1])), 1.0)
-        if all(_measure_distance(face.landmarks, other.landmarks) > _SAME_FACE * eyes for other in kept):
+        if all(_compute_distance(face.landmarks, other.landmarks) > _SAME_LANDMARKS * eyes for other in kept):
             kept.append(face)
     return kept
 
 
-def scale_for_search(image: RGB, side: int) -> tuple[RGB, float]:
-    """Return a photograph whose longer side is at most ``side``, small ones enlarged, and the scale used."""
+def resize_for_detection(image: RGB, side: int) -> tuple[RGB, float]:
+    """Return an image whose longer side is at most ``side``, enlarged if it is small, and the scale applied."""
     import cv2
 
     longest = max(image.shape[:2])
     scale = min(side / longest, max(1.0, min(2.0, _SMALL_SIDE / longest)))
-    if 1 / _NEARLY <= scale <= 1.0:
+    if 1 / _NEAR_SIZE <= scale <= 1.0:
         return image, 1.0
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     resized: RGB = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -152,89 +170,83 @@ def scale_for_search(image: RGB, side: int) -> tuple[RGB, float]:
 
 
 def scale_face(face: DetectedFace, factor: float) -> DetectedFace:
-    """Return a face in a picture that is ``factor`` times as large."""
+    """Return a face with its coordinates in an image resized by ``factor``."""
     left, top, right, bottom = (value * factor for value in face.box)
-    # A pixel's centre counts, as in OpenCV's resize.
-    landmarks = (face.landmarks + 0.5) * factor - 0.5
-    return replace(face, box=(left, top, right, bottom), landmarks=landmarks)
+    return replace(face, box=(left, top, right, bottom), landmarks=scale_points(face.landmarks, factor))
 
 
-def _measure_distance(landmarks: Points, target: Points) -> float:
-    return float(np.hypot(*(landmarks.mean(axis=0) - target.mean(axis=0))))
+def scale_points(points: Points, factor: float) -> Points:
+    """Return points (n, 2) in an image resized by ``factor``; pixel centres, as in OpenCV's resize."""
+    return (points + 0.5) * factor - 0.5
 
 
-# Of the longer side: crops that end at the chin and the brows get around them what detectors were trained with.
-_MARGIN = 0.25
-# Degrees: a face that lies further over is on end, and its landmarks are guesses.
-_ON_END = 60.0
-# What a detector is as sure of as of an upright face, unless it says (`sure_score`) from when on that is.
-_SURE = 0.9
-# By how much a detector must be surer of what it finds in a turned picture: else it stays as it is.
-_CLEARLY = 0.0005
+def _is_part(face: DetectedFace, whole: DetectedFace) -> bool:
+    """Return whether a bounding box lies inside a much larger one."""
+    left, top, right, bottom = whole.box
+    x, y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
+    area = (face.box[2] - face.box[0]) * (face.box[3] - face.box[1])
+    return left < x < right and top < y < bottom and area < _PART_AREA * (right - left) * (bottom - top)
 
 
-def find_faces(detector: Detector, image: RGB) -> tuple[list[DetectedFace], int]:
-    """Return the faces in a photograph, and by how many degrees clockwise it must be turned to stand upright: 0 mostly.
-
-    Where nothing is found, the picture is looked at once more with a margin, as crops of faces need it; then, and where
-    no face that is found is surely upright, turned by quarters, as old cameras leave it: detectors take faces upside
-    down for upright ones of which they are less sure. Places are in the picture's own pixels.
-    """
-    faces = detector.detect(image)
-    if any(_is_sure(detector, face) and not _stands_on_end(detector, face) for face in faces):
-        return faces, 0
-    if not faces and (found := _look_with_margin(detector, image)):
-        return found, 0
-    best, turn = faces, 0
-    for quarter in (1, 3, 2):
-        found = _look_turned(detector, image, quarter)
-        # In turned pictures a detector finds more that is none: of something there it must be sure.
-        if found and _find_surest(found) >= max(_SURE, _find_surest(best) + _CLEARLY):
-            best, turn = found, 90 * quarter
-    return best, turn
+def _is_same_box(first: DetectedFace, second: DetectedFace) -> bool:
+    """Return whether two bounding boxes overlap so much that they belong to one face."""
+    a, b = first.box, second.box
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, 0) * max(height, 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return intersection > _SAME_BOX * (sum(areas) - intersection)
 
 
-def _is_sure(detector: Detector, face: DetectedFace) -> bool:
-    look = getattr(detector, "sure_look", None)
-    return face.score >= getattr(detector, "sure_score", _SURE) or (
-        look is not None and face.look is not None and face.look >= look
-    )
+def _is_upright(detector: Detector, face: DetectedFace) -> bool:
+    """Return whether a face scores higher than faces upside down do."""
+    if face.score >= getattr(detector, "upright_score", _UPRIGHT_SCORE):
+        return True
+    threshold = getattr(detector, "upright_refined_score", None)
+    return threshold is not None and face.refined_score is not None and face.refined_score >= threshold
 
 
-def _find_surest(faces: list[DetectedFace]) -> float:
+def _is_sideways(detector: Detector, face: DetectedFace) -> bool:
+    return abs(compute_rotation(fit_similarity(np.asarray(detector.reference), face.landmarks))) > _SIDEWAYS
+
+
+def _find_best_score(faces: list[DetectedFace]) -> float:
     return max((face.score for face in faces), default=0.0)
 
 
-def _stands_on_end(detector: Detector, face: DetectedFace) -> bool:
-    return abs(measure_turn(fit_similarity(np.asarray(detector.reference), face.landmarks))) > _ON_END
-
-
-def _look_with_margin(detector: Detector, image: RGB) -> list[DetectedFace]:
+def _detect_with_margin(detector: Detector, image: RGB) -> list[DetectedFace]:
+    """Return the faces detected in an image with a grey margin, in pixels of the image without it."""
     import cv2
 
     margin = round(_MARGIN * max(image.shape[:2]))
     grey = (128, 128, 128)
     framed: RGB = cv2.copyMakeBorder(image, margin, margin, margin, margin, cv2.BORDER_CONSTANT, value=grey)
-    return [_move(face, np.array([[1.0, 0.0, -margin], [0.0, 1.0, -margin]])) for face in detector.detect(framed)]
+    return [
+        _transform_face(face, np.array([[1.0, 0.0, -margin], [0.0, 1.0, -margin]])) for face in detector.detect(framed)
+    ]
 
 
-def _look_turned(detector: Detector, image: RGB, quarters: int) -> list[DetectedFace]:
-    """Return the faces of a picture that is turned clockwise by quarters, in pixels of the picture as it is."""
+def _detect_rotated(detector: Detector, image: RGB, quarters: int) -> list[DetectedFace]:
+    """Return the faces detected in an image rotated clockwise by 90° × ``quarters``, in pixels of the original."""
     height, width = image.shape[:2]
-    turned = np.ascontiguousarray(np.rot90(image, -quarters))
-    back = {
+    rotated = np.ascontiguousarray(np.rot90(image, -quarters))
+    inverse = {
         1: np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, height - 1.0]]),
         2: np.array([[-1.0, 0.0, width - 1.0], [0.0, -1.0, height - 1.0]]),
         3: np.array([[0.0, -1.0, width - 1.0], [1.0, 0.0, 0.0]]),
     }[quarters]
-    found = [_move(face, back) for face in detector.detect(turned)]
+    found = [_transform_face(face, inverse) for face in detector.detect(rotated)]
     return sorted(found, key=lambda face: (face.box[0], face.box[1]))
 
 
-def _move(face: DetectedFace, matrix: Matrix) -> DetectedFace:
+def _transform_face(face: DetectedFace, matrix: Matrix) -> DetectedFace:
     left, top, right, bottom = face.box
     corners = apply_matrix(matrix, np.array([[left, top], [right, bottom]], dtype=np.float64))
     (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
     return replace(
         face, box=(float(x0), float(y0), float(x1), float(y1)), landmarks=apply_matrix(matrix, face.landmarks)
     )
+
+
+def _compute_distance(landmarks: Points, target: Points) -> float:
+    """Return the distance between the centres of two sets of landmarks."""
+    return float(np.hypot(*(landmarks.mean(axis=0) - target.mean(axis=0))))

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with a model's trained tensors and all that rebuilds it."""
+"""Checkpoints: a safetensors file with a model's trained tensors and the metadata that rebuilds the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agegen.plugins import Plugin, build_backbone, load_backbone
 
 
 def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, Any]) -> CheckpointInfo:
-    """Return the metadata of a model that is about to be saved."""
+    """Return the metadata of a model for :func:`save_checkpoint`."""
     backbone = model.backbone
     base = None
     if backbone.frozen:
@@ -30,86 +30,87 @@ def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, An
 
 
 def save_checkpoint(path: Path, model: AgeGenderModel, info: CheckpointInfo) -> None:
-    """Write a model's tensors (the heads alone where the backbone is frozen) and its metadata."""
+    """Write a model's tensors and metadata; of a frozen backbone's model only the heads are written."""
     from safetensors.torch import save
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _list_stored(model).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _select_stored_tensors(model).items()}
     write_bytes(path, save(tensors, metadata=format_info(info)))
 
 
 def load_checkpoint(path: Path, backbone: Backbone | None = None) -> tuple[CheckpointInfo, AgeGenderModel]:
-    """Rebuild the model of a checkpoint, in evaluation mode, on the CPU.
+    """Rebuild the model of a checkpoint on the CPU, in evaluation mode.
 
     Args:
         path: the ``.safetensors`` file.
-        backbone: one that is built already and is filled with the file's tensors; None builds the plugin's.
+        backbone: a backbone to fill with the file's tensors; None builds it from its plugin.
 
     Raises:
-        CheckpointError: the file is damaged, its plugin isn't installed or has changed, its tensors
-            don't fit, or the frozen base's weights are not those that it was trained on.
+        CheckpointError: the file is damaged; its plugin is not installed or has changed; its tensors do not fit; or
+            the weights of the frozen backbone differ from those of the training.
     """
-    info, tensors = _open_checkpoint(path)
+    info, tensors = _read_checkpoint(path)
     try:
         heads = HeadConfig(**info.heads)
     except TypeError as error:
-        raise CheckpointError(f"{path} has metadata that this agegen can't read: {error}") from error
+        raise CheckpointError(f"{path} has invalid metadata: {error}") from error
     model = AgeGenderModel(_build_backbone(path, info) if backbone is None else backbone, heads)
     _check_base(path, info, model.backbone)
     _fill_model(path, model, tensors)
     return info, model.eval()
 
 
+def _read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    with open_safetensors(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return parse_info(path, file.metadata()), tensors
+
+
 def _build_backbone(path: Path, info: CheckpointInfo) -> Backbone:
     try:
         plugin, backbone_class = load_backbone(info.model)
     except PluginError as error:
-        raise CheckpointError(f"{path} was made by {info.distribution} {info.version}: {error}") from error
-    # A frozen backbone's tensors are not in the file.
+        raise CheckpointError(f"{path} was written by {info.distribution} {info.version}: {error}") from error
+    # The tensors of a frozen backbone are not in the file.
     backbone = build_backbone(plugin, backbone_class, pretrained=info.base is not None, options=info.build)
     if backbone.input_spec.to_json() != info.input_spec:
         raise CheckpointError(
-            f"{path} was made by {info.distribution} {info.version} for another input than backbone "
-            f"'{info.model}' now takes; install that version"
+            f"{path} was written by {info.distribution} {info.version}, whose backbone '{info.model}' takes another "
+            "input than the installed one. Install that version."
         )
     return backbone
 
 
-def _open_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    with open_safetensors(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        return parse_info(path, file.metadata()), tensors
-
-
 def _check_base(path: Path, info: CheckpointInfo, backbone: Backbone) -> None:
+    """Check that a frozen backbone has the weights that the heads were trained on."""
     if not backbone.frozen and info.base is None:
         return
     found = {"identity": backbone.identity, "fingerprint": fingerprint_tensors(backbone)}
     if info.base != found:
-        wanted = info.base or {}
+        expected = info.base or {}
         raise CheckpointError(
-            f"{path} holds heads for the base {wanted.get('identity')} ({wanted.get('fingerprint', '')[:12]}…), "
-            f"but backbone '{info.model}' has {found['identity']} ({found['fingerprint'][:12]}…); "
-            "use the weights it was trained on, or train again"
+            f"{path} contains heads for the base {expected.get('identity')} ({expected.get('fingerprint', '')[:12]}…), "
+            f"but backbone '{info.model}' has {found['identity']} ({found['fingerprint'][:12]}…). "
+            "Use the weights that the heads were trained on, or train again."
         )
 
 
 def _fill_model(path: Path, model: AgeGenderModel, tensors: dict[str, Tensor]) -> None:
-    wanted = _list_stored(model)
-    if missing := sorted(wanted.keys() - tensors.keys()):
-        raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first: {missing[0]}")
-    if surplus := sorted(tensors.keys() - wanted.keys()):
-        raise CheckpointError(f"{path} has {len(surplus)} tensors too many, the first: {surplus[0]}")
+    expected = _select_stored_tensors(model)
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first is {missing[0]}")
+    if surplus := sorted(tensors.keys() - expected.keys()):
+        raise CheckpointError(f"{path} has {len(surplus)} unexpected tensors, the first is {surplus[0]}")
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
             raise CheckpointError(f"{path}: the tensor {name} has the shape {shapes}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: the tensor {name} has values that are no numbers")
+            raise CheckpointError(f"{path}: the tensor {name} has NaN or infinite values")
     model.load_state_dict(tensors, strict=False)
 
 
-def _list_stored(model: AgeGenderModel) -> dict[str, Tensor]:
-    """Return the tensors that a checkpoint holds, by name."""
+def _select_stored_tensors(model: AgeGenderModel) -> dict[str, Tensor]:
+    """Return the tensors that belong in a checkpoint, by name."""
     state: dict[str, Tensor] = model.state_dict()
     if model.backbone.frozen:
         return {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
@@ -117,7 +118,7 @@ def _list_stored(model: AgeGenderModel) -> dict[str, Tensor]:
 
 
 def fingerprint_tensors(module: nn.Module) -> str:
-    """Return a SHA-256 over the names, types, shapes and bytes of a module's whole state."""
+    """Return a SHA-256 over the names, types, shapes and bytes of all parameters and buffers of a module."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, read without torch."""
+"""Checkpoint metadata, which can be read without torch."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 
 from agegen.errors import CheckpointError
 
-# Raised where an older agegen would misread a checkpoint.
+# Increased when an older agegen would misread a new checkpoint.
 FORMAT = 1
 METADATA_KEY = "agegen"
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself.
+    """The metadata of a checkpoint.
 
     Attributes:
-        model: name of the backbone plugin, with the argument that it took: ``timm:resnet18``.
-        distribution: that brought the plugin, and its ``version``.
+        model: name of the backbone plugin, with its argument if it took one: ``timm:resnet18``.
+        distribution: the package of the plugin, and ``version`` of that package.
         heads: options of the two heads; see :class:`agegen.backbone.HeadConfig`.
-        input_spec: of the backbone when it was trained.
+        input_spec: of the backbone at training time; see :class:`agegen.backbone.InputSpec`.
         base: ``identity`` and ``fingerprint`` of a frozen backbone, whose tensors are not stored.
-        training: epoch, validation metrics and the like; for people.
-        crop: the form of the training crops; see :class:`agegen.faces.alignment.AlignmentTemplate`.
-        calibration: see :class:`agegen.model.calibration.Calibration`; None for a model that was never calibrated.
-        build: keywords that the backbone was built with, besides ``pretrained``.
+        training: epoch, validation metrics and the like, for information.
+        crop: alignment of the training crops; see :class:`agegen.faces.alignment.AlignmentTemplate`.
+        calibration: see :class:`agegen.model.calibration.Calibration`; None for an uncalibrated model.
+        build: keyword arguments other than ``pretrained`` that the backbone was built with.
     """
 
     model: str
@@ -45,10 +45,10 @@ class CheckpointInfo:
 
 
 def read_info(path: Path) -> CheckpointInfo:
-    """Return a checkpoint's metadata without building its model.
+    """Return the metadata of a checkpoint without building its model.
 
     Raises:
-        CheckpointError: it isn't there, isn't safetensors, or agegen didn't write it.
+        CheckpointError: the file does not exist, is not a safetensors file, or was not written by agegen.
     """
     with open_safetensors(path, "numpy") as file:
         return parse_info(path, file.metadata())
@@ -56,44 +56,46 @@ def read_info(path: Path) -> CheckpointInfo:
 
 @contextmanager
 def open_safetensors(path: Path, framework: str) -> Iterator[Any]:
-    """Open a safetensors file, for tensors of ``framework``.
+    """Open a safetensors file; ``framework`` is ``numpy`` or ``pt`` (torch), for the type of its tensors.
 
     Raises:
-        CheckpointError: it isn't there or isn't safetensors, now or while it is read.
+        CheckpointError: the file does not exist or is not a safetensors file; also if that shows while it is read.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is no .safetensors file; agegen loads nothing else, for pickles can run code")
+        raise CheckpointError(
+            f"{path} is not a .safetensors file. agegen loads no other format, because pickles can run code."
+        )
     try:
         with safe_open(path, framework=framework) as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def format_info(info: CheckpointInfo) -> dict[str, str]:
-    """Return the metadata that a file with a model carries."""
+    """Return metadata in the form that is stored in safetensors and ONNX files."""
     return {METADATA_KEY: json.dumps({"format": FORMAT, **asdict(info)})}
 
 
 def parse_info(path: Path, texts: dict[str, str] | None) -> CheckpointInfo:
-    """Read what :func:`format_info` gives.
+    """Parse the output of :func:`format_info`.
 
     Raises:
-        CheckpointError: agegen didn't write it, or one of another format did.
+        CheckpointError: the file was not written by agegen, or in another format.
     """
     try:
         metadata = json.loads((texts or {}).get(METADATA_KEY, "null"))
     except ValueError as error:
-        raise CheckpointError(f"{path} has metadata that this agegen can't read: {error}") from error
+        raise CheckpointError(f"{path} has invalid metadata: {error}") from error
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{path} was not written by agegen: it lacks the metadata '{METADATA_KEY}'")
-    if metadata.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path} has another format than this agegen reads ({FORMAT}); update agegen")
+    if (found := metadata.pop("format", None)) != FORMAT:
+        raise CheckpointError(f"{path} has the format {found}, but this agegen reads {FORMAT}. Upgrade agegen.")
     try:
         return CheckpointInfo(**metadata)
     except TypeError as error:
-        raise CheckpointError(f"{path} has metadata that this agegen can't read: {error}") from error
+        raise CheckpointError(f"{path} has invalid metadata: {error}") from error

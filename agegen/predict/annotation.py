@@ -1,4 +1,4 @@
-"""Annotated copies of photos and videos, and aligned crops, written as files."""
+"""Annotated copies of photos and videos, and aligned crops, written as image files."""
 
 from __future__ import annotations
 
@@ -17,40 +17,219 @@ from PIL import Image, ImageDraw, ImageFont
 from agegen.data.images import RGB, decode_photo, read_image_file
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically, write_bytes
+from agegen.predict.config import STDIN
 from agegen.predict.extraction import LARGEST_SIDE
-from agegen.predict.results import FacePrediction, PhotoPrediction
-from agegen.predict.tracking import FORGET, VideoResult, interpolate_box
-from agegen.predict.video import Sampling, Video, is_video_name, turn_frame
+from agegen.predict.results import KEEP_NOTHING, FacePrediction, KeepOptions, PhotoPrediction
+from agegen.predict.tracking import MAX_GAP, VideoResult, interpolate_box
+from agegen.predict.video import Sampling, Video, convert_frame, is_video_name
 
-# Smaller letters can't be read.
-_LEAST_FONT = 10
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
+_JPEG_QUALITY = 92
+# Faster than the default, 6.
+_PNG_COMPRESSION = 3
+# Codecs that every player supports, best first; PyAV's wheels include both.
+_CODECS = ("libx264", "mpeg4")
+# H.264's constant rate factor: its default is 23, and 18 is visually lossless.
+_CRF = "20"
+# Smaller letters are illegible.
+_MIN_FONT_SIZE = 10
 
 _Box = tuple[float, float, float, float]
 
 
-def draw_annotation(photo: PhotoPrediction) -> RGB:
-    """Return a copy of a photograph (it must hold its image) with a box and a label for each face.
+@dataclass(frozen=True)
+class ImageWriter:
+    """Writes annotated copies and crops of photos.
 
-    White on black within black within white, in sizes that follow the picture's and the face's.
+    Attributes:
+        annotated: the folder for annotated copies, None for none.
+        crops: the folder for crops, None for none.
+        base: the folder that contains all inputs; copies have the same paths relative to it.
+        keep: what results must keep to be written.
+    """
+
+    annotated: Path | None = None
+    crops: Path | None = None
+    base: Path = Path()
+    keep: KeepOptions = KEEP_NOTHING
+
+    @classmethod
+    def create(cls, annotated: Path | None, crops: Path | None, inputs: Sequence[str]) -> ImageWriter:
+        """Return a writer for the photos and videos among ``inputs``: files, folders, globs or ``-``."""
+        if annotated is None and crops is None:
+            return cls()
+        # An image on stdin cannot be decoded again for its annotated copy.
+        keep = KeepOptions(STDIN in inputs and annotated is not None, crops is not None, annotated is not None)
+        return cls(annotated, crops, find_common_folder(name for name in inputs if name != STDIN), keep)
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is anything to write."""
+        return self.annotated is not None or self.crops is not None
+
+    def save(self, photo: PhotoPrediction) -> PhotoPrediction:
+        """Write the copies of a photo, and return it; thread-safe.
+
+        Raises:
+            AgegenError: a copy cannot be written, or the photo can no longer be read.
+        """
+        if self.crops is not None:
+            time = "" if photo.time is None else f"-{photo.time:.3f}"
+            for face, crop in zip(photo.faces, photo.crops, strict=True):
+                _save(make_copy_path(photo.file, self.crops, self.base, f"{time}-{face.face}.png"), crop, photo.file)
+        still = photo.time is None and not is_video_name(photo.file)
+        if self.annotated is not None and photo.reason is None and still:
+            _save(self._make_annotated_path(photo, self.annotated), draw_annotation(_load_image(photo)), photo.file)
+        return photo
+
+    def find_video_path(self, file: str) -> Path | None:
+        """Return the path of a video's annotated copy, None if there is to be none."""
+        if self.annotated is None:
+            return None
+        ending = "" if file.endswith(".mp4") else ".mp4"
+        return _refuse_input(make_copy_path(file, self.annotated, self.base, ending), file)
+
+    def _make_annotated_path(self, photo: PhotoPrediction, folder: Path) -> Path:
+        """Return the path of a photo's annotated copy: PNG unless the photo is a JPEG."""
+        page = "" if photo.page is None else f"-{photo.page}"
+        same_format = not page and Path(photo.file).suffix.lower() in (*_JPEG_SUFFIXES, ".png")
+        return make_copy_path(photo.file, folder, self.base, "" if same_format else f"{page}.png")
+
+
+def find_common_folder(inputs: Iterable[str]) -> Path:
+    """Return the folder that contains all inputs: folders, and the folders of files and globs."""
+    folders = [_find_folder(name) for name in inputs] or [Path()]
+    return Path(os.path.commonpath([folder.absolute() for folder in folders]))
+
+
+def make_copy_path(file: str, folder: Path, base: Path, ending: str) -> Path:
+    """Return the path of a copy: the file's path relative to ``base``, in ``folder``, never outside it."""
+    path = Path(os.path.normpath(Path(file).absolute()))
+    relative = path.relative_to(base) if path.is_relative_to(base) else path.relative_to(path.anchor)
+    return folder / relative.with_name(relative.name + ending)
+
+
+def annotate_video(name: str, result: VideoResult, sampling: Sampling, target: Path) -> None:
+    """Write an MP4 with all frames of a video, without sound; bounding boxes are interpolated between sampled frames.
+
+    Does nothing for animated images, and for unreadable videos, whose row gives the reason.
+
+    Raises:
+        AgegenError: the copy cannot be written.
+    """
+    if not is_video_name(name):
+        return
+    try:
+        video = Video(name)
+    except DataError:
+        return
+    import av
+
+    # Tracks may miss a sampled frame or two.
+    gap = max(MAX_GAP, 2 * sampling.step)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replace_atomically(target) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+            stream: Any = None
+            for time, frame in video.decode():
+                image = draw_persons(convert_frame(frame), result, time, gap)
+                if stream is None:
+                    stream = _add_stream(container, video, image)
+                annotated = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                annotated.pts, annotated.time_base = round(time / video.time_base), video.time_base
+                container.mux(stream.encode(annotated))
+            if stream is not None:
+                container.mux(stream.encode())
+    except (av.error.FFmpegError, OSError) as error:
+        raise AgegenError(f"cannot write {target}: {error}") from error
+
+
+def draw_persons(image: RGB, result: VideoResult, time: float, gap: float) -> RGB:
+    """Return a frame with the persons visible at its time, with even sides, as codecs require."""
+    faces = [
+        replace(person, box=box)
+        for person, track in result.persons
+        if (box := interpolate_box(track, time, gap)) is not None
+    ]
+    annotated = draw_annotation(PhotoPrediction("", "ok", tuple(faces), image=image)) if faces else image
+    return annotated[: annotated.shape[0] // 2 * 2, : annotated.shape[1] // 2 * 2]
+
+
+def draw_annotation(photo: PhotoPrediction) -> RGB:
+    """Return a copy of a photo (which must have its image) with a bounding box and a label for each face.
+
+    White between black lines, legible on any background; sizes depend on those of the image and the face.
     """
     assert photo.image is not None
-    picture = Image.fromarray(photo.image)
-    canvas = ImageDraw.Draw(picture)
-    taken: list[_Box] = []
+    image = Image.fromarray(photo.image)
+    canvas = ImageDraw.Draw(image)
+    occupied: list[_Box] = []
     for face in photo.faces:
-        whole = (0, 0, picture.width / photo.scale, picture.height / photo.scale)
+        whole = (0, 0, image.width / photo.scale, image.height / photo.scale)
         box = tuple(value * photo.scale for value in (face.box or whole))
-        _draw_box(canvas, box, picture.size)
-        taken.append(_draw_label(canvas, format_label(face), box, picture.size, taken))
-    return np.asarray(picture)
+        _draw_box(canvas, box, image.size)
+        occupied.append(_draw_label(canvas, format_label(face), box, image.size, occupied))
+    return np.asarray(image)
 
 
 def format_label(face: FacePrediction) -> str:
-    """Return a face's label: age and interval, then gender and the probability of what is said of it."""
+    """Return the label of a face: age and interval, then gender and the probability of the more likely gender."""
     assert face.age is not None and face.p_female is not None
     probability = max(face.p_female, 1 - face.p_female)
     person = f"#{face.person} " if face.person is not None else ""
     return f"{person}{face.age:.0f} ({face.age_low:.0f}-{face.age_high:.0f})\n{face.gender} {probability:.2f}"
+
+
+def _load_image(photo: PhotoPrediction) -> PhotoPrediction:
+    """Return a photo with its image, decoded again: keeping images while they wait would fill the memory."""
+    if photo.image is not None:
+        return photo
+    try:
+        decoded = decode_photo(read_image_file(photo.file), LARGEST_SIDE, page=(photo.page or 1) - 1)
+    except DataError as error:
+        raise AgegenError(f"{photo.file} could no longer be read: {error}") from error
+    return replace(photo, image=decoded.image, scale=decoded.scale)
+
+
+def _save(path: Path, image: RGB, source: str) -> None:
+    stream = io.BytesIO()
+    if _refuse_input(path, source).suffix.lower() in _JPEG_SUFFIXES:
+        Image.fromarray(image).save(stream, "JPEG", quality=_JPEG_QUALITY)
+    else:
+        Image.fromarray(image).save(stream, "PNG", compress_level=_PNG_COMPRESSION)
+    write_bytes(path, stream.getvalue())
+
+
+def _refuse_input(path: Path, source: str) -> Path:
+    """Return the path of a copy.
+
+    Raises:
+        AgegenError: it is the path of the input.
+    """
+    if path.resolve() == Path(source).resolve():
+        raise AgegenError(f"the copy would overwrite the input {path}. Choose another folder.")
+    return path
+
+
+def _find_folder(name: str) -> Path:
+    """Return the folder of an input; of a glob, the part before its first wildcard."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if os.path.lexists(path) or not glob.has_magic(name):
+        return path.parent
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+
+
+def _add_stream(container: Any, video: Video, image: RGB) -> Any:
+    import av
+
+    codec = next(name for name in _CODECS if name in av.codecs_available)
+    stream = container.add_stream(codec, rate=video.rate)
+    stream.width, stream.height, stream.pix_fmt = image.shape[1], image.shape[0], "yuv420p"
+    stream.time_base = video.time_base
+    stream.options = {"crf": _CRF, "preset": "veryfast"} if codec == "libx264" else {"qscale": "4"}
+    return stream
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, box: Sequence[float], size: tuple[int, int]) -> None:
@@ -63,32 +242,35 @@ def _draw_box(canvas: ImageDraw.ImageDraw, box: Sequence[float], size: tuple[int
 
 
 def _draw_label(
-    canvas: ImageDraw.ImageDraw, text: str, box: Sequence[float], size: tuple[int, int], taken: list[_Box]
+    canvas: ImageDraw.ImageDraw, text: str, box: Sequence[float], size: tuple[int, int], occupied: list[_Box]
 ) -> _Box:
-    """Draw a label where it covers no earlier one, if there is such a place; return what it covers."""
-    font, width, height, pad = _fit_text(canvas, text, box, size)
-    place = _choose_place(box, width, height, size, taken)
-    canvas.rectangle(place, fill="black", outline="white", width=max(1, pad // 3))
-    canvas.multiline_text((place[0] + pad, place[1] + pad), text, fill="white", font=font, spacing=pad)
+    """Draw a label where it covers no other one, if possible; return the area that it covers."""
+    font, width, height, padding = _fit_text(canvas, text, box, size)
+    place = _choose_place(box, width, height, size, occupied)
+    canvas.rectangle(place, fill="black", outline="white", width=max(1, padding // 3))
+    canvas.multiline_text((place[0] + padding, place[1] + padding), text, fill="white", font=font, spacing=padding)
     return place
 
 
 def _fit_text(
     canvas: ImageDraw.ImageDraw, text: str, box: Sequence[float], size: tuple[int, int]
 ) -> tuple[Any, float, float, int]:
-    """Return (font, width, height, padding) of a label that is no wider than the picture."""
-    wanted = max(_LEAST_FONT, max(size) / 60, (box[3] - box[1]) * 0.1)
+    """Return (font, width, height, padding) of a label that fits into the image."""
+    font_size = max(_MIN_FONT_SIZE, max(size) / 60, (box[3] - box[1]) * 0.1)
     while True:
-        font = ImageFont.load_default(wanted)
-        pad = max(2, round(wanted / 4))
-        _, _, right, bottom = canvas.multiline_textbbox((0, 0), text, font=font, spacing=pad)
-        width, height = right + 2 * pad, bottom + 2 * pad
-        if wanted <= _LEAST_FONT or (width <= size[0] and height <= size[1] / 2):
-            return font, width, height, pad
-        wanted = max(_LEAST_FONT, wanted * 0.8)
+        font = ImageFont.load_default(font_size)
+        padding = max(2, round(font_size / 4))
+        _, _, right, bottom = canvas.multiline_textbbox((0, 0), text, font=font, spacing=padding)
+        width, height = right + 2 * padding, bottom + 2 * padding
+        if font_size <= _MIN_FONT_SIZE or (width <= size[0] and height <= size[1] / 2):
+            return font, width, height, padding
+        font_size = max(_MIN_FONT_SIZE, font_size * 0.8)
 
 
-def _choose_place(box: Sequence[float], width: float, height: float, size: tuple[int, int], taken: list[_Box]) -> _Box:
+def _choose_place(
+    box: Sequence[float], width: float, height: float, size: tuple[int, int], occupied: list[_Box]
+) -> _Box:
+    """Return where to draw a label: above the box, below, right, left, or inside, if it is free."""
     left, top, right, bottom = box
     inside = (left, bottom - height)
     candidates = [(left, top - height), (left, bottom), (right, top), (left - width, top), inside]
@@ -100,7 +282,7 @@ def _choose_place(box: Sequence[float], width: float, height: float, size: tuple
     shifted = [_shift_inside(place, size) for place in fitting] or [
         _shift_inside((left, bottom - height, left + width, bottom), size)
     ]
-    free = [place for place in shifted if not any(_overlap(place, other) for other in taken)]
+    free = [place for place in shifted if not any(_overlap(place, other) for other in occupied)]
     return (free or shifted)[0]
 
 
@@ -117,150 +299,3 @@ def _overlap(first: _Box, second: _Box) -> bool:
 def _clip(box: Sequence[float], size: tuple[int, int]) -> _Box:
     left, top, right, bottom = box
     return max(0.0, left), max(0.0, top), min(size[0] - 1.0, right), min(size[1] - 1.0, bottom)
-
-
-_JPEG_SUFFIXES = (".jpg", ".jpeg")
-
-
-@dataclass(frozen=True)
-class ImageWriter:
-    """Where copies go: annotated photographs, crops, either or none; ``base`` is the folder that all inputs lie in."""
-
-    annotated: Path | None
-    crops: Path | None
-    base: Path
-
-    def save(self, photo: PhotoPrediction) -> PhotoPrediction:
-        """Write a photograph's copies, and return it; may be called from several threads."""
-        if self.crops is not None:
-            for face, crop in zip(photo.faces, photo.crops, strict=True):
-                part = "" if photo.time is None else f"-{photo.time:.3f}"
-                _save(place_copy(photo.file, self.crops, self.base, f"{part}-{face.face}.png"), crop, photo.file)
-        still = photo.time is None and not is_video_name(photo.file)
-        if self.annotated is not None and photo.reason is None and still:
-            self._annotate(photo)
-        return photo
-
-    def place_video(self, file: str) -> Path | None:
-        """Return the place of a video's annotated copy, None where none is wanted."""
-        if self.annotated is None:
-            return None
-        return _refuse_itself(
-            place_copy(file, self.annotated, self.base, "" if file.endswith(".mp4") else ".mp4"), file
-        )
-
-    def _annotate(self, photo: PhotoPrediction) -> None:
-        assert self.annotated is not None
-        part = "" if photo.page is None else f"-{photo.page}"
-        plain = not part and Path(photo.file).suffix.lower() in (*_JPEG_SUFFIXES, ".png")
-        target = place_copy(photo.file, self.annotated, self.base, "" if plain else f"{part}.png")
-        if photo.image is None:
-            # Decoded anew: photographs that wait for their estimates would fill the memory.
-            try:
-                again = decode_photo(read_image_file(photo.file), LARGEST_SIDE, page=(photo.page or 1) - 1)
-            except DataError as error:
-                raise AgegenError(f"{photo.file} was readable, and is no more: {error}") from error
-            photo = replace(photo, image=again.image, scale=again.scale)
-        _save(target, draw_annotation(photo), photo.file)
-
-
-def find_base(inputs: Iterable[str]) -> Path:
-    """Return the folder that all inputs lie in: the folders given, and those of the files given."""
-    folders = [_find_folder(name) for name in inputs] or [Path()]
-    return Path(os.path.commonpath([folder.absolute() for folder in folders]))
-
-
-def _find_folder(name: str) -> Path:
-    """Return the folder that an input lies in; of a glob, the part before its first sign."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if os.path.lexists(path) or not glob.has_magic(name):
-        return path.parent
-    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-    return Path(*plain)
-
-
-def place_copy(file: str, folder: Path, base: Path, ending: str) -> Path:
-    """Return the place of a copy: the file's path from ``base`` on, under ``folder``, never outside it."""
-    path = Path(os.path.normpath(Path(file).absolute()))
-    inside = path.relative_to(base) if path.is_relative_to(base) else path.relative_to(path.anchor)
-    return folder / inside.with_name(inside.name + ending)
-
-
-def _refuse_itself(path: Path, source: str) -> Path:
-    if path.resolve() == Path(source).resolve():
-        raise AgegenError(f"{path} is the photograph itself; choose another folder for the copies")
-    return path
-
-
-def _save(path: Path, image: RGB, source: str) -> None:
-    stream = io.BytesIO()
-    if _refuse_itself(path, source).suffix.lower() in _JPEG_SUFFIXES:
-        Image.fromarray(image).save(stream, "JPEG", quality=92)
-    else:
-        Image.fromarray(image).save(stream, "PNG", compress_level=3)
-    write_bytes(path, stream.getvalue())
-
-
-# What every player shows, best first; PyAV's own packages have both.
-_CODECS = ("libx264", "mpeg4")
-# Of H.264: 23 is its own default, 18 is all but lossless.
-_QUALITY = "20"
-
-
-def annotate_video(name: str, watched: VideoResult, sampling: Sampling, target: Path) -> None:
-    """Write an MP4 of all frames of a video, without its sound; between two looks boxes go straight on.
-
-    Nothing is written of what can't be read at all: its row says so.
-
-    Raises:
-        AgegenError: the copy can't be written.
-    """
-    if not is_video_name(name):
-        return
-    try:
-        video = Video(name)
-    except DataError:
-        return
-    import av
-
-    # Persons are followed over gaps of a look or two.
-    gap = max(FORGET, 2 * sampling.step)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with replace_atomically(target) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-            stream: Any = None
-            for time, frame in video.decode():
-                image = draw_persons(turn_frame(frame), watched, time, gap)
-                if stream is None:
-                    stream = _add_stream(container, video, image)
-                drawn = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                drawn.pts, drawn.time_base = round(time / video.time_base), video.time_base
-                container.mux(stream.encode(drawn))
-            if stream is not None:
-                container.mux(stream.encode())
-    except (av.error.FFmpegError, OSError) as error:
-        raise AgegenError(f"can't write {target}: {error}") from error
-
-
-def draw_persons(image: RGB, watched: VideoResult, time: float, gap: float) -> RGB:
-    """Return a frame with the persons that are seen at its time, cut to even sides, as codecs want them."""
-    faces = [
-        replace(person, box=box)
-        for person, track in watched.persons
-        if (box := interpolate_box(track, time, gap)) is not None
-    ]
-    drawn = draw_annotation(PhotoPrediction("", "ok", tuple(faces), image=image)) if faces else image
-    return drawn[: drawn.shape[0] // 2 * 2, : drawn.shape[1] // 2 * 2]
-
-
-def _add_stream(container: Any, video: Video, image: RGB) -> Any:
-    import av
-
-    codec = next(name for name in _CODECS if name in av.codecs_available)
-    stream = container.add_stream(codec, rate=video.rate)
-    stream.width, stream.height, stream.pix_fmt = image.shape[1], image.shape[0], "yuv420p"
-    stream.time_base = video.time_base
-    stream.options = {"crf": _QUALITY, "preset": "veryfast"} if codec == "libx264" else {"qscale": "4"}
-    return stream

@@ -50,8 +50,6 @@ DetectorOption = Annotated[
         rich_help_panel=FACES,
     ),
 ]
-# `loads`: a keyword of `Estimator.load`.
-_LOADS = {"loads": True}
 _DECIDES_ROWS = {"decides_rows": True}
 
 
@@ -101,11 +99,11 @@ class PredictConfig:
         typer.Option(
             "--distribution", help="Include the age distribution P(age), 0–116, in each row.", rich_help_panel=OUTPUT
         ),
-    ] = field(default=False, metadata=_LOADS | _DECIDES_ROWS)
+    ] = field(default=False, metadata=_DECIDES_ROWS)
     under: Annotated[
         tuple[int, ...],
         typer.Option(metavar="AGE", help="Include P(age < AGE) in each row (repeatable).", rich_help_panel=OUTPUT),
-    ] = field(default=(), metadata=_LOADS | _DECIDES_ROWS)
+    ] = field(default=(), metadata=_DECIDES_ROWS)
     resume: Annotated[
         bool,
         typer.Option(
@@ -114,9 +112,9 @@ class PredictConfig:
             rich_help_panel=OUTPUT,
         ),
     ] = False
-    detector: DetectorOption = field(default="auto", metadata=_LOADS)
+    detector: DetectorOption = "auto"
     min_score: Annotated[float, typer.Option(help="Minimum detection score (0–1).", rich_help_panel=FACES)] = field(
-        default=0.0, metadata=_LOADS | _DECIDES_ROWS
+        default=0.0, metadata=_DECIDES_ROWS
     )
     min_face: Annotated[
         float | None,
@@ -126,7 +124,7 @@ class PredictConfig:
             show_default="24 in 1000 px",
             rich_help_panel=FACES,
         ),
-    ] = field(default=None, metadata=_LOADS | _DECIDES_ROWS)
+    ] = field(default=None, metadata=_DECIDES_ROWS)
     min_confidence: Annotated[
         float | None,
         typer.Option(
@@ -134,7 +132,7 @@ class PredictConfig:
             show_default="model's",
             rich_help_panel=FACES,
         ),
-    ] = field(default=None, metadata=_LOADS | _DECIDES_ROWS)
+    ] = field(default=None, metadata=_DECIDES_ROWS)
     boxes: Annotated[
         Path | None,
         typer.Option(
@@ -157,15 +155,15 @@ class PredictConfig:
             rich_help_panel=VIDEO,
         ),
     ] = field(default=False, metadata=_DECIDES_ROWS)
-    model: ModelOption = field(default=None, metadata=_LOADS)
-    weights: WeightsOption = field(default=None, metadata=_LOADS)
-    run: RunOption = field(default=None, metadata=_LOADS)
-    device: DeviceOption = field(default="auto", metadata=_LOADS)
-    precision: PrecisionOption = field(default="auto", metadata=_LOADS)
+    model: ModelOption = None
+    weights: WeightsOption = None
+    run: RunOption = None
+    device: DeviceOption = "auto"
+    precision: PrecisionOption = "auto"
     engine: Annotated[
         EngineName,
         typer.Option(help="Inference engine; auto prefers onnx.", rich_help_panel=COMPUTE),
-    ] = field(default="auto", metadata=_LOADS)
+    ] = "auto"
     parquet: Annotated[
         str | None,
         typer.Option(
@@ -187,12 +185,12 @@ class PredictConfig:
         chosen = {kind: getattr(self, kind) for kind in _ROW_FORMATS}
         return {kind: target for kind, target in chosen.items() if target is not None}
 
-    def describe(self) -> str:
-        """Return the options that change the rows and differ from their defaults; "" if there are none."""
+    def format_row_options(self) -> str:
+        """Return the non-default options that affect the rows, such as ``min_score=0.5``; "" if there are none."""
         default = PredictConfig()
         names = select_fields(PredictConfig, decides_rows=True)
         changed = [name for name in names if getattr(self, name) != getattr(default, name)]
-        return " ".join(f"{name}={_phrase(getattr(self, name))}" for name in changed)
+        return " ".join(f"{name}={_format(getattr(self, name))}" for name in changed)
 
 
 @dataclass(frozen=True)
@@ -246,5 +244,5 @@ def check_options(config: PredictConfig) -> None:
             raise AgegenError("--resume requires exactly one output: --csv FILE or --jsonl FILE")
 
 
-def _phrase(value: object) -> str:
+def _format(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

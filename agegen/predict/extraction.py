@@ -1,209 +1,211 @@
-"""From a photograph to the crops of its faces: decoded no larger than needed, searched, cut out."""
+"""From an image to the crops of its faces: decode it no larger than needed, detect the faces, align the crops."""
 
 from __future__ import annotations
 
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from agegen.data.images import RGB, Photo, count_pages, decode_photo, read_image_file, resize_image
+from agegen.data.images import (
+    RGB,
+    Photo,
+    convert_to_rgb,
+    count_pages,
+    decode_photo,
+    read_image_file,
+    resize_image,
+    scale_to_8_bits,
+)
 from agegen.errors import AgegenError, DataError
-from agegen.faces.alignment import CROP_SIZE, AlignmentTemplate, align_face, express_in_crop
+from agegen.faces.alignment import CROP_SIZE, AlignmentTemplate, align_face, compute_target_landmarks
 from agegen.faces.detection import create_detector
-from agegen.faces.geometry import DetectedFace, Detector, fit_similarity
+from agegen.faces.geometry import DetectedFace, Detector, Points, compute_scale, fit_similarity
 from agegen.faces.refinement import CoarseToFineDetector, find_faces, scale_face
-from agegen.predict.boxes import GivenFace, NoDetector, place_face
+from agegen.predict.boxes import GivenFace, NoDetector, detect_landmarks
+from agegen.predict.results import KEEP_NOTHING, ExtractedFaces, KeepOptions
 
 NO_DETECTOR = "none"
-# The longer side, in pixels, to which photographs are decoded at most.
+# The longer side, in pixels, to which photos are decoded at most.
 LARGEST_SIDE = 4096
-# At that size a face of so many pixels in a photograph of 110 megapixels is still as large as detectors need.
-SMALLEST_DECODED = 80.0
-# A crop is cut from a picture in which it has so many times the side that the model takes: with less it blurs. See
-# tests/benchmarks/README.md for what 1 and 2 would change.
-_FINENESS = 1.5
+# At that size a face with this width in a photo of 110 megapixels is still as large as detectors require; for smaller
+# faces photos are decoded without a limit.
+_LIMITED_FACE = 80.0
+# Crops are extracted from an image in which they have this many times the side of the model's input: with less, they
+# are blurred. tests/benchmarks/README.md has the effect of 1 and 2.
+_OVERSAMPLING = 1.5
+# Bounding boxes of the same face differ by some per cent between detection sizes.
+_BOX_TOLERANCE = 0.9
 
-
-@dataclass(frozen=True)
-class Keep:
-    """What stays beside the estimates: the photographs, the crops in full size."""
-
-    images: bool = False
-    crops: bool = False
-
-    @property
-    def any(self) -> bool:
-        """Whether crops stay: whoever has the photograph has them too."""
-        return self.images or self.crops
-
-
-NOTHING = Keep()
-
-# Decodes a photograph: the argument says, from its width and height, how long its longer side must be at least.
+# Decodes a photo. The argument returns, given its width and height, the longer side that is needed; None means as
+# large as the limit allows.
 Decode = Callable[[Callable[[int, int], int] | None], Photo]
 
 
-@dataclass(frozen=True)
-class ExtractedFaces:
-    """A photograph, or a page or frame, whose faces are cut out; or the reason why it has none.
-
-    ``faces`` are in pixels of the photograph as it was decoded, ``scale`` times those of the file, ``size`` (width,
-    height). ``crops`` are of the side that the model takes, or of 200 pixels where crops or images are kept.
-    """
-
-    file: str
-    faces: tuple[DetectedFace | None, ...] = ()
-    crops: tuple[RGB, ...] = ()
-    photo: Photo | None = None
-    reason: str | None = None
-    scale: float = 1.0
-    size: tuple[int, int] = (0, 0)
-    turn: int | None = None
-    page: int | None = None
-    time: float | None = None
-    keep: Keep = NOTHING
-
-
 class FaceExtractor:
-    """Finds the faces in photographs and cuts out the crops that a model takes; may be called from several threads."""
+    """Detects the faces in images and extracts the aligned crops that a model takes; thread-safe."""
 
     def __init__(
         self,
         detector: str,
-        contract: AlignmentTemplate,
+        template: AlignmentTemplate,
         input_size: int,
         min_score: float = 0.0,
         min_face: float | None = None,
     ) -> None:
-        """Build the first detector, so that a wrong name is told at once.
+        """Create the first detector, so that an invalid name fails early.
+
+        Args:
+            detector: its name, or ``none`` to process each image as one aligned crop.
+            template: alignment of the crops.
+            input_size: side of the model's input in pixels.
+            min_score: minimum detection score, 0–1.
+            min_face: width of the smallest face to detect, in pixels of the file; None for the default size.
 
         Raises:
-            AgegenError: there is none of that name, its weights are not at hand, or a number is out of range.
+            AgegenError: unknown detector, missing weights, or a number out of range.
         """
         if min_face is not None and not min_face >= 1:
             raise AgegenError("--min-face must be at least 1 pixel")
         if not 0 <= min_score <= 1:
             raise AgegenError("--min-score must be between 0 and 1")
         self.detector, self.min_score, self.min_face = detector, min_score, min_face
-        self._contract, self._input_size = contract, input_size
-        # Where small faces are looked for, photographs are decoded whole if need be.
-        self.limit = LARGEST_SIDE if min_face is None or min_face >= SMALLEST_DECODED else None
+        self._template, self._input_size = template, input_size
+        self.limit = LARGEST_SIDE if min_face is None or min_face >= _LIMITED_FACE else None
         self._local = threading.local()
-        self._local.detector = self._build_detector()
+        self._local.detector = self._create_detector()
 
-    def ask(self, min_score: float) -> FaceExtractor:
-        """Return the same with another ``min_score``; detectors are shared."""
+    def with_min_score(self, min_score: float) -> FaceExtractor:
+        """Return a copy with another ``min_score`` that shares the detectors."""
         other = copy.copy(self)
         other.min_score = min_score
         return other
 
-    def cut_file(
+    def extract_file(
         self,
         file: str,
         content: bytes | Callable[[], bytes] | None = None,
-        keep: Keep = NOTHING,
+        keep: KeepOptions = KEEP_NOTHING,
         given: Sequence[GivenFace] | None = None,
     ) -> list[ExtractedFaces]:
-        """Return the cuts of a picture file, or of its ``content``: one, or one for each page where it has several."""
+        """Return the faces of an image file: one result, or one per page.
+
+        Args:
+            file: its path, or only its name where ``content`` is given.
+            content: the content of the file, or a function that returns it.
+            keep: what the results keep.
+            given: the faces, if they are known; then the image is not searched.
+        """
         try:
             if content is None:
                 content = read_image_file(file)
             elif callable(content):
                 content = content()
             pages = 1 if given is not None else count_pages(content)
-            cuts = [self.cut_encoded(file, content, keep, given, page) for page in range(pages)]
-            return [replace(cut, page=page) for page, cut in enumerate(cuts, start=1)] if pages > 1 else cuts
+            if pages == 1:
+                return [self._extract_page(file, content, 0, keep, given)]
+            return [
+                replace(self._extract_page(file, content, page, keep, given), page=page + 1) for page in range(pages)
+            ]
         except DataError as error:
             return [ExtractedFaces(file, reason=str(error))]
         except MemoryError:
             return [ExtractedFaces(file, reason="not enough memory to decode it")]
 
-    def cut_encoded(
-        self, file: str, content: bytes, keep: Keep = NOTHING, given: Sequence[GivenFace] | None = None, page: int = 0
-    ) -> ExtractedFaces:
-        """Return the cut of an encoded picture, decoded at the size that the search needs, and anew for small faces.
-
-        Raises:
-            DataError: it can't be decoded.
-        """
-        return self.cut(file, lambda enough: decode_photo(content, self.limit, enough, page), keep, given)
-
-    def cut(
+    def extract(
         self,
         file: str,
         decode: Decode,
-        keep: Keep = NOTHING,
+        keep: KeepOptions = KEEP_NOTHING,
         given: Sequence[GivenFace] | None = None,
         upright: bool = False,
     ) -> ExtractedFaces:
-        """Return the cut of a photograph that ``decode`` gives in the size asked for; ``given`` faces are not searched.
+        """Return the faces of a photo.
 
-        ``upright``: it is known to be, as frames of a video are, and no other turn of it is looked at.
+        Args:
+            file: its name in the results.
+            decode: decodes it, at the size that the detector needs, and again larger for small faces.
+            keep: what the result keeps.
+            given: the faces, if they are known; then the photo is not searched.
+            upright: the photo is known to be upright, as video frames are, so rotated copies are not searched.
 
         Raises:
-            DataError: it can't be decoded.
+            DataError: it cannot be decoded.
         """
-        full = keep.images or (given is not None)
+        # A kept image, and the positions of given faces, require the photo at its full size at once.
+        full = keep.images or given is not None
         if given is None and self.detector == NO_DETECTOR:
-            photo = decode(None if full or keep.crops else self._size_of_crop)
-            crops = [photo.image]
+            photo = decode(None if full or keep.crops else self._choose_crop_size)
             faces: tuple[DetectedFace | None, ...] = (None,)
-            turn = None
+            crops, turn = [photo.image], None
         else:
-            photo = decode(None if full else self._size_of_search)
-            found, turn = self._find(photo, given, upright)
+            photo = decode(None if full else self._choose_detection_size)
+            found, turn = self._detect(photo, given, upright)
             if not full:
-                photo, found = self._refine(photo, found, decode, CROP_SIZE if keep.crops else None)
-            crops = [align_face(photo.image, face, self._get_detector(), self._contract) for face in found]
+                photo, found = self._enlarge(photo, found, decode, CROP_SIZE if keep.crops else None)
+            crops = [align_face(photo.image, face, self._get_detector(), self._template) for face in found]
             faces = tuple(found)
-        if not keep.any:
-            # Resized here, in a thread, rather than by the one that runs the model.
+        if not keep.full_crops:
+            # Resize here, in a worker thread, rather than in the thread that runs the model.
             crops = [resize_image(crop, self._input_size) for crop in crops]
-        size = (photo.image.shape[1], photo.image.shape[0])
         return ExtractedFaces(
-            file, faces, tuple(crops), photo if keep.images else None, None, photo.scale, size, turn, keep=keep
+            file,
+            faces,
+            tuple(crops),
+            photo if keep.images else None,
+            scale=photo.scale,
+            size=(photo.image.shape[1], photo.image.shape[0]),
+            turn=turn,
+            keep=keep,
         )
 
-    def _find(
+    def _extract_page(
+        self, file: str, content: bytes, page: int, keep: KeepOptions, given: Sequence[GivenFace] | None
+    ) -> ExtractedFaces:
+        return self.extract(file, lambda enough: decode_photo(content, self.limit, enough, page), keep, given)
+
+    def _detect(
         self, photo: Photo, given: Sequence[GivenFace] | None, upright: bool
     ) -> tuple[list[DetectedFace], int | None]:
-        if given is not None:
-            return [place_face(face, photo, self._get_detector()) for face in given], None
+        """Return the faces and by how many degrees clockwise the photo must be rotated to be upright."""
         detector = self._get_detector()
+        if given is not None:
+            return [detect_landmarks(face, photo, detector) for face in given], None
         if isinstance(detector, CoarseToFineDetector):
             detector.min_face = None if self.min_face is None else self.min_face * photo.scale
-        every, turn = (detector.detect(photo.image), 0) if upright else find_faces(detector, photo.image)
-        return [face for face in every if face.score >= self.min_score and self._is_large(face, photo)], turn
+        faces, turn = (detector.detect(photo.image), 0) if upright else find_faces(detector, photo.image)
+        return [face for face in faces if face.score >= self.min_score and self._is_large(face, photo)], turn
 
-    def _refine(
-        self, photo: Photo, faces: list[DetectedFace], decode: Decode, side: int | None
+    def _enlarge(
+        self, photo: Photo, faces: list[DetectedFace], decode: Decode, crop_side: int | None
     ) -> tuple[Photo, list[DetectedFace]]:
-        """Return the photograph so large that no crop is blurred, and its faces; small ones are looked at anew."""
+        """Return the photo so large that no crop is blurred, and its faces; the landmarks of small ones are refined."""
         if not faces or photo.scale == 1.0:
             return photo, faces
-        needed = side or _FINENESS * self._input_size
+        required = crop_side or _OVERSAMPLING * self._input_size
         detector = self._get_detector()
-        target = express_in_crop(detector, self._contract)
+        target = compute_target_landmarks(detector, self._template)
         sides = [_measure_crop(face, target) for face in faces]
-        if min(sides) >= needed:
+        if min(sides) >= required:
             return photo, faces
-        wanted = int(np.ceil(max(photo.image.shape[:2]) * needed / max(min(sides), 1.0)))
-        finer = decode(lambda *_: wanted)
-        factor = finer.scale / photo.scale
-        scaled = [scale_face(face, factor) for face in faces]
+        longest = int(np.ceil(max(photo.image.shape[:2]) * required / max(min(sides), 1.0)))
+        larger = decode(lambda *_: longest)
+        scaled = [scale_face(face, larger.scale / photo.scale) for face in faces]
         if isinstance(detector, CoarseToFineDetector):
-            small = [length < needed for length in sides]
             scaled = [
-                detector.refine_landmarks(finer.image, face) if again and face.look is not None else face
-                for face, again in zip(scaled, small, strict=True)
+                detector.refine_landmarks(larger.image, face)
+                if side < required and face.refined_score is not None
+                else face
+                for face, side in zip(scaled, sides, strict=True)
             ]
-        return finer, scaled
+        return larger, scaled
 
-    def _size_of_search(self, width: int, height: int) -> int:
-        """Return the longer side at which a photograph is searched."""
+    def _choose_detection_size(self, width: int, height: int) -> int:
+        """Return the longer side at which a photo is searched."""
         detector = self._get_detector()
         longest = max(width, height)
         if not isinstance(detector, CoarseToFineDetector):
@@ -211,27 +213,68 @@ class FaceExtractor:
         detector.min_face = self.min_face
         return detector.choose_side(longest)
 
-    def _size_of_crop(self, width: int, height: int) -> int:
-        """Return the longer side of a picture that is a crop, so that none of its sides is less than the model's."""
+    def _choose_crop_size(self, width: int, height: int) -> int:
+        """Return the longer side of an image that is a crop such that its shorter side is the model's input size."""
         return int(np.ceil(self._input_size * max(width, height) / max(min(width, height), 1)))
 
     def _is_large(self, face: DetectedFace, photo: Photo) -> bool:
         width = (face.box[2] - face.box[0]) / photo.scale
-        # Boxes of the same face differ by some per cent between sizes of search.
-        return self.min_face is None or width >= 0.9 * self.min_face
+        return self.min_face is None or width >= _BOX_TOLERANCE * self.min_face
 
     def _get_detector(self) -> Detector:
-        """Return this thread's detector: OpenCV's networks can't be shared between threads."""
+        """Return this thread's detector: OpenCV's networks cannot be shared between threads."""
         if not hasattr(self._local, "detector"):
-            self._local.detector = self._build_detector()
+            self._local.detector = self._create_detector()
         detector: Detector = self._local.detector
         return detector
 
-    def _build_detector(self) -> Detector:
+    def _create_detector(self) -> Detector:
         return NoDetector() if self.detector == NO_DETECTOR else create_detector(self.detector)
 
 
-def _measure_crop(face: DetectedFace, target: np.ndarray) -> float:
-    """Return the side, in the photograph's pixels, of the crop that is cut around a face."""
-    matrix = fit_similarity(face.landmarks, target)
-    return float(1 / max(np.hypot(matrix[0, 0], matrix[1, 0]), 1e-6))
+def open_image(image: Any, limit: int | None) -> Decode:
+    """Return the function that decodes an image in memory to RGB (height, width, 3), uint8.
+
+    Args:
+        image: the content of an image file, a binary file open for reading, a Pillow image (rotated as its EXIF
+            orientation says), or an array: RGB or RGBA (height, width, 3 or 4) or greyscale (height, width), of uint8
+            or any other number type, whose values are mapped to 0–255.
+        limit: maximum longer side in pixels; only for the content of a file.
+
+    Raises:
+        DataError: ``image`` is something else; the error names its type.
+    """
+    if hasattr(image, "read"):
+        image = image.read()
+    if isinstance(image, bytes | bytearray | memoryview):
+        content = bytes(image)
+        return lambda enough: decode_photo(content, limit, enough)
+    if isinstance(image, Image.Image):
+        from_pillow = Photo(np.asarray(convert_to_rgb(image)), 1.0)
+        return lambda _: from_pillow
+    if isinstance(image, np.ndarray):
+        from_array = Photo(_convert_array(image), 1.0)
+        return lambda _: from_array
+    raise DataError(
+        "an image must be a path, bytes, an open file, a Pillow image or a NumPy array, not "
+        f"{type(image).__module__}.{type(image).__qualname__}"
+    )
+
+
+def _convert_array(array: np.ndarray) -> RGB:
+    grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    coloured = array.ndim == 3 and array.shape[2] in (3, 4)
+    numbers = np.issubdtype(array.dtype, np.number) and not np.issubdtype(array.dtype, np.complexfloating)
+    if not (grey or coloured) or 0 in array.shape or not numbers:
+        raise DataError(
+            "an array must be RGB (height, width, 3), RGBA (height, width, 4) or greyscale (height, width), with real "
+            f"numbers, not {array.dtype} {array.shape}"
+        )
+    values = array if array.dtype == np.uint8 else scale_to_8_bits(array)
+    flat = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    return np.ascontiguousarray(convert_to_rgb(Image.fromarray(np.ascontiguousarray(flat))))
+
+
+def _measure_crop(face: DetectedFace, target: Points) -> float:
+    """Return the side, in pixels of the photo, of the aligned crop of a face."""
+    return 1 / max(compute_scale(fit_similarity(face.landmarks, target)), 1e-6)

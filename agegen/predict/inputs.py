@@ -1,4 +1,4 @@
-"""The inputs of a prediction: files, folders, globs, stdin, and tables or Parquet with images or paths."""
+"""The inputs of a prediction: files, folders, globs, stdin, addresses, and Parquet with images or paths."""
 
 from __future__ import annotations
 
@@ -14,155 +14,50 @@ from typing import Any, BinaryIO
 from agegen.data.images import MAX_BYTES, is_hidden, is_image_name, looks_like_image
 from agegen.data.manifests import PATH_COLUMNS
 from agegen.data.remote import is_remote
-from agegen.data.tables import choose_images, list_names, take_bytes
+from agegen.data.tables import extract_image, find_image_column, list_image_names
 from agegen.errors import AgegenError, DataError, shorten
 from agegen.hub import explain_failure
 from agegen.predict.video import is_video_name
 
-# Images per shard: few enough that little is lost if a process dies, enough to keep the number of files small.
+# The content of an image file, or a function that returns it.
+FileContent = bytes | Callable[[], bytes]
+# An image: its path, or its name and content.
+ImageSource = str | os.PathLike[str] | tuple[str, FileContent]
+
+# Images per shard: few enough that a dying process loses little, enough to avoid a flood of files.
 SHARD_IMAGES = 1000
-# How many bytes tell a picture from a list of paths.
-_START = 16
+# The number of bytes that distinguish an image file from a list of paths.
+_HEADER_BYTES = 16
+# PNG is the only image format that has a line end in its header.
+_PNG_START = b"\x89"
+_READ_BYTES = 1 << 16
+_PARQUET = ".parquet"
 
 
 @dataclass
 class FoundInputs:
-    """The files to look at, by the names that they were given or have in their folders.
-
-    ``passed`` counts what folders have besides, by the ending of its name.
-    """
+    """The files to process, named as given or found; ``ignored`` counts other files in folders, by extension."""
 
     names: list[str] = field(default_factory=list)
-    passed: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
 
-    def describe_passed(self) -> str | None:
-        """Return in a line what was passed over, None where nothing was."""
-        if not self.passed:
+    def describe_ignored(self) -> str | None:
+        """Return one line about the ignored files, None if there are none."""
+        if not self.ignored:
             return None
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.passed.most_common())
-        return f"{self.passed.total():,} files in these folders are no pictures and were passed over: {kinds}"
-
-
-def find_inputs(inputs: Iterable[str]) -> FoundInputs:
-    """Return the files that inputs name: files as they are, folders recursively, globs expanded; sorted in each.
-
-    A file that isn't there stays, to become a row of its own; links to folders are not followed. In folders, names that
-    end like pictures' and videos' count, and files without an ending that begin as pictures do.
-
-    Raises:
-        AgegenError: a folder or glob has no picture.
-    """
-    found = FoundInputs()
-    for name in inputs:
-        before = len(found.names)
-        _expand(name, found)
-        if len(found.names) == before:
-            passed = found.describe_passed()
-            raise AgegenError(f"no picture in {name}" + (f"; {passed}" if passed else ""))
-    return found
-
-
-def read_stdin(stream: BinaryIO) -> bytes | Iterator[str]:
-    """Return the picture that comes on stdin, or the paths of a list, one a line, as they arrive.
-
-    Raises:
-        AgegenError: a picture too large to be one.
-    """
-    blocks = _read_blocks(stream)
-    start = b""
-    for block in blocks:
-        start += block
-        # A short list may be all that comes for a while; of pictures, PNG alone begins with a line end in it.
-        if len(start) >= _START or (b"\n" in start and start[:1] != b"\x89"):
-            break
-    if not looks_like_image(start):
-        return _split_lines(start, blocks)
-    content = bytearray(start)
-    for block in blocks:
-        content += block
-        if len(content) > MAX_BYTES:
-            raise AgegenError("what comes on stdin is too large for a picture")
-    return bytes(content)
-
-
-def _split_lines(rest: bytes, blocks: Iterator[bytes]) -> Iterator[str]:
-    """Yield the paths of a list as they arrive; empty lines are passed over."""
-    while True:
-        *lines, rest = rest.split(b"\n")
-        yield from (os.fsdecode(line) for line in (line.rstrip(b"\r") for line in lines) if line)
-        block = next(blocks, b"")
-        if not block:
-            break
-        rest += block
-    if last := rest.rstrip(b"\r\n"):
-        yield os.fsdecode(last)
-
-
-def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield what arrives, past Python's own buffer where there is a file below it.
-
-    A thread waits here for more: one that holds the buffer's lock when the program ends makes Python abort.
-    """
-    try:
-        handle = stream.fileno()
-    except (OSError, ValueError):
-        yield from iter(lambda: stream.read(1 << 16), b"")
-        return
-    yield from iter(lambda: os.read(handle, 1 << 16), b"")
-
-
-def _expand(name: str, found: FoundInputs) -> None:
-    if is_remote(name):
-        found.names.append(name)
-    elif Path(name).is_dir():
-        _walk(name, found)
-    elif os.path.lexists(name) or not glob.has_magic(name):
-        found.names.append(name)
-    else:
-        matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        found.names += [match for match in matches if not Path(match).is_dir()]
-
-
-def _walk(folder: str, found: FoundInputs) -> None:
-    """Note the pictures in a folder; one that can't be listed stands for itself, to become a row with its reason."""
-    refused: list[str] = []
-    for root, folders, names in os.walk(folder, onerror=lambda error: refused.append(str(error.filename))):
-        # What systems keep beside pictures: hidden names, thumbnails of a NAS, a Mac's metadata.
-        folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
-        for name in sorted(name for name in names if not is_hidden(Path(name))):
-            path = os.path.join(root, name)  # noqa: PTH118 - "./photos" stays as it was given
-            if Path(path).is_dir():
-                continue
-            if is_image_name(Path(name)) or is_video_name(name) or (not Path(name).suffix and _begins_as_picture(path)):
-                found.names.append(path)
-            else:
-                found.passed[Path(name).suffix.lower() or "without an ending"] += 1
-        found.names += refused
-        refused.clear()
-    found.names += refused
-
-
-def _begins_as_picture(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - no Path for each of a million files
-            return looks_like_image(file.read(_START))
-    except OSError:
-        return False
-
-
-# A path, or a name and what gives the file's content.
-StoredPicture = str | tuple[str, bytes | Callable[[], bytes]]
-_PARQUET = ".parquet"
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.ignored.most_common())
+        return f"ignored {self.ignored.total():,} files in these folders that are not images: {kinds}"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of the inputs: files by their names, or a row group of a Parquet file.
+    """A part of the inputs: a list of files, or a row group of a Parquet file.
 
     Attributes:
-        names: paths and addresses of pictures.
-        table: path or address of a Parquet file, with its row ``group`` that begins at the row ``first``.
-        count: how many pictures it has.
+        count: number of images.
+        names: paths and addresses of images.
+        table: path or address of a Parquet file.
+        group: the row group, and ``first`` the number of its first row.
     """
 
     count: int
@@ -172,16 +67,58 @@ class Shard:
     first: int = 0
 
 
-def is_store(name: str) -> bool:
-    """Return whether an input is a Parquet file or lies at an address."""
+def find_inputs(inputs: Iterable[str]) -> FoundInputs:
+    """Return the files that inputs stand for: files, the content of folders (recursively) and of globs, sorted in each.
+
+    Files that do not exist are included and become unreadable rows; links to folders are not followed. In folders,
+    files with the extension of an image or video count, and files without an extension that begin like an image.
+
+    Raises:
+        AgegenError: a folder or glob contains no image.
+    """
+    found = FoundInputs()
+    for name in inputs:
+        before = len(found.names)
+        _expand(name, found)
+        if len(found.names) == before:
+            ignored = found.describe_ignored()
+            raise AgegenError(f"no images in {name}" + (f" ({ignored})" if ignored else ""))
+    return found
+
+
+def read_stdin(stream: BinaryIO) -> bytes | Iterator[str]:
+    """Return the image on stdin, or an iterator over a list of paths, one per line, as they arrive.
+
+    Raises:
+        AgegenError: the image is too large.
+    """
+    blocks = _read_blocks(stream)
+    start = b""
+    for block in blocks:
+        start += block
+        # A short list may be all that arrives for a while: one line is enough to recognise it.
+        if len(start) >= _HEADER_BYTES or (b"\n" in start and not start.startswith(_PNG_START)):
+            break
+    if not looks_like_image(start):
+        return _split_lines(start, blocks)
+    content = bytearray(start)
+    for block in blocks:
+        content += block
+        if len(content) > MAX_BYTES:
+            raise AgegenError(f"the image on stdin is larger than {MAX_BYTES / 1e9:.1f} GB")
+    return bytes(content)
+
+
+def is_parquet_or_remote(name: str) -> bool:
+    """Return whether an input is a Parquet file or a remote address."""
     return is_remote(name) or name.lower().endswith(_PARQUET)
 
 
-def list_shards(names: Iterable[str], size: int) -> Iterator[Shard]:
-    """Yield the shards of inputs: pictures ``size`` at a time, Parquet files by their row groups.
+def list_shards(names: Iterable[str], size: int = SHARD_IMAGES) -> Iterator[Shard]:
+    """Yield the shards of inputs: ``size`` images each, and the row groups of Parquet files.
 
     Raises:
-        AgegenError: an address leads nowhere, or a Parquet file can't be read or has no pictures.
+        AgegenError: an address does not exist, or a Parquet file is unreadable or has no images.
     """
     files: list[str] = []
     for name in names:
@@ -191,62 +128,62 @@ def list_shards(names: Iterable[str], size: int) -> Iterator[Shard]:
                 continue
             yield from _group_files(files, size)
             files = []
-            yield from _list_groups(one)
+            yield from _list_row_groups(one)
         if len(files) >= size:
-            whole = len(files) // size * size
-            yield from _group_files(files[:whole], size)
-            files = files[whole:]
+            full = len(files) // size * size
+            yield from _group_files(files[:full], size)
+            files = files[full:]
     yield from _group_files(files, size)
 
 
-def read_shard(shard: Shard) -> Iterator[StoredPicture]:
-    """Yield the pictures of a shard; what lies at an address is fetched where it is decoded, by several threads.
+def read_shard(shard: Shard) -> Iterator[ImageSource]:
+    """Yield the images of a shard; remote ones are downloaded later, by the threads that decode.
 
     Raises:
-        AgegenError: the Parquet file can't be read.
+        AgegenError: the Parquet file cannot be read.
     """
     if shard.table:
-        yield from _read_group(shard)
+        yield from _read_row_group(shard)
         return
-    yield from map(find_picture, shard.names)
+    yield from map(make_source, shard.names)
 
 
-def find_picture(name: str) -> StoredPicture:
-    """Return a picture by its path, or with what fetches it from its address."""
+def make_source(name: str) -> ImageSource:
+    """Return an image by its path, or by its address and the function that downloads it."""
     return (name, partial(read_address, name)) if is_remote(name) else name
 
 
 def expand_address(address: str) -> list[str]:
-    """Return the addresses of pictures and Parquet files that a glob or a folder stands for, sorted; a file's own.
+    """Return the addresses of the images and Parquet files in a remote folder or glob, sorted; otherwise ``address``.
 
     Raises:
-        AgegenError: nothing is there, or it can't be reached.
+        AgegenError: nothing was found, or the storage cannot be reached.
     """
-    several = any(mark in address for mark in "*?[")
-    if not several and is_image_name(Path(address)):
-        # Whatever is wrong with it, a row of its own says so.
+    is_glob = any(mark in address for mark in "*?[")
+    if not is_glob and is_image_name(Path(address)):
+        # If it cannot be read, its row says why.
         return [address]
     filesystem, path = open_filesystem(address)
     try:
-        if several:
+        if is_glob:
             found = sorted(filesystem.glob(path))
         elif filesystem.isdir(path):
-            every = sorted(filesystem.find(path))
-            found = [name for name in every if is_image_name(Path(name)) or name.lower().endswith(_PARQUET)]
+            names = sorted(filesystem.find(path))
+            found = [name for name in names if is_image_name(Path(name)) or name.lower().endswith(_PARQUET)]
         else:
             return [address]
-    except Exception as error:  # each kind of storage has errors of its own
-        raise AgegenError(f"can't list {address}: {_explain(error)}") from error
+    except Exception as error:  # each storage raises different types
+        raise AgegenError(f"cannot list {address}: {_explain(error)}") from error
     if not found:
-        raise AgegenError(f"no picture and no Parquet file at {address}")
+        raise AgegenError(f"no images and no Parquet files at {address}")
     return [filesystem.unstrip_protocol(name) for name in found]
 
 
 def open_filesystem(address: str) -> tuple[Any, str]:
-    """Return fsspec's file system for an address or a path, and the path in it.
+    """Return fsspec's file system for an address or a path, and the path within it.
 
     Raises:
-        AgegenError: the address is of no kind that is known, or its kind needs another package.
+        AgegenError: unknown protocol, or one that requires another package.
     """
     from fsspec.core import url_to_fs
 
@@ -258,10 +195,10 @@ def open_filesystem(address: str) -> tuple[Any, str]:
 
 
 def read_address(address: str) -> bytes:
-    """Return the content of a picture at an address.
+    """Download an image.
 
     Raises:
-        DataError: it isn't there, can't be reached, or is too large for a picture.
+        DataError: it does not exist, cannot be reached, or is too large.
     """
     try:
         filesystem, path = open_filesystem(address)
@@ -272,8 +209,73 @@ def read_address(address: str) -> bytes:
     except Exception as error:
         raise DataError(_explain(error)) from error
     if len(content) > MAX_BYTES:
-        raise DataError(f"more than {MAX_BYTES / 1e9:.1f} GB are too much for a picture")
+        raise DataError(f"larger than {MAX_BYTES / 1e9:.1f} GB")
     return content
+
+
+def _expand(name: str, found: FoundInputs) -> None:
+    if is_remote(name):
+        found.names.append(name)
+    elif Path(name).is_dir():
+        _walk(name, found)
+    elif os.path.lexists(name) or not glob.has_magic(name):
+        found.names.append(name)
+    else:
+        matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob accepts no absolute pattern
+        found.names += [match for match in matches if not Path(match).is_dir()]
+
+
+def _walk(folder: str, found: FoundInputs) -> None:
+    """Add the images in a folder; a subfolder that cannot be listed is added itself, to become an unreadable row."""
+    refused: list[str] = []
+    for root, folders, names in os.walk(folder, onerror=lambda error: refused.append(str(error.filename))):
+        # Skip hidden files, the thumbnails of a NAS, and the metadata of a Mac.
+        folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
+        for name in sorted(name for name in names if not is_hidden(Path(name))):
+            path = os.path.join(root, name)  # noqa: PTH118 - keeps "./photos" as it was given
+            if Path(path).is_dir():
+                continue
+            if is_image_name(Path(name)) or is_video_name(name) or (not Path(name).suffix and _begins_as_image(path)):
+                found.names.append(path)
+            else:
+                found.ignored[Path(name).suffix.lower() or "without extension"] += 1
+        found.names += refused
+        refused.clear()
+    found.names += refused
+
+
+def _begins_as_image(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - faster than Path for a million files
+            return looks_like_image(file.read(_HEADER_BYTES))
+    except OSError:
+        return False
+
+
+def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield data as it arrives, bypassing Python's buffer if the stream is a file.
+
+    A thread waits here for more input: if it held the buffer's lock when the program ends, Python would abort.
+    """
+    try:
+        handle = stream.fileno()
+    except (OSError, ValueError):
+        yield from iter(lambda: stream.read(_READ_BYTES), b"")
+        return
+    yield from iter(lambda: os.read(handle, _READ_BYTES), b"")
+
+
+def _split_lines(rest: bytes, blocks: Iterator[bytes]) -> Iterator[str]:
+    """Yield the paths of a list as they arrive, without empty lines."""
+    while True:
+        *lines, rest = rest.split(b"\n")
+        yield from (os.fsdecode(line) for line in (line.rstrip(b"\r") for line in lines) if line)
+        block = next(blocks, b"")
+        if not block:
+            break
+        rest += block
+    if last := rest.rstrip(b"\r\n"):
+        yield os.fsdecode(last)
 
 
 def _group_files(files: list[str], size: int) -> Iterator[Shard]:
@@ -282,7 +284,7 @@ def _group_files(files: list[str], size: int) -> Iterator[Shard]:
         yield Shard(len(part), part)
 
 
-def _list_groups(table: str) -> Iterator[Shard]:
+def _list_row_groups(table: str) -> Iterator[Shard]:
     with _open_table(table) as file:
         _choose_columns(table, file.schema_arrow)
         first = 0
@@ -293,23 +295,24 @@ def _list_groups(table: str) -> Iterator[Shard]:
             first += rows
 
 
-def _read_group(shard: Shard) -> Iterator[StoredPicture]:
+def _read_row_group(shard: Shard) -> Iterator[ImageSource]:
     with _open_table(shard.table) as file:
-        picture, path = _choose_columns(shard.table, file.schema_arrow)
-        rows = file.read_row_group(shard.group, columns=[name for name in (picture, path) if name])
-    numbers = range(shard.first, shard.first + shard.count)
-    unnamed = [f"{shard.table}#{number}" for number in numbers]
-    if picture is None:
-        base = shard.table.rpartition("/")[0]
-        for name in rows[path].to_pylist():
-            yield find_picture(
-                name if is_remote(name) or Path(name).is_absolute() else f"{base}/{name}" if base else name
-            )
+        images, paths = _choose_columns(shard.table, file.schema_arrow)
+        rows = file.read_row_group(shard.group, columns=[name for name in (images, paths) if name])
+    if images is None:
+        yield from (make_source(_resolve_path(name, shard.table)) for name in rows[paths].to_pylist())
         return
-    own = rows[path].to_pylist() if path else list_names(rows[picture])
-    names = unnamed if own is None else [name or other for name, other in zip(own, unnamed, strict=True)]
-    for name, cell in zip(names, rows[picture], strict=True):
-        yield name, partial(take_bytes, cell)
+    numbered = [f"{shard.table}#{number}" for number in range(shard.first, shard.first + shard.count)]
+    own = rows[paths].to_pylist() if paths else list_image_names(rows[images])
+    names = numbered if own is None else [name or number for name, number in zip(own, numbered, strict=True)]
+    for name, cell in zip(names, rows[images], strict=True):
+        yield name, partial(extract_image, cell)
+
+
+def _resolve_path(name: str, table: str) -> str:
+    """Return a path in a table relative to the table's folder or address."""
+    base = table.rpartition("/")[0]
+    return name if not base or is_remote(name) or Path(name).is_absolute() else f"{base}/{name}"
 
 
 def _open_table(table: str) -> Any:
@@ -320,17 +323,18 @@ def _open_table(table: str) -> Any:
         filesystem, path = open_filesystem(table)
         return pq.ParquetFile(path, filesystem=filesystem)
     except (pa.ArrowException, OSError) as error:
-        raise AgegenError(f"can't read {table} as Parquet: {_explain(error)}") from error
+        raise AgegenError(f"cannot read {table} as Parquet: {_explain(error)}") from error
 
 
 def _choose_columns(table: str, schema: Any) -> tuple[str | None, str | None]:
-    """Return the column with pictures, and that with their paths; either may be missing."""
+    """Return the names of the columns with images and with paths; one of them may be missing."""
     lower = {name.lower(): name for name in reversed(schema.names)}
-    picture = choose_images(schema)
-    path = next((lower[name] for name in PATH_COLUMNS if name in lower and lower[name] != picture), None)
-    if picture is None and path is None:
-        raise AgegenError(f"{table} has no pictures: no column of bytes, and none called path; it has {schema.names}")
-    return picture, path
+    images = find_image_column(schema)
+    paths = next((lower[name] for name in PATH_COLUMNS if name in lower and lower[name] != images), None)
+    if images is None and paths is None:
+        columns = ", ".join(schema.names)
+        raise AgegenError(f"no images in {table}: it requires a binary column or a column 'path'. It has: {columns}.")
+    return images, paths
 
 
 def _explain(error: Exception) -> str:

@@ -1,34 +1,48 @@
-"""``agegen predict``, whole: inputs, estimates, rows, annotated copies and crops."""
+"""``agegen predict`` to rows: inputs, predictions, annotated copies and crops."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
 from agegen.machine import count_cores
-from agegen.options import select_fields
-from agegen.predict.annotation import ImageWriter, annotate_video, find_base
+from agegen.predict.annotation import ImageWriter, annotate_video
 from agegen.predict.boxes import GivenFaces, read_boxes
 from agegen.predict.config import STDIN, PredictConfig, check_options
-from agegen.predict.estimator import Estimator, Picture, Waiting, stream_in_order
-from agegen.predict.extraction import Keep
-from agegen.predict.inputs import SHARD_IMAGES, find_inputs, find_picture, is_store, list_shards, read_shard, read_stdin
+from agegen.predict.estimator import Estimator, Waiting, stream_in_order
+from agegen.predict.inputs import (
+    ImageSource,
+    find_inputs,
+    is_parquet_or_remote,
+    list_shards,
+    make_source,
+    read_shard,
+    read_stdin,
+)
 from agegen.predict.results import PhotoPrediction
-from agegen.predict.rows import load_resume_state, name_columns, open_writer
-from agegen.predict.tracking import VideoOptions, VideoResult, is_watched, watch_video
-from agegen.predict.video import Sampling
+from agegen.predict.rows import list_extra_columns, load_resume_state, open_writer
+from agegen.predict.tracking import predict_video
+from agegen.predict.video import Sampling, VideoOptions, is_video
 
 
 @dataclass(frozen=True)
 class PredictStart:
-    """What is about to happen; ``photos`` is None where the end isn't known: a list on stdin, rows of frames.
+    """What is about to be done.
 
-    ``passed`` says what folders have besides pictures.
+    Attributes:
+        photos: the number of images; None if it is unknown: a list on stdin, or one row per video frame.
+        model: the name of the model, and its ``engine``.
+        detector: the name of the detector.
+        min_confidence: gender is ``uncertain`` below this probability.
+        calibrated: whether the model was calibrated.
+        skipped: the number of images finished before.
+        ignored: one line about the files in folders that are not images.
     """
 
     photos: int | None
@@ -38,146 +52,169 @@ class PredictStart:
     min_confidence: float
     calibrated: bool
     skipped: int
-    passed: str | None = None
+    ignored: str | None = None
+
+    @classmethod
+    def create(cls, estimator: Estimator, photos: int | None, skipped: int, ignored: str | None = None) -> PredictStart:
+        """Describe an estimator and its work."""
+        model = estimator.model
+        return cls(
+            photos=photos,
+            model=model.info.model,
+            engine=model.engine.name,
+            detector=estimator.detector,
+            min_confidence=estimator.min_confidence,
+            calibrated=model.calibration.faces > 0,
+            skipped=skipped,
+            ignored=ignored,
+        )
 
 
 def predict_photos(
     config: PredictConfig, stdin: BinaryIO, stdout: BinaryIO
 ) -> Iterator[PredictStart | PhotoPrediction]:
-    """Estimate the faces in all inputs and write what was asked for; yields the start, then each photograph.
+    """Predict all inputs and write the requested outputs; yields the start, then the result of each photo.
 
     Raises:
-        AgegenError: options that contradict each other, inputs without a picture, outputs that can't be written.
+        AgegenError: invalid combination of options, inputs without images, or an output that cannot be written.
     """
     check_options(config)
-    given = load_boxes(config)
-    pictures, count, passed = list_images(config, given, stdin)
+    boxes = None if config.boxes is None else read_boxes(config.boxes)
+    images, count, ignored = list_images(config.inputs, boxes, stdin)
     estimator = load_estimator(config)
-    done = find_finished(config, estimator)
-    if isinstance(pictures, list) and count is not None:
-        pictures = [picture for picture in pictures if name_input(picture) not in done]
-        skipped, count = count - len(pictures), len(pictures)
-    else:
-        pictures, skipped = (picture for picture in pictures if name_input(picture) not in done), len(done)
-        count = None if count is None else max(0, count - skipped)
-    model = estimator.model
-    yield PredictStart(
-        photos=None if config.frames else count,
-        model=model.info.model,
-        engine=model.engine.name,
-        detector=estimator.detector,
-        min_confidence=estimator.min_confidence,
-        calibrated=model.calibration.faces > 0,
-        skipped=skipped,
-        passed=passed,
-    )
-    more = name_columns(config.under, config.distribution)
+    options = config.format_row_options()
+    columns = list_extra_columns(config.under, config.distribution)
+    finished: set[str] = set()
+    if config.resume:
+        ((kind, target),) = config.outputs.items()
+        origin = {"model": estimator.model.name, "detector": estimator.detector, "options": options}
+        finished = load_resume_state(kind, Path(target), origin, columns)
+    images, count, skipped = skip_finished(images, count, finished)
+    yield PredictStart.create(estimator, None if config.frames else count, skipped, ignored)
+    copies = ImageWriter.create(config.annotate, config.crops, config.inputs)
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(open_writer(kind, target, stdout, config.resume, more))
+            stack.enter_context(open_writer(kind, target, stdout, config.resume, columns))
             for kind, target in config.outputs.items()
         ]
-        for photo in run_all(config, estimator, pictures, given):
+        for photo in predict_images(estimator, images, boxes, make_video_options(config), options, copies):
             for writer in writers:
                 writer.write(photo)
             yield photo
 
 
-def load_boxes(config: PredictConfig) -> GivenFaces | None:
-    """Return the bounding boxes of ``--boxes``; None if faces are to be detected."""
-    return None if config.boxes is None else read_boxes(config.boxes)
-
-
 def load_estimator(config: PredictConfig) -> Estimator:
-    """Load the model and the detector that the options name."""
-    return Estimator.load(**{name: getattr(config, name) for name in select_fields(PredictConfig, loads=True)})
+    """Load the estimator; each parameter of :meth:`Estimator.load` is an option of the same name.
+
+    Raises:
+        AgegenError: an option is invalid, or a required file is not available.
+    """
+    return Estimator.load(**{name: getattr(config, name) for name in signature(Estimator.load).parameters})
+
+
+def make_video_options(config: PredictConfig) -> VideoOptions:
+    """Return how to process videos."""
+    return VideoOptions(Sampling(config.fps, config.every_frame), config.frames)
 
 
 def list_images(
-    config: PredictConfig, given: GivenFaces | None, stdin: BinaryIO
-) -> tuple[Iterable[Picture], int | None, str | None]:
-    """Return the inputs, their number (None where it isn't known), and what folders have besides.
+    inputs: Sequence[str], boxes: GivenFaces | None, stdin: BinaryIO
+) -> tuple[Iterable[ImageSource], int | None, str | None]:
+    """Return the images, their number (None if it is unknown), and one line about ignored files in folders.
 
     Raises:
-        AgegenError: a folder or glob has no picture.
+        AgegenError: a folder or glob contains no image.
     """
-    if STDIN in config.inputs:
+    if STDIN in inputs:
         content = read_stdin(stdin)
         if isinstance(content, bytes):
             return [(STDIN, content)], 1, None
-        return map(find_picture, content), None, None
-    if not config.inputs and given is not None and config.boxes is not None:
-        names = given.list_files(config.boxes)
+        return map(make_source, content), None, None
+    if not inputs and boxes is not None:
+        names = boxes.list_files()
         return names, len(names), None
-    found = find_inputs(config.inputs)
-    if not any(map(is_store, found.names)):
-        return found.names, len(found.names), found.describe_passed()
-    shards = list(list_shards(found.names, SHARD_IMAGES))
-    stored = (picture for shard in shards for picture in read_shard(shard))
-    return stored, sum(shard.count for shard in shards), found.describe_passed()
+    found = find_inputs(inputs)
+    if not any(map(is_parquet_or_remote, found.names)):
+        return found.names, len(found.names), found.describe_ignored()
+    shards = list(list_shards(found.names))
+    images = (image for shard in shards for image in read_shard(shard))
+    return images, sum(shard.count for shard in shards), found.describe_ignored()
 
 
-def name_input(picture: Picture) -> str:
-    """Return what a picture is called in the rows."""
-    return picture[0] if isinstance(picture, tuple) else os.fsdecode(picture)
+def skip_finished(
+    images: Iterable[ImageSource], count: int | None, finished: set[str]
+) -> tuple[Iterable[ImageSource], int | None, int]:
+    """Return the images that are not finished, their number (None if it is unknown), and the number of the others."""
+    remaining = (image for image in images if get_name(image) not in finished)
+    if isinstance(images, list):
+        left = list(remaining)
+        return left, len(left), len(images) - len(left)
+    return remaining, None if count is None else max(0, count - len(finished)), len(finished)
 
 
-def find_finished(config: PredictConfig, estimator: Estimator) -> set[str]:
-    """Return the files that need no more work: with ``--resume``, those whole in the output."""
-    if not config.resume:
-        return set()
-    ((kind, target),) = config.outputs.items()
-    made_by = {"model": estimator.model.name, "detector": estimator.detector, "options": config.describe()}
-    return load_resume_state(kind, Path(target), made_by, name_columns(config.under, config.distribution))
+def get_name(image: ImageSource) -> str:
+    """Return the name of an image in the rows."""
+    return image[0] if isinstance(image, tuple) else os.fsdecode(image)
 
 
-def run_all(
-    config: PredictConfig, estimator: Estimator, pictures: Iterable[Picture], given: GivenFaces | None
+def predict_images(
+    estimator: Estimator,
+    images: Iterable[ImageSource],
+    boxes: GivenFaces | None,
+    video: VideoOptions,
+    options: str,
+    copies: ImageWriter,
 ) -> Iterator[PhotoPrediction]:
-    """Yield each photograph, page, frame or video, its copies written; a row says that all of its file is done."""
-    plain = config.annotate is None and config.crops is None
-    # Where there are copies, they lie to each other as their originals do.
-    base = Path() if plain else find_base(name for name in config.inputs if name != STDIN)
-    copies = ImageWriter(config.annotate, config.crops, base)
-    options = config.describe() or None
-    photos = (replace(photo, options=options) for photo in look_at_all(config, estimator, pictures, given, copies))
-    if plain:
+    """Yield the result of each photo, page, frame or video after its copies were written, so that rows come last.
+
+    Args:
+        estimator: the loaded model and detector.
+        images: photos and videos.
+        boxes: the known faces; then images are not searched.
+        video: how to process videos.
+        options: the column ``options``: non-default options that affect the rows.
+        copies: writes annotated copies and crops.
+    """
+    photos = (
+        replace(photo, options=options or None) for photo in _predict_all(estimator, images, boxes, video, copies)
+    )
+    if not copies.writes:
         yield from photos
         return
-    # Drawing and packing a photograph takes longer than estimating its faces.
+    # Drawing and encoding a photo takes longer than predicting it.
     threads = count_cores()
     for photo in stream_in_order(copies.save, photos, threads, threads):
         if not isinstance(photo, Waiting):
             yield photo
 
 
-def look_at_all(
-    config: PredictConfig,
+def _predict_all(
     estimator: Estimator,
-    pictures: Iterable[Picture],
-    given: GivenFaces | None,
+    images: Iterable[ImageSource],
+    boxes: GivenFaces | None,
+    video: VideoOptions,
     copies: ImageWriter,
 ) -> Iterator[PhotoPrediction]:
-    """Yield what is found in each picture or video, in their order."""
-    sampling = Sampling(config.fps, config.every_frame)
-    watching = VideoOptions(sampling, config.frames, keep_paths=config.annotate is not None)
-    # Of a picture on stdin there is no file to decode for its annotated copy.
-    keep = Keep(images=STDIN in config.inputs and config.annotate is not None, crops=config.crops is not None)
+    """Yield the results of consecutive photos together, and of each video separately."""
+    keep, find_boxes = copies.keep, None if boxes is None else boxes.find
 
-    def is_video(picture: Picture) -> bool:
-        return isinstance(picture, str) and is_watched(picture, watching)
+    def is_path_of_video(image: ImageSource) -> bool:
+        return isinstance(image, str) and is_video(image, animations=video.frames)
 
-    for video, group in groupby(pictures, is_video):
-        if not video:
-            boxes = given.of if given is not None else None
-            yield from estimator.predict_many(group, keep_images=keep.images, keep_crops=keep.crops, boxes=boxes)
-            continue
-        for name in group:
-            assert isinstance(name, str)
-            watched: list[VideoResult] = []
-            for photo in watch_video(estimator, name, watching, keep, watched):
-                if watched and (target := copies.place_video(name)) is not None:
-                    annotate_video(name, watched[0], sampling, target)
-                yield photo
-            if config.frames and (target := copies.place_video(name)) is not None:
-                annotate_video(name, watched[0], sampling, target)
+    for are_videos, group in groupby(images, is_path_of_video):
+        if are_videos:
+            for image in group:
+                yield from _predict_video(estimator, get_name(image), video, copies)
+        else:
+            yield from estimator.predict_many(group, keep_images=keep.images, keep_crops=keep.crops, boxes=find_boxes)
+
+
+def _predict_video(
+    estimator: Estimator, name: str, options: VideoOptions, copies: ImageWriter
+) -> Iterator[PhotoPrediction]:
+    """Yield the results for a video; its last row comes after its annotated copy was written."""
+    result = yield from predict_video(estimator, name, options, copies.keep)
+    if (target := copies.find_video_path(name)) is not None:
+        annotate_video(name, result, options.sampling, target)
+    if result.final is not None:
+        yield result.final

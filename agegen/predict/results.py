@@ -1,29 +1,82 @@
-"""Predictions: what is said of a face and of a photo, from raw estimates to rounded rows."""
+"""The results of each step: the faces extracted from a photo, the model's estimates, and the rows of the output."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.data.images import RGB
-from agegen.model.calibration import find_share_under
+from agegen.data.images import RGB, Photo
+from agegen.faces.geometry import DetectedFace
+from agegen.faces.refinement import scale_points
+from agegen.model.calibration import Calibration, choose_thresholds, compute_probability_under
 
 OK, NO_FACE, UNREADABLE = "ok", "no_face", "unreadable"
 UNCERTAIN = "uncertain"
-# Found by somebody else's detector, and given with --boxes.
+# The detector of faces whose bounding boxes were given, with --boxes.
 GIVEN = "given"
-# In JSON these stand only where they are known.
+# The columns of a bounding box.
+BOX_COLUMNS = ("left", "top", "right", "bottom")
+# JSON contains these only if they are known.
 RARE = ("page", "person", "time", "first", "last", "frames", "options", "distribution", "reason")
 
 
 @dataclass(frozen=True)
-class FaceEstimate:
-    """What a model says of one aligned crop: years and P(female), 0–1, before rounding.
+class KeepOptions:
+    """What to keep beyond the estimates: decoded photos, full-size crops, the bounding boxes of a video's tracks."""
 
-    ``sigma`` is the calibrated standard deviation in years, ``distribution`` (117,) P(age) where it was asked for.
+    images: bool = False
+    crops: bool = False
+    tracks: bool = False
+
+    @property
+    def full_crops(self) -> bool:
+        """Whether crops are kept in full size: results with the photo always include them."""
+        return self.images or self.crops
+
+
+KEEP_NOTHING = KeepOptions()
+
+
+@dataclass(frozen=True)
+class ExtractedFaces:
+    """The faces extracted from a photo, page or frame, or the reason why it cannot be read.
+
+    Attributes:
+        file: as it was given or found.
+        faces: in pixels of the decoded photo; None where the image is itself an aligned crop.
+        crops: aligned crops, one per face, with the side of the model's input, or 200 pixels where they are kept.
+        photo: the decoded photo, where images are kept.
+        reason: why the file cannot be read.
+        scale: size of the decoded photo divided by that of the file.
+        size: (width, height) of the decoded photo.
+        turn: by how many degrees clockwise the photo must be rotated to be upright; None if no face was searched for.
+        page: of a file with several pages, from 1.
+        time: of a video frame, in seconds.
+        keep: what the result keeps.
+    """
+
+    file: str
+    faces: tuple[DetectedFace | None, ...] = ()
+    crops: tuple[RGB, ...] = ()
+    photo: Photo | None = None
+    reason: str | None = None
+    scale: float = 1.0
+    size: tuple[int, int] = (0, 0)
+    turn: int | None = None
+    page: int | None = None
+    time: float | None = None
+    keep: KeepOptions = KEEP_NOTHING
+
+
+@dataclass(frozen=True)
+class FaceEstimate:
+    """A model's estimates for one aligned crop, before rounding: age in years and P(female), 0–1.
+
+    ``sigma`` is the calibrated standard deviation in years, ``distribution`` (117,) is P(age), if requested.
     """
 
     age: float
@@ -33,39 +86,39 @@ class FaceEstimate:
     sigma: float = 0.0
     distribution: NDArray[np.float64] | None = None
 
-    def share_under(self, limit: float) -> float:
-        """Return P(age < limit), 0–1, by the calibrated intervals."""
-        return find_share_under(limit, self.age, self.sigma)
+    def compute_shares(self, ages: Sequence[int]) -> tuple[tuple[int, float], ...]:
+        """Return (limit, P(age < limit)), 0–1, for each of some ages, consistent with the calibrated intervals."""
+        return tuple((limit, round(compute_probability_under(limit, self.age, self.sigma), 4)) for limit in ages)
 
 
 @dataclass(frozen=True)
 class FacePrediction:
-    """One row of the output: an estimate for one face, or why there is none.
+    """One row of the output: the estimates for one face, or the reason why there are none.
 
     Attributes:
         file: as it was given or found.
         status: ``ok``, ``no_face`` or ``unreadable``.
-        face: the number of the face in the photograph, from 1, from left to right.
-        box: (left, top, right, bottom) of the face in pixels; None where the picture is the face.
-        age: years; ``age_low`` and ``age_high`` hold 90 % of the ages on average over faces like those of the model's
-            validation split, cropped as those were; not in every group, nor of every collection.
-        gender: ``female``, ``male``, or ``uncertain`` where the model isn't confident enough to say.
-        p_female: 0–1.
-        detector: that found the face; ``none`` where the picture was taken as an aligned crop.
-        score: how sure the detector is, 0–1.
-        size: of the face: the distance between its eyes in the file's pixels.
-        landmarks: x and y of the eye on the left of the picture, the one on the right, the tip of the nose, the
-            mouth's left and right corner, in the file's pixels; in JSON alone.
-        turn: by how many degrees clockwise the photograph must be turned to stand upright, where it didn't: 0, 90, 180
-            or 270; None where no face was searched.
-        model: that estimated: its name, the version of its plugin, and the first 12 digits of its weights' SHA-256.
-        page: of a file with several, from 1.
-        person: the number of the person in a video, from 1.
-        time: of a video's frame, in seconds: the one that ``box`` and ``landmarks`` are of.
-        first: when the person is first seen, and ``last`` when last, in seconds; ``frames`` in how many frames.
-        options: what else decided on the rows (``min_score=0.5`` …); None where all is as it is by itself.
-        under: (age, P(age < that)) for each age that was asked for.
-        distribution: P(age) over 0–116, where it was asked for.
+        face: number of the face in the photo, from 1, from left to right.
+        box: bounding box (left, top, right, bottom) of the face in pixels; None where the image is an aligned crop.
+        age: in years. The interval from ``age_low`` to ``age_high`` contains 90 % of the true ages, on average over
+            faces like those of the model's validation split with the same crop; not in every group or collection.
+        gender: ``female``, ``male``, or ``uncertain`` if the model is not confident enough.
+        p_female: P(female), 0–1.
+        detector: that found the face; ``none`` if the image was processed as an aligned crop, ``given`` for --boxes.
+        score: detection score, 0–1.
+        size: distance between the eyes, in pixels of the file.
+        landmarks: x and y of the eye on the left side of the image, the eye on the right side, the tip of the nose,
+            the left and the right corner of the mouth, in pixels of the file; only in JSON.
+        turn: by how many degrees clockwise the photo must be rotated to be upright: 0, 90, 180 or 270; None if no
+            face was searched for.
+        model: name of the model, version of its plugin, and the first 12 digits of its weights' SHA-256.
+        page: of a file with several pages, from 1.
+        person: number of the person in a video, from 1.
+        time: of a video frame, in seconds: the frame to which ``box`` and ``landmarks`` belong.
+        first: when the person is first seen, and ``last`` when last, in seconds; ``frames``: in how many frames.
+        options: non-default options that affect the rows (``min_score=0.5`` …); None if there are none.
+        under: (limit, P(age < limit)) for each requested limit.
+        distribution: P(age) over 0–116, if requested.
         reason: why a file, or the rest of a video, is unreadable.
     """
 
@@ -96,7 +149,7 @@ class FacePrediction:
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the stable JSON form; what concerns few files stands only where it is known (:data:`RARE`)."""
+        """Return the stable JSON form; see :data:`RARE` for the keys that it contains only if they are known."""
         content = asdict(self)
         shares = {f"under_{age}": share for age, share in content.pop("under")}
         return {name: value for name, value in content.items() if value is not None or name not in RARE} | shares
@@ -104,18 +157,18 @@ class FacePrediction:
 
 @dataclass(frozen=True)
 class PhotoPrediction:
-    """All that was found in one photograph.
+    """The result for one photo, page, frame or video.
 
     Attributes:
         file: as it was given or found.
         status: ``ok``, ``no_face`` or ``unreadable``.
         faces: one prediction per face, from left to right.
-        reason: why the file is unreadable; of a video that breaks off, why the rest is.
-        image: the decoded photograph, where it was asked for; ``scale`` is its size over the file's.
-        crops: the aligned crops (200, 200, 3) of the faces, where they were asked for.
-        page: of a file with several, from 1; ``time`` of a video's frame, in seconds.
-        detector: that searched, and the ``model`` that estimated; None where nothing could be read.
-        options: what else decided on the rows; see :class:`FacePrediction`.
+        reason: why the file, or the rest of a video, is unreadable.
+        image: the decoded photo, if requested; ``scale`` is its size divided by that of the file.
+        crops: the aligned crops (200, 200, 3) of the faces, if requested.
+        page: of a file with several pages, from 1; ``time`` of a video frame, in seconds.
+        detector: that searched for faces, and the ``model`` that estimated; None if nothing could be read.
+        options: non-default options that affect the rows; see :class:`FacePrediction`.
     """
 
     file: str
@@ -132,7 +185,7 @@ class PhotoPrediction:
     options: str | None = None
 
     def list_rows(self) -> list[FacePrediction]:
-        """Return the rows of the output: one per face, or one that says why there is none, or no more."""
+        """Return the rows of the output: one per face, and one that gives the reason if there are none or not all."""
         rows = list(self.faces)
         if not rows or self.reason is not None:
             about = {"detector": self.detector, "model": self.model, "page": self.page, "time": self.time}
@@ -140,8 +193,93 @@ class PhotoPrediction:
         return [replace(row, options=self.options) for row in rows] if self.options else rows
 
 
+@dataclass(frozen=True)
+class RowBuilder:
+    """Makes the results of one model and detector from extracted faces and estimates.
+
+    Attributes:
+        model: the text for the column ``model``.
+        detector: the name for the column ``detector``.
+        calibration: the model's.
+        min_confidence: gender is ``uncertain`` below this probability, 0.5–1; None means the model's own thresholds.
+        under: the limits for which P(age < limit) is requested.
+    """
+
+    model: str
+    detector: str
+    calibration: Calibration
+    min_confidence: float | None = None
+    under: tuple[int, ...] = ()
+
+    def build(self, extracted: ExtractedFaces, estimates: Sequence[FaceEstimate]) -> PhotoPrediction:
+        """Return the result for a photo, given one estimate for each of its crops."""
+        status = UNREADABLE if extracted.reason is not None else OK if estimates else NO_FACE
+        faces = tuple(
+            self._build_row(extracted, number, face, estimate)
+            for number, (face, estimate) in enumerate(zip(extracted.faces, estimates, strict=True), start=1)
+        )
+        return PhotoPrediction(
+            file=extracted.file,
+            status=status,
+            faces=faces,
+            reason=extracted.reason,
+            image=None if extracted.photo is None else extracted.photo.image,
+            scale=extracted.scale,
+            crops=extracted.crops if extracted.keep.full_crops else (),
+            page=extracted.page,
+            time=extracted.time,
+            detector=None if extracted.reason is not None else self.detector,
+            model=None if extracted.reason is not None else self.model,
+        )
+
+    def choose_gender(self, age: float, p_female: float) -> str:
+        """Return ``female``, ``male`` or ``uncertain``; the model's thresholds depend on the age."""
+        if self.min_confidence is not None:
+            return choose_gender(p_female, self.min_confidence)
+        return choose_gender(p_female, float(choose_thresholds(np.array([age]), self.calibration)[0]))
+
+    def _build_row(
+        self, extracted: ExtractedFaces, number: int, face: DetectedFace | None, estimate: FaceEstimate
+    ) -> FacePrediction:
+        landmarks = None if face is None else scale_points(face.landmarks, 1 / extracted.scale)
+        given = face is not None and np.isnan(face.score)
+        distribution = estimate.distribution
+        return FacePrediction(
+            file=extracted.file,
+            status=OK,
+            face=number,
+            box=None if face is None else _round_box(face, extracted),
+            age=round(estimate.age, 1),
+            age_low=round(estimate.age_low, 1),
+            age_high=round(estimate.age_high, 1),
+            gender=self.choose_gender(estimate.age, estimate.p_female),
+            p_female=round(estimate.p_female, 4),
+            detector=GIVEN if given else self.detector,
+            score=None if face is None or given else round(float(face.score), 4),
+            size=None if landmarks is None else round(float(np.linalg.norm(landmarks[0] - landmarks[1])), 1),
+            landmarks=None
+            if landmarks is None
+            else tuple((round(float(x), 1), round(float(y), 1)) for x, y in landmarks),
+            turn=extracted.turn,
+            model=self.model,
+            page=extracted.page,
+            time=None if extracted.time is None else round(extracted.time, 3),
+            under=estimate.compute_shares(self.under),
+            distribution=None if distribution is None else tuple(round(float(share), 5) for share in distribution),
+        )
+
+
 def choose_gender(p_female: float, min_confidence: float) -> str:
-    """Return ``female``, ``male``, or ``uncertain`` where neither reaches the threshold, 0.5–1."""
+    """Return ``female``, ``male``, or ``uncertain`` if neither probability reaches the threshold, 0.5–1."""
     if max(p_female, 1 - p_female) < min_confidence:
         return UNCERTAIN
     return "female" if p_female >= 0.5 else "male"
+
+
+def _round_box(face: DetectedFace, extracted: ExtractedFaces) -> tuple[int, int, int, int]:
+    """Return the bounding box of a face in pixels of the file, clipped to the image."""
+    width, height = extracted.size
+    limits = (width, height, width, height)
+    inside = (min(max(value, 0.0), float(limit)) for value, limit in zip(face.box, limits, strict=True))
+    left, top, right, bottom = (round(value / extracted.scale) for value in inside)
+    return left, top, right, bottom

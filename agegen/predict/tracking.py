@@ -1,9 +1,9 @@
-"""Following faces from frame to frame of a video: which of them are one person's."""
+"""Predictions for videos: faces are tracked from frame to frame, and estimates are averaged per person."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,245 +12,154 @@ from numpy.typing import NDArray
 from agegen.data.images import RGB, resize_image
 from agegen.data.labels import MAX_AGE
 from agegen.errors import DataError
-from agegen.model.calibration import NORMAL
-from agegen.predict.estimator import Estimator, describe_shares
-from agegen.predict.extraction import Keep
+from agegen.model.calibration import Z_90
+from agegen.predict.estimator import Estimator
 from agegen.predict.results import (
     NO_FACE,
     OK,
     UNREADABLE,
     FaceEstimate,
     FacePrediction,
+    KeepOptions,
     PhotoPrediction,
-    choose_gender,
+    RowBuilder,
 )
-from agegen.predict.video import ANIMATION_SUFFIXES, Sampling, Video, count_frames, is_video_name, read_animation
+from agegen.predict.video import Video, VideoOptions, is_video_name, read_animation
 
-# A face moves by so many of its own widths between two looks, and by so many more in each second between them.
+# Seconds after which a lost track ends; a person who comes back later gets a new number.
+MAX_GAP = 2.0
+# How far a face may move between two sampled frames, in widths of its bounding box: so much, and so much more per
+# second between them.
 _REACH, _SPEED = 0.75, 3.0
-# Seconds after which a face that isn't seen is gone; who comes back later is another person to us.
-FORGET = 2.0
-# Between two looks half a second apart a face becomes no more than so many times as large.
-_MOST_GROWTH = 2.0
-# What it costs to take a face for a known one: its way, in shares of its reach, its growth, and its unlikeness: looks
-# (1 − correlation) tell people apart who cross, for whom places say nothing.
-_GROWTH_COST, _LOOKS_COST = 0.5, 1.5
-# A face as likely another one costs so much: near but unlike (0.2 + 1.5 × 0.8), or alike but far (1 + 1.5 × 0.25).
-_MOST_COST = 1.4
-# Of an aligned crop so many pixels a side are enough to know a face again, and the outer tenth is hair and background.
-_THUMB, _EDGE = 24, 0.1
-# How much of a person's looks the newest sighting is: faces turn.
-_RENEWAL = 0.3
+# A face becomes at most this many times as large in half a second.
+_MAX_GROWTH = 2.0
+# The cost of assigning a face to a track: the distance it moved as a share of its reach, plus these weights times its
+# growth and its difference in appearance (1 − correlation). Appearance separates persons who cross, whose positions
+# say nothing.
+_GROWTH_COST, _APPEARANCE_COST = 0.5, 1.5
+# Above this cost the face more probably belongs to another person: it is near but different (0.2 + 1.5 × 0.8), or
+# similar but far away (1 + 1.5 × 0.25).
+_MAX_COST = 1.4
+# The appearance of a face: its aligned crop without the outer tenth, which is hair and background, at this side.
+_APPEARANCE_SIDE, _EDGE = 24, 0.1
+# Weight of the newest frame in a track's appearance, which changes as the head turns.
+_UPDATE_RATE = 0.3
+# Minimum score of a person seen in only one of several frames; below it, the detection is probably false.
+_SINGLE_FRAME_SCORE = 0.9
 
 Box = tuple[float, float, float, float]
+Appearance = NDArray[np.float32]
 
 
 @dataclass
 class Track:
-    """One person's way through a video, in sums: memory doesn't grow with the frames, but for the boxes where kept.
+    """One person in a video. Memory use does not grow with the number of frames, except for the boxes, if kept.
 
     Attributes:
-        number: from 1, in the order in which persons appear.
-        best: the frame's row in which the face is largest and surest.
-        crop: the aligned crop of that frame.
-        path: time, left, top, right, bottom of each sighting, one after the other, where it is kept.
+        number: from 1, in order of appearance.
+        first: time of the first frame in seconds, ``last`` of the last one.
+        best: the row of the frame with the largest weight: the largest face with the best score.
+        appearance: a moving average; see :func:`compute_appearance`.
+        box: bounding box in the last frame.
+        velocity: of the box's centre, in pixels per second.
+        frames: number of frames.
+        weight: sum of the frames' weights.
+        sums: weighted sums of the age, the interval's lower and upper half, and P(female).
+        crop: the aligned crop of the best frame.
+        boxes: time, left, top, right, bottom of each frame, one after the other, if kept.
     """
 
     number: int
     first: float
     best: FacePrediction
-    looks: NDArray[np.float32]
+    appearance: Appearance
     last: float = 0.0
     box: Box = (0.0, 0.0, 0.0, 0.0)
-    pace: tuple[float, float] = (0.0, 0.0)
+    velocity: tuple[float, float] = (0.0, 0.0)
     frames: int = 0
     weight: float = 0.0
     sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     crop: RGB | None = None
-    path: array[float] = field(default_factory=lambda: array("d"))
+    boxes: array[float] = field(default_factory=lambda: array("d"))
 
-    def add(self, face: FacePrediction, time: float, crop: RGB, looks: NDArray[np.float32], keep_path: bool) -> None:
-        """Take one more sighting in: a frame's row, its time in seconds, its crop and its looks."""
+    def add(self, face: FacePrediction, time: float, crop: RGB, appearance: Appearance, keep_box: bool) -> None:
+        """Add a frame: its row, its time in seconds, its crop and its appearance."""
         assert face.box is not None
         left, top, right, bottom = (float(value) for value in face.box)
         box = left, top, right, bottom
         if self.frames and time > self.last:
-            step = time - self.last
-            x, y = (now - then for now, then in zip(find_middle(box), find_middle(self.box), strict=True))
-            self.pace = (x / step, y / step)
-            mixed = (1 - _RENEWAL) * self.looks + _RENEWAL * looks
-            self.looks = (mixed / max(float(np.linalg.norm(mixed)), 1e-6)).astype(np.float32)
+            self._update_motion(box, time, appearance)
         self.box, self.last, self.frames = box, time, self.frames + 1
-        weight = weigh(face)
+        weight = compute_weight(face)
         self.weight += weight
         assert face.age is not None and face.age_low is not None and face.age_high is not None
         self.sums += weight * np.array([face.age, face.age - face.age_low, face.age_high - face.age, face.p_female])
-        if weight >= weigh(self.best):
+        if weight >= compute_weight(self.best):
             self.best, self.crop = face, crop
-        if keep_path:
-            self.path.extend((time, *box))
+        if keep_box:
+            self.boxes.extend((time, *box))
 
-
-def weigh(face: FacePrediction) -> float:
-    """Return how much a sighting says: by how sure the detector is, and how large the face is."""
-    return max(face.score or 0.0, 1e-3) * max(face.size or 0.0, 1.0)
-
-
-class Tracker:
-    """Gives each face of each frame, in their order, the number of a person."""
-
-    def __init__(self, keep_paths: bool = False) -> None:
-        self._keep_paths = keep_paths
-        self._open: list[Track] = []
-        self.closed: list[Track] = []
-        self._count = 0
-
-    def follow(self, time: float, faces: list[FacePrediction], crops: list[RGB]) -> list[int]:
-        """Return the person's number for each face of a frame at ``time`` seconds, and remember them."""
-        self._forget(time)
-        looks = [describe_looks(crop) for crop in crops]
-        known = self._match(time, faces, looks)
-        numbers = []
-        for index, face in enumerate(faces):
-            track = known.get(index)
-            if track is None:
-                self._count += 1
-                track = Track(self._count, time, face, looks[index])
-                self._open.append(track)
-            track.add(face, time, crops[index], looks[index], self._keep_paths)
-            numbers.append(track.number)
-        return numbers
-
-    def finish(self) -> list[Track]:
-        """Return all persons, in the order in which they appeared."""
-        return sorted([*self.closed, *self._open], key=lambda track: track.number)
-
-    def _forget(self, time: float) -> None:
-        self.closed += [track for track in self._open if time - track.last > FORGET]
-        self._open = [track for track in self._open if time - track.last <= FORGET]
-
-    def _match(self, time: float, faces: list[FacePrediction], looks: list[NDArray[np.float32]]) -> dict[int, Track]:
-        """Return the known person of each face that has one, all together at the least cost."""
-        from scipy.optimize import linear_sum_assignment
-
-        if not faces or not self._open:
-            return {}
-        costs = np.array(
-            [[_measure_cost(track, time, *pair) for pair in zip(faces, looks, strict=True)] for track in self._open]
-        )
-        rows, columns = linear_sum_assignment(np.minimum(costs, 10 * _MOST_COST))
-        return {
-            int(column): self._open[row]
-            for row, column in zip(rows, columns, strict=True)
-            if costs[row, column] <= _MOST_COST
-        }
-
-
-def _measure_cost(track: Track, time: float, face: FacePrediction, looks: NDArray[np.float32]) -> float:
-    """Return what it costs to take a face for a known person's; infinity where it can't be."""
-    assert face.box is not None
-    passed = time - track.last
-    width = max(track.box[2] - track.box[0], 1.0)
-    growth = abs(float(np.log(max(face.box[2] - face.box[0], 1.0) / width)))
-    x, y = find_middle(face.box)
-    here = find_middle(track.box)
-    # Where it was, or where it would be by now.
-    ways = [np.hypot(x - here[0] - share * track.pace[0], y - here[1] - share * track.pace[1]) for share in (0, passed)]
-    way = float(min(ways)) / width / (_REACH + _SPEED * passed)
-    if way > 1 or growth > np.log(_MOST_GROWTH) * max(1.0, 2 * passed):
-        return float("inf")
-    return way + _GROWTH_COST * growth + _LOOKS_COST * (1 - float(looks @ track.looks))
-
-
-def describe_looks(crop: RGB) -> NDArray[np.float32]:
-    """Return an aligned crop's looks (576,): its greys, small, without their mean, of length 1."""
-    edge = round(_EDGE * crop.shape[0])
-    grey = resize_image(np.ascontiguousarray(crop[edge:-edge, edge:-edge]), _THUMB).mean(axis=2).ravel()
-    centred = grey - grey.mean()
-    scaled: NDArray[np.float32] = (centred / max(float(np.linalg.norm(centred)), 1e-6)).astype(np.float32)
-    return scaled
-
-
-def find_middle(box: tuple[float, ...]) -> tuple[float, float]:
-    """Return x and y of a box's middle."""
-    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-
-
-# Who is seen in one frame alone, of several, is a person only if the detector is so sure: else it is a pattern.
-_SURE_AT_ONCE = 0.9
+    def _update_motion(self, box: Box, time: float, appearance: Appearance) -> None:
+        step = time - self.last
+        x, y = (new - old for new, old in zip(compute_centre(box), compute_centre(self.box), strict=True))
+        self.velocity = (x / step, y / step)
+        mixed = (1 - _UPDATE_RATE) * self.appearance + _UPDATE_RATE * appearance
+        self.appearance = (mixed / max(float(np.linalg.norm(mixed)), 1e-6)).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class VideoOptions:
-    """How videos are looked at: which frames, and whether each is a row (``frames``) or each person."""
-
-    sampling: Sampling = field(default_factory=Sampling)
-    frames: bool = False
-    keep_paths: bool = False
-
-
-def is_watched(name: str, watching: VideoOptions) -> bool:
-    """Return whether a file is taken as a video: by its name, or as an animation where rows of frames are asked for."""
-    if is_video_name(name):
-        return True
-    animated = watching.frames and name.lower().endswith(tuple(ANIMATION_SUFFIXES))
-    return animated and count_frames(name) > 1
-
-
-@dataclass
 class VideoResult:
-    """What came of a video: its persons, with their ways where they are kept, and how many frames were looked at."""
+    """The result for a video: its persons with their tracks, the number of sampled frames, and the final rows.
+
+    ``final`` is what remains to be reported: all persons, or, if each frame was a result, a reason why frames are
+    missing.
+    """
 
     persons: list[tuple[FacePrediction, Track]]
     frames: int
+    final: PhotoPrediction | None
 
 
-def watch_video(
-    estimator: Estimator, name: str, watching: VideoOptions, keep: Keep, watched: list[VideoResult]
-) -> Iterator[PhotoPrediction]:
-    """Yield a video's frames as they come, or one result with its persons; what came of it is put into ``watched``."""
-    tracker = Tracker(watching.keep_paths)
+def predict_video(
+    estimator: Estimator, name: str, options: VideoOptions, keep: KeepOptions
+) -> Generator[PhotoPrediction, None, VideoResult]:
+    """Process a video or animation; yields a result per frame if ``options`` request them, and returns the rest."""
+    tracker = Tracker(keep.tracks)
     reason, count = None, 0
     try:
         video = Video(name) if is_video_name(name) else None
-        pictures = read_animation(name) if video is None else video.read(watching.sampling)
-        for frame in estimator.predict_frames(name, pictures, Keep(keep.images, crops=True)):
+        frames = read_animation(name) if video is None else video.read(options.sampling)
+        # The tracker requires crops.
+        for frame in estimator.predict_frames(name, frames, KeepOptions(keep.images, crops=True)):
             assert frame.time is not None
             count += 1
-            numbers = tracker.follow(frame.time, list(frame.faces), list(frame.crops))
-            if watching.frames:
-                rows = zip(frame.faces, numbers, strict=True)
-                kept = frame if keep.any else replace(frame, crops=())
-                yield replace(kept, faces=tuple(replace(face, person=number) for face, number in rows))
+            numbers = tracker.update(frame.time, list(frame.faces), list(frame.crops))
+            if options.frames:
+                faces = tuple(replace(face, person=person) for face, person in zip(frame.faces, numbers, strict=True))
+                yield replace(frame, faces=faces, crops=frame.crops if keep.full_crops else ())
         reason = video.reason if video is not None else None
     except DataError as error:
         reason = str(error)
     persons = [
-        (describe_person(track, estimator), track)
+        (make_person_row(track, estimator.row_builder), track)
         for track in tracker.finish()
-        if track.frames > 1 or count == 1 or (track.best.score or 0) >= _SURE_AT_ONCE
+        if track.frames > 1 or count == 1 or (track.best.score or 0) >= _SINGLE_FRAME_SCORE
     ]
-    watched.append(VideoResult(persons, count))
-    if watching.frames:
-        if reason is not None:
-            yield PhotoPrediction(name, UNREADABLE, reason=reason)
-        return
-    status = UNREADABLE if reason is not None else OK if persons else NO_FACE
-    origin = estimator.describer
-    rows_of = tuple(replace(person, face=number) for number, (person, _) in enumerate(persons, start=1))
-    crops = tuple(track.crop for _, track in persons if track.crop is not None) if keep.any else ()
-    yield PhotoPrediction(name, status, rows_of, reason, crops=crops, detector=origin.detector, model=origin.model)
+    if options.frames:
+        final = None if reason is None else PhotoPrediction(name, UNREADABLE, reason=reason)
+    else:
+        final = _make_video_prediction(name, persons, reason, estimator.row_builder, keep)
+    return VideoResult(persons, count, final)
 
 
-def describe_person(track: Track, estimator: Estimator) -> FacePrediction:
+def make_person_row(track: Track, row_builder: RowBuilder) -> FacePrediction:
     """Return the row of a person: estimates averaged over the frames by score and size, the rest of the best frame.
 
-    The interval is as wide as that of a single frame on average: what a model gets wrong in one frame of a person, it
-    gets wrong in the next.
+    The interval is as wide as that of a single frame on average: errors of the model repeat in each frame of a person,
+    so more frames do not make it more precise.
     """
     age, below, above, p_female = (float(value) for value in track.sums / track.weight)
-    describer = estimator.describer
-    sigma = max((below + above) / 2 / NORMAL, 1e-3)
+    sigma = max((below + above) / 2 / Z_90, 1e-3)
     estimate = FaceEstimate(age, age - below, age + above, p_female, sigma)
     return replace(
         track.best,
@@ -258,28 +167,132 @@ def describe_person(track: Track, estimator: Estimator) -> FacePrediction:
         age=round(age, 1),
         age_low=round(max(estimate.age_low, 0.0), 1),
         age_high=round(min(estimate.age_high, float(MAX_AGE)), 1),
-        gender=choose_gender(p_female, describer.choose_threshold(age)),
+        gender=row_builder.choose_gender(age, p_female),
         p_female=round(p_female, 4),
         first=round(track.first, 3),
         last=round(track.last, 3),
         frames=track.frames,
-        under=describe_shares(estimate, describer.under),
+        under=estimate.compute_shares(row_builder.under),
     )
 
 
 def interpolate_box(track: Track, time: float, gap: float) -> tuple[int, int, int, int] | None:
-    """Return where a person's face is at a time, between the sightings around it; None where there is none near.
+    """Return a person's bounding box at a time, interpolated between the frames around it; None if there is none.
 
-    ``gap``: seconds between two sightings, beyond which the face was away.
+    ``gap``: maximum number of seconds between these frames.
     """
-    path = np.frombuffer(track.path, dtype=np.float64).reshape(-1, 5)
-    after = int(np.searchsorted(path[:, 0], time - 1e-6))
-    if after == len(path) or (after == 0 and path[0, 0] > time + 1e-6):
+    boxes = np.frombuffer(track.boxes, dtype=np.float64).reshape(-1, 5)
+    after = int(np.searchsorted(boxes[:, 0], time - 1e-6))
+    if after == len(boxes) or (after == 0 and boxes[0, 0] > time + 1e-6):
         return None
-    late = path[after]
-    early = path[max(after - 1, 0)] if late[0] > time + 1e-6 else late
+    late = boxes[after]
+    early = boxes[max(after - 1, 0)] if late[0] > time + 1e-6 else late
     if late[0] - early[0] > gap:
         return None
     share = 0.0 if late[0] == early[0] else (time - early[0]) / (late[0] - early[0])
     left, top, right, bottom = (round(float(value)) for value in (1 - share) * early[1:] + share * late[1:])
     return left, top, right, bottom
+
+
+class Tracker:
+    """Assigns the faces of consecutive frames to persons."""
+
+    def __init__(self, keep_boxes: bool = False) -> None:
+        self._keep_boxes = keep_boxes
+        self._active: list[Track] = []
+        self._ended: list[Track] = []
+        self._count = 0
+
+    def update(self, time: float, faces: list[FacePrediction], crops: list[RGB]) -> list[int]:
+        """Return the person's number for each face of the frame at ``time`` seconds, and update the tracks."""
+        self._end_lost_tracks(time)
+        appearances = [compute_appearance(crop) for crop in crops]
+        assigned = self._assign(time, faces, appearances)
+        numbers = []
+        for index, face in enumerate(faces):
+            track = assigned.get(index)
+            if track is None:
+                self._count += 1
+                track = Track(self._count, time, face, appearances[index])
+                self._active.append(track)
+            track.add(face, time, crops[index], appearances[index], self._keep_boxes)
+            numbers.append(track.number)
+        return numbers
+
+    def finish(self) -> list[Track]:
+        """Return all tracks, in order of appearance."""
+        return sorted([*self._ended, *self._active], key=lambda track: track.number)
+
+    def _end_lost_tracks(self, time: float) -> None:
+        self._ended += [track for track in self._active if time - track.last > MAX_GAP]
+        self._active = [track for track in self._active if time - track.last <= MAX_GAP]
+
+    def _assign(self, time: float, faces: list[FacePrediction], appearances: list[Appearance]) -> dict[int, Track]:
+        """Return the track of each face that continues one, such that the total cost is minimal."""
+        from scipy.optimize import linear_sum_assignment
+
+        if not faces or not self._active:
+            return {}
+        pairs = list(zip(faces, appearances, strict=True))
+        costs = np.array([[_compute_cost(track, time, *pair) for pair in pairs] for track in self._active])
+        rows, columns = linear_sum_assignment(np.minimum(costs, 10 * _MAX_COST))
+        return {
+            int(column): self._active[row]
+            for row, column in zip(rows, columns, strict=True)
+            if costs[row, column] <= _MAX_COST
+        }
+
+
+def compute_weight(face: FacePrediction) -> float:
+    """Return the weight of a frame in a person's average: the detection score times the size of the face."""
+    return max(face.score or 0.0, 1e-3) * max(face.size or 0.0, 1.0)
+
+
+def compute_appearance(crop: RGB) -> Appearance:
+    """Return a small greyscale version (576,) of an aligned crop, with zero mean and unit norm."""
+    edge = round(_EDGE * crop.shape[0])
+    inner = np.ascontiguousarray(crop[edge:-edge, edge:-edge])
+    grey = resize_image(inner, _APPEARANCE_SIDE).mean(axis=2).ravel()
+    centred = grey - grey.mean()
+    scaled: Appearance = (centred / max(float(np.linalg.norm(centred)), 1e-6)).astype(np.float32)
+    return scaled
+
+
+def compute_centre(box: tuple[float, ...]) -> tuple[float, float]:
+    """Return x and y of the centre of a bounding box."""
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def _compute_cost(track: Track, time: float, face: FacePrediction, appearance: Appearance) -> float:
+    """Return the cost of assigning a face to a track; infinity if it is out of reach."""
+    assert face.box is not None
+    elapsed = time - track.last
+    width = max(track.box[2] - track.box[0], 1.0)
+    growth = abs(float(np.log(max(face.box[2] - face.box[0], 1.0) / width)))
+    x, y = compute_centre(face.box)
+    last_x, last_y = compute_centre(track.box)
+    # From the last position, or from where it would be by now at constant velocity.
+    distances = [
+        np.hypot(x - last_x - seconds * track.velocity[0], y - last_y - seconds * track.velocity[1])
+        for seconds in (0, elapsed)
+    ]
+    distance = float(min(distances)) / width / (_REACH + _SPEED * elapsed)
+    if distance > 1 or growth > np.log(_MAX_GROWTH) * max(1.0, 2 * elapsed):
+        return float("inf")
+    return distance + _GROWTH_COST * growth + _APPEARANCE_COST * (1 - float(appearance @ track.appearance))
+
+
+def _make_video_prediction(
+    name: str,
+    persons: list[tuple[FacePrediction, Track]],
+    reason: str | None,
+    row_builder: RowBuilder,
+    keep: KeepOptions,
+) -> PhotoPrediction:
+    """Return the result with one row per person, and the reason why the rest of the video is missing, if any."""
+    status = UNREADABLE if reason is not None else OK if persons else NO_FACE
+    rows = tuple(replace(person, face=number) for number, (person, _) in enumerate(persons, start=1))
+    crops = tuple(track.crop for _, track in persons if track.crop is not None) if keep.full_crops else ()
+    return PhotoPrediction(
+        name, status, rows, reason, crops=crops, detector=row_builder.detector, model=row_builder.model
+    )

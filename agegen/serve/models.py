@@ -13,12 +13,12 @@ from typing import Any
 from agegen.data.images import RGB
 from agegen.engines.loading import ONNX_SUFFIX
 from agegen.errors import AgegenError, CheckpointError
-from agegen.model.weights import DEFAULT_MODEL, DEFAULT_WEIGHTS, is_hub_run, list_weights, split_shipped
+from agegen.model.weights import DEFAULT_MODEL, DEFAULT_WEIGHTS, is_hub_run, list_weights, split_weights_name
 from agegen.plugins import list_plugins, locate_file
 from agegen.predict.config import PredictConfig
 from agegen.predict.estimator import BATCH_FACES, Estimator
-from agegen.predict.extraction import ExtractedFaces, FaceExtractor
-from agegen.predict.results import FaceEstimate, PhotoPrediction
+from agegen.predict.extraction import FaceExtractor
+from agegen.predict.results import ExtractedFaces, FaceEstimate, PhotoPrediction
 
 Estimate = Callable[[list[RGB]], list[FaceEstimate]]
 _Job = tuple[Sequence[RGB], "Future[list[FaceEstimate]]"]
@@ -115,16 +115,16 @@ class Asked:
     distribution: bool = False
 
     @property
-    def cutter(self) -> FaceExtractor:
+    def extractor(self) -> FaceExtractor:
         """What looks at the request's pictures."""
-        return self.served.estimator.cutter.ask(self.min_score)
+        return self.served.estimator.extractor.with_min_score(self.min_score)
 
     def describe(self, cut: ExtractedFaces, estimates: Sequence[FaceEstimate]) -> PhotoPrediction:
         """Return what was found in a picture."""
         if not self.distribution:
             estimates = [replace(estimate, distribution=None) for estimate in estimates]
-        photo = self.served.estimator.describer.describe(cut, estimates)
-        options = PredictConfig((), min_score=self.min_score, distribution=self.distribution).describe()
+        photo = self.served.estimator.row_builder.build(cut, estimates)
+        options = PredictConfig((), min_score=self.min_score, distribution=self.distribution).format_row_options()
         return replace(photo, options=options or None)
 
 
@@ -145,7 +145,7 @@ def load_models(
     chosen = [*names] or ([] if runs else list_ready())
     wanted: list[tuple[str, dict[str, str]]] = []
     for name in chosen:
-        model, weights = split_shipped(name)
+        model, weights = split_weights_name(name)
         wanted.append((name, {"model": model, "weights": weights}))
     wanted += [(name_run(run), {"run": run}) for run in runs]
     served: dict[str, ServedModel] = {}

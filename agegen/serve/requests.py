@@ -16,8 +16,8 @@ from starlette.requests import ClientDisconnect, Request
 from agegen.data.images import count_pages, count_pixels
 from agegen.machine import return_freed_memory
 from agegen.predict.config import STDIN
-from agegen.predict.extraction import ExtractedFaces, FaceExtractor
-from agegen.predict.results import PhotoPrediction
+from agegen.predict.extraction import FaceExtractor
+from agegen.predict.results import ExtractedFaces, PhotoPrediction
 from agegen.serve.limits import BUSY, STOPPING, Limits, Refusal
 from agegen.serve.models import Asked
 
@@ -55,8 +55,8 @@ class Desk:
         Raises:
             Refusal: 503, they take too long.
         """
-        cutter = asked.cutter
-        cuts = [self._pool.submit(self._cut, cutter, name, content) for name, content in pictures]
+        extractor = asked.extractor
+        cuts = [self._pool.submit(self._cut, extractor, name, content) for name, content in pictures]
         ticket.watch(cuts)
         try:
             async with asyncio.timeout(self.limits.seconds):
@@ -76,14 +76,14 @@ class Desk:
         """End the threads, after what they do now."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _cut(self, cutter: FaceExtractor, name: str, content: bytes) -> list[ExtractedFaces]:
+    def _cut(self, extractor: FaceExtractor, name: str, content: bytes) -> list[ExtractedFaces]:
         if (pages := count_pages(content)) > self.limits.pages:
             return [ExtractedFaces(name, reason=f"{pages} pages, more than {self.limits.pages}")]
         if content.startswith(_JPEG) or count_pixels(content) < _LARGE:
-            return cutter.cut_file(name, content)
+            return extractor.extract_file(name, content)
         with self._large:
             try:
-                return cutter.cut_file(name, content)
+                return extractor.extract_file(name, content)
             finally:
                 return_freed_memory()
 

@@ -1,170 +1,53 @@
-"""What is told and written of a training: its start, its data, and ``run.json``."""
+"""The record of a training: ``run.json``, the metadata of its checkpoint, and what the user sees at its start."""
 
 from __future__ import annotations
 
 import platform
 import shlex
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from agegen.batches.cache_folder import choose_cache_dir
 from agegen.batches.images import choose_workers
+from agegen.batches.sources import SourceOptions
 from agegen.data.labels import SPLITS, format_gender
+from agegen.data.records import CropBox
 from agegen.data.scan import Scan
+from agegen.data.soft_labels import DistillationTargets
 from agegen.data.splits import count_leaking_groups, fingerprint_split
-from agegen.faces.matching import describe_crops
+from agegen.faces.matching import make_crop_notices
 from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
 from agegen.options import to_plain
 from agegen.train.config import TrainConfig, resolve_sources
-from agegen.train.loop import BatchResult, EpochResult, TrainStart, syncs_norms
+from agegen.train.loop import EpochResult, TrainStart, syncs_norms
 from agegen.train.setup import TrainingContext
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Where a run lies and what is kept for it changes nothing of the result.
-# By then caches are warm, and loaders have either got ahead or fallen behind.
-BATCHES = 50
-# A training that waits for longer than this share of its time would gain from quicker data.
-_LIMIT = 0.1
-
-
-class BottleneckDetector:
-    """Looks at the batches of a training and says once what limits it, after 50 of them or the first epoch.
-
-    ``input_rate`` is what the input could give in images/s, had it the cores to itself.
-    """
-
-    def __init__(self, input_rate: float) -> None:
-        self._input_rate = input_rate
-        self._batches = 0
-
-    def look(self, batch: BatchResult) -> Iterator[str]:
-        """Yield the finding, where this batch is the one to say it after."""
-        self._batches += 1
-        if self._batches == BATCHES or (self._batches < BATCHES and batch.batch == batch.batches and batch.epoch == 1):
-            self._batches = BATCHES
-            yield describe_limit(batch, self._input_rate)
+_LIBRARIES = ("agegen", "torch", "timm", "albumentations", "numpy")
+# How many excluded files or rows a notice names.
+_EXCLUDED_SHOWN = 5
 
 
 def begin_record(config: TrainConfig, training: TrainingContext, started: float) -> dict[str, Any]:
-    """Return ``run.json`` at the start: a new one, or that of the resumed run with a note of when it went on."""
+    """Return ``run.json`` at the start: a new one, or that of the resumed run with the time of resuming added."""
     if config.resume is None:
-        return describe_training(config, training, started)
+        return make_record(config, training, started)
     record = training.run.read()
     record["resumed"] = [*record.get("resumed", []), format_time(started)]
     return record
 
 
-def describe_origin(training: TrainingContext) -> dict[str, Any]:
-    """Return what a checkpoint says of its data: all that an evaluation without the run folder needs."""
-    return {
-        "baseline": asdict(training.baseline),
-        "terms": training.scan.records.terms,
-        "split": fingerprint_split(training.split),
-        "seed": training.options.seed,
-        "teachers": [] if training.teaching is None else list(training.teaching.teachers),
-        "trims": {name: asdict(trim) for name, trim in training.scan.records.trims.items()},
-    }
-
-
-def describe_epoch(epoch: EpochResult) -> dict[str, Any]:
-    """Return an epoch's numbers for files: NaN, which is no JSON, as None."""
-    return {name: None if value != value else value for name, value in asdict(epoch).items()}
-
-
-def describe_result(epoch: EpochResult) -> dict[str, Any]:
-    """Return what an epoch came to, without the times that it took: equal trainings give equal checkpoints."""
-    times = ("seconds", "images_per_second")
-    return {name: value for name, value in describe_epoch(epoch).items() if name not in times}
-
-
-def announce_training(training: TrainingContext) -> TrainStart:
-    """Return what to tell the user before the first epoch."""
-    options = training.options
-    setting = f"{options.compute}, {torch.get_num_threads()} threads, batches of {options.batch_size}"
-    if training.model.backbone.frozen:
-        size = len(training.split) * training.model.backbone.feature_dim * 2 * options.views
-        setting += (
-            f", {options.views} views of each face ({size / 1e9:.1f} GB) in {choose_cache_dir(options.cache_dir)}"
-        )
-    else:
-        kept = "in memory" if training.scan.pixels is not None else "decoded in each epoch"
-        setting += f", {choose_workers(options.workers)} loader processes, pictures {kept}"
-    return TrainStart(
-        run=training.run.path,
-        model=training.plugin.name,
-        counts=count_splits(training.split),
-        parameters=count_parameters(training.model),
-        epochs=training.settings.epochs,
-        setting=setting,
-        notices=tuple(list_notices(training)),
-    )
-
-
-def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
-    """Return what the user should know of the data: drawn faces, exclusions, duplicates, leaks."""
-    notices = list(scan.records.notices)
-    if scan.records.layout:
-        notices.append(f"data: {scan.records.layout}, {len(scan.records):,} faces")
-    known = scan.records.labels.female[scan.records.labels.gendered]
-    if len(known) and known.min() == known.max():
-        gender = format_gender(known[0])
-        notices.append(f"every face is {gender}: of gender nothing can be learnt, and predict will say 'uncertain'")
-    if scan.records.drawn:
-        notices.append("these faces are drawn, not photographed: the model is good for trying agegen out only")
-    if scan.records.excluded:
-        shown = "; ".join(f"{item.path} ({item.reason})" for item in scan.records.excluded[:5])
-        if (more := len(scan.records.excluded) - 5) > 0:
-            shown += f"; and {more} more"
-        notices.append(f"{len(scan.records.excluded)} files or rows were left out: {shown}")
-    doubles = int(split["group"].duplicated(keep=False).sum())
-    if doubles:
-        notices.append(f"{doubles} of {len(split)} faces have a near-duplicate")
-    if leaks := count_leaking_groups(split):
-        notices.append(f"{leaks} groups of near-duplicates straddle the splits that came with the data")
-    return notices
-
-
-def list_notices(training: TrainingContext) -> list[str]:
-    """Return what the user should know before the first epoch: of the weights, the data and its crops."""
-    data = describe_data(training.scan, training.split)
-    taught = [] if training.teaching is None else [f"taught by {who}" for who in training.teaching.teachers]
-    return [*describe_team(training), *describe_start(training), *taught, *data, *describe_crops(training.survey)]
-
-
-def describe_team(training: TrainingContext) -> list[str]:
-    """Return what the user should know of several processes: what each has of a batch, and how norms go."""
-    dist, options = training.options.dist, training.options
-    if dist.world_size == 1:
-        return []
-    norms = "synchronised" if syncs_norms(dist, options.compute) else "each process by its own faces (gloo can't sync)"
-    return [f"{dist.world_size} processes share each batch of {options.batch_size}; batch norms: {norms}"]
-
-
-def describe_start(training: TrainingContext) -> list[str]:
-    """Return what the user should know of the weights that a training begins with."""
-    if training.start is None:
-        return []
-    lines = [f"starting from the weights of {training.start}"]
-    known = {name: count for name, count in training.seen.items() if count}
-    if known:
-        parts = ", ".join(f"{count:,} of {name}" for name, count in known.items())
-        lines.append(f"the training behind them saw {parts}: metrics on these flatter; use its split (--split-file)")
-    elif not training.seen:
-        lines.append("whether the training behind them saw faces of validation and test can't be told")
-    return lines
-
-
-def describe_training(config: TrainConfig, training: TrainingContext, started: float) -> dict[str, Any]:
-    """Return the content of ``run.json`` at the start of a training."""
-    options, settings = training.options, training.settings
+def make_record(config: TrainConfig, training: TrainingContext, started: float) -> dict[str, Any]:
+    """Return the content of ``run.json`` at the start of a new training."""
+    options, settings, scan = training.options, training.settings, training.scan
     total, trainable = count_parameters(training.model)
     chosen = replace(
         config,
@@ -181,23 +64,23 @@ def describe_training(config: TrainConfig, training: TrainingContext, started: f
         "parameters": {"total": total, "trainable": trainable},
         "data": {
             "source": name_data(config.data),
-            "layout": training.scan.records.layout,
-            "trims": {name: asdict(trim) for name, trim in training.scan.records.trims.items()},
+            "layout": scan.records.layout,
+            "trims": _trims_to_json(scan.records.trims),
             "faces": len(training.split),
             "fingerprint": fingerprint_split(training.split),
-            "terms": training.scan.records.terms,
+            "terms": scan.records.terms,
             "counts": count_splits(training.split),
-            "split_origin": name_split(config, training.scan),
+            "split_origin": name_split(config.protocol, config.split_file, scan),
             "leaking_groups": count_leaking_groups(training.split),
-            "persons": training.scan.records.identity_columns,
-            "excluded": [asdict(item) for item in training.scan.records.excluded],
+            "persons": scan.records.identity_columns,
+            "excluded": [asdict(item) for item in scan.records.excluded],
         },
-        "teachers": [] if training.teaching is None else list(training.teaching.teachers),
+        "teachers": list_teachers(training.distillation),
         "start": None if training.start is None else {"checkpoint": str(training.start), "seen": training.seen},
         "baseline": asdict(training.baseline),
         "command": format_command(config),
         "seed": config.seed,
-        "libraries": {name: version(name) for name in ("agegen", "torch", "timm", "albumentations", "numpy")},
+        "libraries": {name: version(name) for name in _LIBRARIES},
         "machine": {
             "system": platform.platform(),
             "python": platform.python_version(),
@@ -209,19 +92,19 @@ def describe_training(config: TrainConfig, training: TrainingContext, started: f
     }
 
 
-def name_split(config: TrainConfig, scan: Scan) -> str:
-    """Return who decided the split: a ``protocol``, a ``file``, the ``data`` itself, or the ``seed``."""
-    if config.protocol is not None:
-        return f"protocol {config.protocol}"
-    if config.split_file is not None:
-        return "file"
-    return "data" if "split" in scan.records.frame.columns else "seed"
-
-
 def name_data(data: tuple[str, ...]) -> str | list[str]:
-    """Return the data sets by absolute paths, one as text."""
+    """Return the datasets by absolute paths; a single one as a string."""
     resolved = resolve_sources(data)
     return resolved[0] if len(resolved) == 1 else list(resolved)
+
+
+def name_split(protocol: str | None, split_file: Path | None, scan: Scan) -> str:
+    """Return what decided the split: a ``protocol``, a ``file``, a column of the ``data``, or the ``seed``."""
+    if protocol is not None:
+        return f"protocol {protocol}"
+    if split_file is not None:
+        return "file"
+    return "data" if "split" in scan.records.frame.columns else "seed"
 
 
 def count_splits(split: pd.DataFrame) -> dict[str, int]:
@@ -229,15 +112,20 @@ def count_splits(split: pd.DataFrame) -> dict[str, int]:
     return {name: int((split["split"] == name).sum()) for name in SPLITS}
 
 
+def list_teachers(distillation: DistillationTargets | None) -> list[str]:
+    """Return the teachers of the soft labels."""
+    return [] if distillation is None else list(distillation.teachers)
+
+
 def format_command(config: TrainConfig) -> str:
-    """Return the command that a training amounts to: the options that are not left to their defaults."""
-    plain = TrainConfig(config.model, config.data)
+    """Return a command for the same training: all options that differ from their defaults and affect the result."""
+    defaults = TrainConfig(config.model, config.data)
     words = ["agegen", "train", "--model", config.model]
     for one in config.data:
         words += ["--data", one]
     for field in fields(config):
         value = getattr(config, field.name)
-        if value == getattr(plain, field.name) or not field.metadata.get("recorded", True):
+        if value == getattr(defaults, field.name) or not field.metadata.get("recorded", True):
             continue
         name = field.name.replace("_", "-")
         if isinstance(value, bool):
@@ -249,9 +137,13 @@ def format_command(config: TrainConfig) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """Return a moment as ISO 8601 in UTC with microseconds, so that names sort by time."""
+    """Return a time as ISO 8601 in UTC with microseconds, so that sorting by text sorts by time."""
     whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     return f"{whole}.{int(seconds % 1 * 1e6):06d}Z"
+
+
+def _trims_to_json(trims: dict[str, CropBox]) -> dict[str, dict[str, Any]]:
+    return {name: asdict(trim) for name, trim in trims.items()}
 
 
 def _name_device(compute: Compute) -> str:
@@ -260,12 +152,104 @@ def _name_device(compute: Compute) -> str:
     return str(torch.cpu.get_capabilities().get("cpu_name", platform.processor()))
 
 
-def describe_limit(batch: BatchResult, input_rate: float) -> str:
-    """Return in one line how quick a training is, and whether the model or the data limits it."""
-    limit = "data" if batch.waiting > _LIMIT else "model"
-    alone = batch.images_per_second / max(1 - batch.waiting, 1e-9)
-    return (
-        f"the {limit} limits this training: {batch.images_per_second:,.0f} images/s after {batch.batch} batches, "
-        f"{batch.waiting:.0%} of the time spent waiting for data; without waiting {alone:,.0f}, "
-        f"the input by itself {input_rate:,.0f}"
+def make_checkpoint_notes(training: TrainingContext, epoch: EpochResult) -> dict[str, Any]:
+    """Return what a checkpoint holds about its training: all that an evaluation without the run folder needs.
+
+    It leaves out how long the epoch took, so that equal trainings give equal checkpoints.
+    """
+    times = ("seconds", "images_per_second")
+    metrics = {name: value for name, value in epoch_to_json(epoch).items() if name not in times}
+    return metrics | {
+        "baseline": asdict(training.baseline),
+        "terms": training.scan.records.terms,
+        "split": fingerprint_split(training.split),
+        "seed": training.options.seed,
+        "teachers": list_teachers(training.distillation),
+        "trims": _trims_to_json(training.scan.records.trims),
+    }
+
+
+def epoch_to_json(epoch: EpochResult) -> dict[str, Any]:
+    """Return an epoch's numbers with None for NaN, which JSON does not have."""
+    return {name: None if value != value else value for name, value in asdict(epoch).items()}
+
+
+def make_start_event(training: TrainingContext) -> TrainStart:
+    """Return what the user should know before the first epoch."""
+    return TrainStart(
+        run=training.run.path,
+        model=training.plugin.name,
+        counts=count_splits(training.split),
+        parameters=count_parameters(training.model),
+        epochs=training.settings.epochs,
+        setting=_describe_setting(training),
+        notices=(
+            *describe_processes(training.options),
+            *describe_start(training.start, training.seen),
+            *(f"soft labels of {teacher}" for teacher in list_teachers(training.distillation)),
+            *describe_data(training.scan, training.split),
+            *make_crop_notices(training.landmarks),
+        ),
     )
+
+
+def _describe_setting(training: TrainingContext) -> str:
+    options = training.options
+    setting = f"{options.compute}, {torch.get_num_threads()} threads, batch size {options.batch_size}"
+    if training.model.backbone.frozen:
+        size = len(training.split) * training.model.backbone.feature_dim * 2 * options.views
+        folder = choose_cache_dir(options.cache_dir)
+        return f"{setting}, features of {options.views} views per face ({size / 1e9:.1f} GB) in {folder}"
+    images = "images in memory" if training.scan.pixels is not None else "images decoded in each epoch"
+    return f"{setting}, {choose_workers(options.workers)} workers, {images}"
+
+
+def describe_processes(options: SourceOptions) -> list[str]:
+    """Return a notice about distributed training: how processes share a batch, and whether they sync batch norms."""
+    dist = options.dist
+    if dist.world_size == 1:
+        return []
+    norms = "synchronised" if syncs_norms(dist, options.compute) else "computed per process (gloo cannot sync them)"
+    return [f"{dist.world_size} processes share each batch of {options.batch_size}; batch norms: {norms}"]
+
+
+def describe_start(start: Path | None, seen: dict[str, int]) -> list[str]:
+    """Return notices about the weights that a training starts from, and the faces that their training saw."""
+    if start is None:
+        return []
+    lines = [f"starting from the weights of {start}"]
+    leaked = {name: count for name, count in seen.items() if count}
+    if leaked:
+        parts = " and ".join(f"{count:,} {name}" for name, count in leaked.items())
+        lines.append(
+            f"these weights were trained on {parts} faces of this split: metrics on these faces are optimistic (data "
+            "leakage); use the split of their training (--split-file)"
+        )
+    elif not seen:
+        lines.append("it is unknown whether these weights were trained on validation or test faces of this split")
+    return lines
+
+
+def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
+    """Return notices about the data: their layout, drawn faces, exclusions, near-duplicates, leakage."""
+    notices = list(scan.records.notices)
+    if scan.records.layout:
+        notices.append(f"data: {scan.records.layout}, {len(scan.records):,} faces")
+    known = scan.records.labels.female[scan.records.labels.gendered]
+    if len(known) and known.min() == known.max():
+        gender = format_gender(known[0])
+        notices.append(
+            f"every face is {gender}: the gender head cannot be trained, and predict will report 'uncertain'"
+        )
+    if scan.records.drawn:
+        notices.append("these faces are drawn, not photographed: the model is only useful for trying agegen out")
+    if excluded := scan.records.excluded:
+        shown = "; ".join(f"{item.path} ({item.reason})" for item in excluded[:_EXCLUDED_SHOWN])
+        if (more := len(excluded) - _EXCLUDED_SHOWN) > 0:
+            shown += f"; and {more} more"
+        notices.append(f"{len(excluded)} files or rows were excluded: {shown}")
+    if duplicates := int(split["group"].duplicated(keep=False).sum()):
+        notices.append(f"{duplicates} of {len(split)} faces have a near-duplicate")
+    if leaks := count_leaking_groups(split):
+        notices.append(f"data leakage: {leaks} groups of near-duplicates are in more than one of the given splits")
+    return notices

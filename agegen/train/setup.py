@@ -1,7 +1,8 @@
-"""The set-up of a training: options, plugin, data, split, model, run folder."""
+"""The preparation of a training: from the options to the model, the data, their split and the run folder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,88 +11,63 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agegen import runs
 from agegen.backbone import Backbone
 from agegen.batches.sources import SourceOptions, scan_for
-from agegen.data.labels import Baseline, find_baseline
+from agegen.data.labels import Baseline, compute_baseline
 from agegen.data.scan import ProgressHook, Scan
 from agegen.data.soft_labels import DistillationTargets, read_soft_labels
 from agegen.data.splits import (
+    apply_protocol,
     apply_split,
     find_protocol,
-    find_seen,
+    find_training_overlap,
     fingerprint_split,
-    keep_ages,
     read_split,
     split_scan,
     write_split,
 )
 from agegen.distributed import SINGLE_PROCESS, DistContext, init_distributed
-from agegen.errors import AgegenError, DataError, PluginError
+from agegen.errors import AgegenError, CheckpointError, DataError, PluginError
 from agegen.faces.alignment import AlignmentTemplate
-from agegen.faces.matching import LandmarkStats, load_cropped, read_trims, survey_crops
+from agegen.faces.matching import LandmarkStats, load_cropped, measure_dataset, read_crop_boxes
 from agegen.machine import Compute, choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
-from agegen.model.weights import find_checkpoint, find_weights, parse_shipped
+from agegen.model.weights import find_checkpoint, find_weights, parse_weights_name
 from agegen.options import ReadOptions
 from agegen.plugins import Plugin, build_backbone, load_backbone
-from agegen.runs import RunFolder
+from agegen.runs import RunFolder, create_run, open_run
 from agegen.train.config import TrainConfig
 from agegen.train.loop import FitSettings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-def find_init(init: str, model: str) -> Path:
-    """Return the checkpoint that ``--init`` names: a run, a file, or ``NAME[/WEIGHTS]`` that ship.
-
-    Raises:
-        AgegenError: there is none, or it is that of another backbone.
-    """
-    shipped = parse_shipped(init)
-    checkpoint = find_weights(*shipped) if shipped else find_checkpoint(None, Path(init))
-    made_by = read_info(checkpoint).model
-    if made_by != model:
-        raise AgegenError(f"--init {init} holds weights of '{made_by}', which don't fit --model {model}")
-    return checkpoint
-
-
-def start_from(model: AgeGenderModel, checkpoint: Path) -> None:
-    """Fill a model with a checkpoint's tensors; a frozen backbone has its own already.
-
-    Raises:
-        CheckpointError: they don't fit.
-    """
-    _, loaded = load_checkpoint(checkpoint)
-    model.load_state_dict(loaded.state_dict())
-
-
-def count_seen(checkpoint: Path, split: pd.DataFrame, hashes: NDArray[np.bool_]) -> dict[str, int]:
-    """Return how many faces of validation and test the earlier training saw; nothing where its run isn't at hand."""
-    run = RunFolder(checkpoint.parent)
-    if not run.split.is_file():
-        return {}
-    earlier = read_split(run.split)
-    counts = {}
-    for name in ("val", "test"):
-        rows = np.flatnonzero(split["split"] == name)
-        counts[name] = int(find_seen(earlier, list(split["sha256"].iloc[rows]), hashes[rows]).sum())
-    return counts
-
-
-# Weights that know faces already want to be moved less, and settle sooner, than random ones: a third of both.
-RATE_SHARE, EPOCHS_SHARE = 1 / 3, 1 / 3
+# Shares of the backbone's learning rate and epochs with --init: weights that already know faces need smaller steps
+# than random ones and converge sooner.
+LR_SHARE, EPOCHS_SHARE = 1 / 3, 1 / 3
+# Faces that a split requires.
+_MIN_FACES = {"train": 2, "val": 1, "test": 1}
 
 
 @dataclass(frozen=True)
 class TrainingContext:
     """What the steps of one training share.
 
-    ``start`` is the checkpoint that it begins with, None for fresh weights; ``seen`` counts the faces of validation
-    and test that the training behind it saw. ``teaching`` is what soft labels say of the faces of ``scan``.
+    Attributes:
+        plugin: of the backbone.
+        settings: how to train.
+        options: how to make batches.
+        model: to train, on its device.
+        scan: of all images.
+        split: a row for each image of the scan.
+        run: the run folder.
+        baseline: the trivial estimate for the training split.
+        landmarks: where the faces are in a sample of the images.
+        start: the checkpoint to start from (``--init``); None for new weights.
+        seen: how many validation and test faces the training of ``start`` saw; empty if unknown.
+        distillation: the soft labels of the images of ``scan``.
     """
 
     plugin: Plugin
@@ -100,206 +76,259 @@ class TrainingContext:
     model: AgeGenderModel
     scan: Scan
     split: pd.DataFrame
-    run: runs.RunFolder
+    run: RunFolder
     baseline: Baseline
-    survey: LandmarkStats
+    landmarks: LandmarkStats
     start: Path | None = None
     seen: dict[str, int] = field(default_factory=dict)
-    teaching: DistillationTargets | None = None
+    distillation: DistillationTargets | None = None
 
 
 def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> TrainingContext:
-    """Load the plugin and the data, build the model, split, and make the run folder or open that to resume."""
+    """Build the model, load and split the data, and create the run folder or open the one to resume.
+
+    Raises:
+        AgegenError: an option is invalid, or the data, the weights or the run folder cannot be used.
+    """
     if config.protocol is not None and config.split_file is not None:
-        raise AgegenError("--protocol splits the data itself; leave --split-file out")
+        raise AgegenError("--protocol defines the split; leave --split-file out")
     compute = choose_compute(config.device, config.precision)
     dist = init_distributed(compute.device)
     plugin, backbone_class = load_backbone(config.model)
     torch.manual_seed(config.seed)
-    backbone = build_wanted(config, plugin, backbone_class)
+    backbone = make_backbone(plugin, backbone_class, config.pretrained, config.image_size, config.freeze)
     settings, options = choose_settings(config, backbone, compute, dist)
     model = AgeGenderModel(backbone)
     start = None if config.init is None else find_init(config.init, plugin.name)
     if start is not None:
-        start_from(model, start)
+        load_weights(model, start)
     model.to(compute.device)
-    resumed = None if config.resume is None else runs.open_run(config.resume)
-    trims = None if resumed is None else read_trims(resumed.read()["data"].get("trims", {}))
-    reading = ReadOptions(config.age_column, config.gender_codes)
-    contract = None if backbone.crop is None else AlignmentTemplate(backbone.crop)
-    records = load_cropped(config.data, reading, config.detector, trims, contract)
-    scan = scan_for(backbone, records, on_progress)
-    if resumed is not None:
-        run = resumed
-        scan, split = apply_split(scan, read_split(run.split), "the run's split.csv")
-        check_same(run, split, plugin, settings, options)
+
+    resumed = None if config.resume is None else open_run(config.resume)
+    scan = _scan_data(config, backbone, resumed, on_progress)
+    if resumed is None:
+        scan, split = split_data(scan, config.seed, config.protocol, config.split_file)
     else:
-        scan, split = split_data(scan, config)
-        run = dist.run_on_main(lambda: begin_run(config.out, plugin.name, split))
-    train = scan.records.frame[(split["split"] == "train").to_numpy()]
-    survey = measure_crops(scan)
-    seen = {} if start is None else count_seen(start, split, scan.hashes)
-    teaching = read_teaching(config, scan, split) if config.soft_labels else None
-    baseline = find_baseline(train)
-    return TrainingContext(plugin, settings, options, model, scan, split, run, baseline, survey, start, seen, teaching)
+        scan, split = apply_split(scan, read_split(resumed.split), "the run's split.csv")
+        check_unchanged(resumed, split, plugin, settings, options)
+    distillation = read_distillation(config.soft_labels, scan.sha256, split) if config.soft_labels else None
+    landmarks = measure_dataset(scan.records)
+    # Created last, so that a start that fails leaves no folder.
+    run = resumed or dist.run_on_main(lambda: begin_run(config.out, plugin.name, split))
+    return TrainingContext(
+        plugin=plugin,
+        settings=settings,
+        options=options,
+        model=model,
+        scan=scan,
+        split=split,
+        run=run,
+        baseline=compute_baseline(scan.records.frame[(split["split"] == "train").to_numpy()]),
+        landmarks=landmarks,
+        start=start,
+        seen={} if start is None else count_seen(start, split, scan.hashes),
+        distillation=distillation,
+    )
+
+
+def make_backbone(
+    plugin: Plugin, backbone_class: type[Backbone], pretrained: bool, image_size: int | None, freeze: bool | None
+) -> Backbone:
+    """Build the backbone; None leaves an option to it.
+
+    Raises:
+        PluginError: it cannot be built with these options.
+    """
+    if (backbone_class.frozen or freeze) and not pretrained:
+        raise PluginError(f"backbone '{plugin.name}' is frozen and requires pretrained weights; remove --no-pretrained")
+    options = {"image_size": image_size, "freeze": freeze}
+    chosen = {name: value for name, value in options.items() if value is not None}
+    # Built with its own weights even if --init or --resume replaces them: its defaults may depend on having them.
+    return build_backbone(plugin, backbone_class, pretrained=pretrained, options=chosen)
 
 
 def choose_settings(
     config: TrainConfig, backbone: Backbone, compute: Compute, dist: DistContext = SINGLE_PROCESS
 ) -> tuple[FitSettings, SourceOptions]:
-    """Return the settings, the backbone's defaults filled in where the user gave nothing.
+    """Return the settings of a training: the options, and the backbone's defaults where no option was given.
 
     Raises:
-        AgegenError: a number that makes no sense.
+        AgegenError: an option has an invalid value.
     """
     defaults = backbone.defaults
-    epochs = _choose_epochs(config, defaults.epochs)
+    lr_share, epochs_share = (1.0, 1.0) if config.init is None else (LR_SHARE, EPOCHS_SHARE)
+    epochs = max(1, round(defaults.epochs * epochs_share)) if config.epochs is None else config.epochs
+    lr = defaults.lr * lr_share if config.lr is None else config.lr
     batch_size = defaults.batch_size if config.batch_size is None else config.batch_size
-    lr = _choose_rate(config, defaults.lr)
     balance = defaults.age_balance if config.age_balance is None else config.age_balance
-    if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
-        raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
-    if batch_size < 2 * dist.world_size:
-        raise AgegenError(
-            f"--batch-size {batch_size} is too small for {dist.world_size} processes: 2 faces each at least"
-        )
-    if config.soft_weight is not None and not 0 <= config.soft_weight <= 1:
-        raise AgegenError("--soft-weight must be between 0 (the labels alone) and 1 (the teachers alone)")
-    if not 0 <= balance <= 1:
-        raise AgegenError("--age-balance must be between 0 (the data as it is) and 1")
     loss = defaults.loss if config.soft_weight is None else replace(defaults.loss, soft=config.soft_weight)
+    _check_settings(epochs, batch_size, lr, balance, loss.soft, dist.world_size)
     settings = FitSettings(
         epochs, lr, defaults.weight_decay, defaults.warmup, defaults.ema_decay, defaults.layer_decay, loss
     )
     options = SourceOptions(
-        compute,
-        batch_size,
-        config.seed,
-        config.workers,
-        defaults.views,
-        config.cache_dir,
-        balance,
-        dist,
-        config.augment,
+        compute=compute,
+        batch_size=batch_size,
+        seed=config.seed,
+        workers=config.workers,
+        views=defaults.views,
+        cache_dir=config.cache_dir,
+        age_balance=balance,
+        dist=dist,
+        augment=config.augment,
     )
     return settings, options
 
 
-def _choose_epochs(config: TrainConfig, usual: int) -> int:
-    if config.epochs is not None:
-        return config.epochs
-    return usual if config.init is None else max(1, round(usual * EPOCHS_SHARE))
-
-
-def _choose_rate(config: TrainConfig, usual: float) -> float:
-    if config.lr is not None:
-        return config.lr
-    return usual if config.init is None else usual * RATE_SHARE
-
-
-def begin_run(out: Path | None, model: str, split: pd.DataFrame) -> runs.RunFolder:
-    """Make the folder of a run, with its split."""
-    run = runs.create_run(out, model)
-    write_split(run.split, split)
-    return run
-
-
-def build_wanted(config: TrainConfig, plugin: Plugin, backbone_class: type[Backbone]) -> Backbone:
-    """Build the backbone as the options want it.
-
-    Raises:
-        PluginError: it can't be built so.
-    """
-    options = {name: value for name in ("image_size", "freeze") if (value := getattr(config, name)) is not None}
-    frozen = backbone_class.frozen or config.freeze
-    if frozen and not config.pretrained:
-        raise PluginError(f"backbone '{plugin.name}' is frozen: with --no-pretrained it would know nothing")
-    # With its own weights even where --init and --resume fill it with others: its defaults may depend on having them.
-    return build_backbone(plugin, backbone_class, pretrained=config.pretrained, options=options)
-
-
-def read_teaching(config: TrainConfig, scan: Scan, split: pd.DataFrame) -> DistillationTargets:
-    """Return what the teachers estimate of the faces.
-
-    Raises:
-        DataError: a file can't be used, or the teachers learnt from faces that this training is tested on.
-    """
-    teaching = read_soft_labels(config.soft_labels, scan.sha256)
-    held = split["split"].isin(("val", "test")).to_numpy()
-    if known := int((teaching.known & held).sum()):
-        raise DataError(
-            f"the teachers of --soft-labels saw {known:,} faces that this training validates or tests on: what they "
-            "teach would flatter it; write folds of its training part alone, with --folds and this training's "
-            "--split-file"
-        )
-    return teaching
-
-
-def check_same(
-    run: runs.RunFolder, split: pd.DataFrame, plugin: Plugin, settings: FitSettings, options: SourceOptions
+def _check_settings(
+    epochs: int, batch_size: int, lr: float, balance: float, soft_weight: float, processes: int
 ) -> None:
-    """Check that a run goes on with what it began with; else its saved position would point to other batches.
+    if epochs < 1 or batch_size < 2 or not 0 < lr < float("inf"):
+        raise AgegenError("--epochs must be at least 1, --batch-size at least 2 and --lr above 0")
+    if batch_size < 2 * processes:
+        raise AgegenError(
+            f"--batch-size {batch_size} is too small for {processes} processes: each requires at least 2 faces"
+        )
+    if not 0 <= balance <= 1:
+        raise AgegenError("--age-balance must be between 0 (the data as they are) and 1")
+    if not 0 <= soft_weight <= 1:
+        raise AgegenError("--soft-weight must be between 0 (only the labels) and 1 (only the teachers)")
+
+
+def find_init(init: str, model: str) -> Path:
+    """Return the checkpoint that ``--init`` names: a run, a file, or bundled weights as ``NAME[/WEIGHTS]``.
 
     Raises:
-        AgegenError: pictures are gone or lie in another part, or the plugin, its settings or the precision differ.
+        AgegenError: there is none, or it belongs to another backbone.
     """
-    record = run.read()
-    kept, begun = record["settings"], record.get("plugin", {})
-    pairs = (
-        ("the model", record["model"], plugin.name),
-        ("faces", record["data"].get("faces"), len(split)),
-        ("its data's fingerprint", record["data"].get("fingerprint"), fingerprint_split(split)),
-        (f"the plugin {plugin.name}", f"{begun.get('distribution')} {begun.get('version')}", plugin.source),
-        ("weight decay", kept.get("weight_decay"), settings.weight_decay),
-        ("views of each face", kept.get("views"), options.views),
-        # Runs of before have none of these.
-        *((name, kept[name], value) for name, value in list_fixed(settings).items() if name in kept),
-        ("device and precision", kept.get("compute"), str(options.compute)),
-    )
-    for what, before, now in pairs:
-        if before != now:
-            said = f"{what} was {before}, and is now {now}"
-            raise AgegenError(f"{run.path} can't go on as it began: {said}; restore that, or train anew")
+    bundled = parse_weights_name(init)
+    checkpoint = find_weights(*bundled) if bundled else find_checkpoint(None, Path(init))
+    made_by = read_info(checkpoint).model
+    if made_by != model:
+        raise AgegenError(f"--init {init} has weights of '{made_by}', which do not fit --model {model}")
+    return checkpoint
 
 
-def list_fixed(settings: FitSettings) -> dict[str, Any]:
-    """Return the settings that come with a plugin, as JSON gives them back."""
-    fixed = asdict(settings)
-    return {name: fixed[name] for name in ("warmup", "ema_decay", "layer_decay", "loss")}
-
-
-def split_data(scan: Scan, config: TrainConfig) -> tuple[Scan, pd.DataFrame]:
-    """Return the pictures to use and their split: a new one, a protocol's, or that of ``--split-file``.
+def load_weights(model: AgeGenderModel, checkpoint: Path) -> None:
+    """Load the weights of a checkpoint into a model.
 
     Raises:
-        DataError: the split file doesn't fit the data, or a split is empty.
+        CheckpointError: they do not fit.
     """
-    if config.protocol is not None:
-        protocol = find_protocol(config.protocol)
-        scan = keep_ages(scan, protocol)
-        split = split_scan(scan, config.seed, protocol.shares)
-    elif config.split_file is None:
-        split = split_scan(scan, config.seed)
+    _, loaded = load_checkpoint(checkpoint)
+    model.load_state_dict(loaded.state_dict())
+
+
+def count_seen(checkpoint: Path, split: pd.DataFrame, hashes: NDArray[np.bool_]) -> dict[str, int]:
+    """Return how many validation and test faces the training of a checkpoint saw; empty without its run folder."""
+    run = RunFolder(checkpoint.parent)
+    if not run.split.is_file():
+        return {}
+    earlier = read_split(run.split)
+    counts = {}
+    for name in ("val", "test"):
+        rows = np.flatnonzero(split["split"] == name)
+        counts[name] = int(find_training_overlap(earlier, list(split["sha256"].iloc[rows]), hashes[rows]).sum())
+    return counts
+
+
+def _scan_data(config: TrainConfig, backbone: Backbone, resumed: RunFolder | None, on_progress: ProgressHook) -> Scan:
+    """Load and scan the data; a resumed run crops its images as before."""
+    reading = ReadOptions(config.age_column, config.gender_codes)
+    trims = None if resumed is None else read_crop_boxes(resumed.read()["data"]["trims"])
+    contract = None if backbone.crop is None else AlignmentTemplate(backbone.crop)
+    records = load_cropped(config.data, reading, config.detector, trims, contract)
+    return scan_for(backbone, records, on_progress)
+
+
+def split_data(scan: Scan, seed: int, protocol: str | None, split_file: Path | None) -> tuple[Scan, pd.DataFrame]:
+    """Return the images to use and their split: by a protocol, by ``--split-file``, or a new one.
+
+    Raises:
+        DataError: the split file does not fit the data, or a split has too few faces.
+    """
+    if protocol is not None:
+        published = find_protocol(protocol)
+        scan = apply_protocol(scan, published)
+        split = split_scan(scan, seed, published.shares)
+    elif split_file is not None:
+        scan, split = apply_split(scan, read_split(split_file), str(split_file))
     else:
-        scan, split = apply_split(scan, read_split(config.split_file), str(config.split_file))
-    for name, least in (("train", 2), ("val", 1), ("test", 1)):
+        split = split_scan(scan, seed)
+    for name, least in _MIN_FACES.items():
         count = int((split["split"] == name).sum())
         if count < least:
-            raise DataError(_explain_empty(name, count, len(split), scan, config))
+            has_column = "split" in scan.records.frame.columns
+            raise DataError(_explain_empty(name, count, len(split), split_file, has_column))
     return scan, split
 
 
-def _explain_empty(name: str, count: int, total: int, scan: Scan, config: TrainConfig) -> str:
-    if config.split_file is not None:
-        return f"{config.split_file} names {count} faces for '{name}'; a training needs train, val and test"
-    if "split" in scan.records.frame.columns:
+def _explain_empty(name: str, count: int, total: int, split_file: Path | None, has_column: bool) -> str:
+    if split_file is not None:
+        return f"{split_file} has {count} faces in the split '{name}'; training requires train, val and test"
+    if has_column:
         return (
-            f"the column split names no {name} row ({count} of {total} faces are in it); a training needs train, val "
-            "and test: name some, or leave the column out and agegen splits the data itself"
+            f"the column 'split' has no {name} row ({count} of {total} faces): training requires train, val and test. "
+            "Add some, or remove the column to let agegen split the data."
         )
-    return f"the split '{name}' has {count} of {total} faces; agegen needs more data"
+    return f"the split '{name}' has {count} of {total} faces: the dataset is too small"
 
 
-def measure_crops(scan: Scan) -> LandmarkStats:
-    """Return where the landmarks lie in a sample of the pictures."""
-    return survey_crops(scan.records)
+def check_unchanged(
+    run: RunFolder, split: pd.DataFrame, plugin: Plugin, settings: FitSettings, options: SourceOptions
+) -> None:
+    """Check that a run resumes with the model, data and settings that it began with.
+
+    Otherwise its saved position would refer to other batches.
+
+    Raises:
+        AgegenError: something has changed.
+    """
+    record = run.read()
+    try:
+        data, before, version = record["data"], record["settings"], record["plugin"]
+        pairs = (
+            ("the model", record["model"], plugin.name),
+            ("the number of faces", data["faces"], len(split)),
+            ("the fingerprint of the data", data["fingerprint"], fingerprint_split(split)),
+            (f"the plugin {plugin.name}", f"{version['distribution']} {version['version']}", plugin.source),
+            ("the number of views", before["views"], options.views),
+            ("device and precision", before["compute"], str(options.compute)),
+            *((name, before[name], value) for name, value in list_plugin_settings(settings).items()),
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{run.path / 'run.json'} is damaged: {error} is missing") from error
+    for what, then, now in pairs:
+        if then != now:
+            raise AgegenError(
+                f"cannot resume {run.path}: {what} was {then} and is now {now}; restore it, or start a new training"
+            )
+
+
+def list_plugin_settings(settings: FitSettings) -> dict[str, Any]:
+    """Return the settings that a plugin decides, in the form that JSON gives back."""
+    values = asdict(settings)
+    return {name: values[name] for name in ("weight_decay", "warmup", "ema_decay", "layer_decay", "loss")}
+
+
+def read_distillation(paths: Sequence[str], sha256: Sequence[str], split: pd.DataFrame) -> DistillationTargets:
+    """Return the soft labels of images with these checksums.
+
+    Raises:
+        DataError: a file cannot be used, or the teachers saw validation or test faces of this split.
+    """
+    distillation = read_soft_labels(paths, sha256)
+    held_out = split["split"].isin(("val", "test")).to_numpy()
+    if leaked := int((distillation.known & held_out).sum()):
+        raise DataError(
+            f"--soft-labels: the teachers saw {leaked:,} validation or test faces of this training (data leakage); "
+            "create soft labels with --folds and --split-file set to the split.csv of this training"
+        )
+    return distillation
+
+
+def begin_run(out: Path | None, model: str, split: pd.DataFrame) -> RunFolder:
+    """Create a run folder and write its split."""
+    run = create_run(out, model)
+    write_split(run.split, split)
+    return run

@@ -1,10 +1,11 @@
-"""The state of a training on disk: all that going on needs, in two files of which one is always whole."""
+"""The training state for resuming, in two alternating files, so that one of them is always intact."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,29 @@ from agegen.errors import CheckpointError
 from agegen.files import write_bytes
 from agegen.train.loop import Trainer
 
+# Of the JSON with progress and random generators, in the metadata of the file.
 _METADATA_KEY = "agegen-state"
 _NAMES = ("state-1.safetensors", "state-2.safetensors")
 
 
 class StateFiles:
-    """Saves the state in turns to two files, so that the newest good one stays until the next is whole."""
+    """Saves the state to two files in turn: the newest intact one is kept until the next one is complete."""
 
     def __init__(self, folder: Path) -> None:
         self._paths = [folder / name for name in _NAMES]
         self._turn = 0
+        self._saved = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the state was saved, or since this object was created."""
+        return time.monotonic() - self._saved
 
     def save(self, trainer: Trainer) -> None:
-        """Write the state: weights, average, optimiser, random generators, position.
+        """Write the state: weights, averaged weights, optimizer, random generators, progress.
 
         Raises:
-            AgegenError: the file can't be written; the one before it stays whole.
+            AgegenError: the file cannot be written; the previous one stays intact.
         """
         from safetensors.torch import save
 
@@ -42,26 +50,27 @@ class StateFiles:
         metadata = {_METADATA_KEY: text, "sha256": _digest(tensors, text)}
         write_bytes(self._paths[self._turn], save(tensors, metadata=metadata))
         self._turn = 1 - self._turn
+        self._saved = time.monotonic()
 
     def restore(self, trainer: Trainer) -> tuple[str, ...]:
-        """Bring a trainer to the newest state that is whole; without one it starts from the beginning.
+        """Load the newest intact state into a trainer; without one the trainer is left at its start.
 
-        Of a team the first process reads it, for all. Returns notices about damaged files.
+        Rank 0 reads the file for all processes. Returns notices about damaged files.
 
         Raises:
-            CheckpointError: the state is that of another model.
+            CheckpointError: the state belongs to another model.
         """
         turn, state, notices = trainer.dist.run_on_main(self._read_newest)
         if state is not None:
             _fill_trainer(self._paths[turn], trainer, *state)
             self._turn = 1 - turn
         if trainer.dist.rank:
-            # Dropout of equal faces would else fall on equal places.
+            # With the same generator, dropout would drop the same places in all processes.
             torch.manual_seed(trainer.progress.epoch * trainer.dist.world_size + trainer.dist.rank)
         return notices
 
     def _read_newest(self) -> tuple[int, tuple[dict[str, Tensor], dict[str, Any]] | None, tuple[str, ...]]:
-        """Return which file has the newest state that is whole, its content, and notices about damaged ones."""
+        """Return the number of the file with the newest intact state, its content, and notices about damaged files."""
         found, notices = [], []
         for turn, path in enumerate(self._paths):
             if not path.exists():
@@ -72,7 +81,7 @@ class StateFiles:
                 notices.append(str(error))
         if not found:
             return 0, None, tuple(notices)
-        turn, tensors, content = max(found, key=lambda state: _order(state[2]))
+        turn, tensors, content = max(found, key=lambda state: _read_position(state[2]))
         return turn, (tensors, content), tuple(notices)
 
     def clear(self) -> None:
@@ -81,7 +90,8 @@ class StateFiles:
             path.unlink(missing_ok=True)
 
 
-def _order(content: dict[str, Any]) -> tuple[int, int]:
+def _read_position(content: dict[str, Any]) -> tuple[int, int]:
+    """Return the finished epochs and batches of a state."""
     return int(content["progress"]["epoch"]), int(content["progress"]["batch"])
 
 
@@ -93,7 +103,7 @@ def _collect_tensors(trainer: Trainer) -> dict[str, Tensor]:
     tensors["random.torch"] = torch.get_rng_state()
     if trainer.compute.device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(trainer.compute.device)
-    # Tied or frozen weights may share memory, which safetensors refuses.
+    # Tied or frozen weights may share memory, which safetensors does not accept.
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
@@ -122,11 +132,11 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         text = metadata[_METADATA_KEY]
         if _digest(tensors, text) != metadata["sha256"]:
-            raise ValueError("its checksum is wrong")
+            raise ValueError("wrong checksum")
         content: dict[str, Any] = json.loads(text)
         return tensors, content
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); the state before it is used") from error
+        raise CheckpointError(f"{path} is damaged ({error}); using the previous state") from error
 
 
 def _fill_trainer(path: Path, trainer: Trainer, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
@@ -147,7 +157,7 @@ def _fill_trainer(path: Path, trainer: Trainer, tensors: dict[str, Tensor], cont
             setattr(trainer.progress, name, value)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         cause = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} holds the state of another model or agegen: {cause}") from error
+        raise CheckpointError(f"{path} is the state of another model or version of agegen: {cause}") from error
 
 
 def _pick(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The model for predicting: a small residual network of plain 3×3 convolutions, trained from scratch."""
+"""The default model: a small residual network of 3×3 convolutions, trained from scratch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from torch.nn import functional as F
 
 from agegen.backbone import Backbone, HeadConfig, InputSpec, TrainingDefaults
 
-# On CPUs plain convolutions are several times quicker than depthwise ones of the same accuracy: those wait for memory.
+# Plain instead of depthwise convolutions: on CPUs they are several times faster at the same accuracy, because depthwise
+# ones are limited by memory bandwidth. Channels of the stem, then channels and residual blocks of each stage.
 STEM = 16
-# As many parameters as `scratch` has, a fifth of its multiply-adds.
+# About as many parameters as `scratch`, with a fifth of its multiply-adds.
 WIDTHS = (24, 48, 80, 128)
 BLOCKS = (1, 2, 2, 2)
 
 
 class CompactBackbone(Backbone):
-    """A stem at stride 2, four stages of residual blocks, mean and max pooling of the last map joined.
+    """A stem with stride 2 and four stages of residual blocks; the last map is pooled by mean and by maximum.
 
-    The stem and each stage halve the resolution: 96 to 3 pixels. 0.92M parameters with the heads, 29 million
-    multiply-adds a view.
+    The stem and each stage halve the resolution, from 96 to 3 pixels. 0.92M parameters including the heads, 29 million
+    multiply-adds per view.
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
 
@@ -33,26 +34,27 @@ class CompactBackbone(Backbone):
         self.stem = make_convolution(3, STEM, stride=2)
         stages: list[nn.Module] = []
         width = STEM
-        for wanted, count in zip(WIDTHS, BLOCKS, strict=True):
+        for outputs, count in zip(WIDTHS, BLOCKS, strict=True):
             for block in range(count):
-                stages.append(ResidualBlock(width, wanted, stride=1 if block else 2))
-                width = wanted
+                stages.append(ResidualBlock(width, outputs, stride=1 if block else 2))
+                width = outputs
         self.stages = nn.Sequential(*stages)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (N, 3, 96, 96) to features (N, 256)."""
+        """Map normalized images (N, 3, 96, 96) to features (N, 256)."""
         maps = self.stages(F.relu(self.stem(images)))
         return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes."""
+    """Two 3×3 convolutions and a shortcut, which is a 1×1 convolution if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.first = make_convolution(inputs, outputs, stride=stride)
         self.second = make_convolution(outputs, outputs)
-        # A block begins as its shortcut: deep stacks train sooner. Source: Goyal et al. 2017, section 5.1.
+        # Zero-initialized, so that a block starts as its shortcut; deep networks then train faster. Source: Goyal et
+        # al., "Accurate, Large Minibatch SGD", 2017, section 5.1.
         last = self.second[1]
         assert isinstance(last, nn.BatchNorm2d)
         nn.init.zeros_(last.weight)

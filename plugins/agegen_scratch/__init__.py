@@ -6,20 +6,20 @@ from torch import Tensor, nn
 
 from agegen.backbone import Backbone, HeadConfig, InputSpec, TrainingDefaults
 
-# Doubled where pooling halves the sides; with the heads, about 1M parameters.
+# Doubled each time that pooling halves the sides; about 1M parameters including the heads.
 CHANNELS = (32, 64, 128, 256)
-# The first layer sees edges of eyes and mouths better with 5; see README.md.
+# The first layer detects edges of eyes and mouths better with a kernel of 5.
 KERNELS = (5, 3, 3, 3)
 
 
 class ScratchBackbone(Backbone):
     """Four convolutions, each followed by max-pooling, batch norm and ReLU, then flattened.
 
-    Pooling comes before norm and activation: with a rising activation the result is all but the
-    same, and three quarters of their work fall away.
+    Pooling comes before norm and activation: the result is nearly the same, because ReLU is monotonic, and norm and
+    activation then process only a quarter of the values.
 
-    With the two branches of two fully connected layers these are the 8 core layers (4 convolutional
-    ones and, on each way from face to answer, 2 + 2 dense ones) and about 1M parameters, all trained.
+    Together with the two heads of two fully connected layers the model has 8 core layers (4 convolutional, 2 + 2 dense)
+    and about 1M parameters, all trained.
     """
 
     input_spec = InputSpec(size=96, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -34,7 +34,7 @@ class ScratchBackbone(Backbone):
         self.blocks = nn.Sequential(*blocks, nn.Flatten())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (N, 3, 96, 96) to features (N, 9216)."""
+        """Map normalized images (N, 3, 96, 96) to features (N, 9216)."""
         features: Tensor = self.blocks(images)
         return features
 

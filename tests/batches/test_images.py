@@ -1,4 +1,4 @@
-"""Loader processes: how many, what they share, and what is said of one that is killed."""
+"""Batches of images: augmentation, and the worker processes that prepare them."""
 
 import os
 import shutil
@@ -8,17 +8,68 @@ import sys
 import time
 from collections import namedtuple
 
+import numpy as np
 import pytest
+import torch
 
-from agegen.batches.images import limit_workers
-from agegen.machine import measure_free_memory
+from agegen.backbone import InputSpec
+from agegen.batches.images import (
+    LabelledPixels,
+    Pixels,
+    TrainBatches,
+    build_train_augmentation,
+    choose_workers,
+    limit_workers,
+)
+from agegen.data.demo import draw_records
+from agegen.data.images import resize_image
+from agegen.distributed import DistContext
 
 Usage = namedtuple("Usage", "total used free")
 
 
+@pytest.fixture(scope="module")
+def data():
+    records = draw_records(24)
+    kept = np.stack([resize_image(records.decode(row), 32) for row in range(24)])
+    return LabelledPixels(Pixels(records, 32, kept), records.labels)
+
+
+def make_batches(data, weights=None, dist=None, workers=0):
+    augmentation = build_train_augmentation(InputSpec(size=32))
+    return TrainBatches(data, augmentation, 8, 5, workers, weights, dist or DistContext())
+
+
+def list_images(batches, epoch=0, start=0):
+    return [batch.views[0] for batch in batches.iterate(epoch, start)]
+
+
+def test_a_face_drawn_twice_in_an_epoch_is_augmented_in_two_ways(data):
+    """Balanced sampling repeats the faces of rare ages; identical copies would teach nothing new."""
+    weights = np.array([8.0] + [16 / 23] * 23)
+    batches = make_batches(data, weights)
+    rows = batches.draw_epoch(0)
+    images = torch.cat(list_images(batches))
+    repeated = images[torch.from_numpy(np.flatnonzero(rows == 0))]
+    assert len(repeated) == 8
+    assert len({image.numpy().tobytes() for image in repeated}) == 8
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_resumed_epochs_workers_and_processes_give_the_same_images(data):
+    weights = np.linspace(0.1, 1.9, 24)
+    whole = list_images(make_batches(data, weights), epoch=3)
+    assert len(whole) == 3
+    assert torch.equal(list_images(make_batches(data, weights), epoch=3, start=2)[0], whole[2])
+    assert torch.equal(torch.cat(list_images(make_batches(data, weights, workers=2), epoch=3)), torch.cat(whole))
+    parts = [list_images(make_batches(data, weights, DistContext(rank, 3)), epoch=3) for rank in range(3)]
+    for number, images in enumerate(whole):
+        assert torch.equal(torch.cat([part[number] for part in parts]), images)
+
+
 @pytest.mark.parametrize(("batches", "workers"), [(0, 0), (3.9, 0), (4, 1), (5.9, 1), (6, 2), (10, 4), (1000, 4)])
-def test_shared_memory_is_looked_at_first(monkeypatch, tmp_path, batches, workers):
-    """Each loader needs room for two batches, here of 1 MB, in whole pages, and the training for two more."""
+def test_shared_memory_limits_the_workers(monkeypatch, tmp_path, batches, workers):
+    """Each worker needs room for two batches (here of 1 MB, in whole pages), and the training for two more."""
     free = int(batches * 1_003_520)
     monkeypatch.setattr("agegen.batches.images.shutil.disk_usage", lambda path: Usage(10**9, 0, free))
     assert limit_workers(4, 1_000_000, tmp_path) == workers
@@ -26,12 +77,10 @@ def test_shared_memory_is_looked_at_first(monkeypatch, tmp_path, batches, worker
     assert limit_workers(4, 1_000_000, tmp_path / "none") == 0
 
 
-def test_the_container_counts(tmp_path):
-    (tmp_path / "memory.max").write_text("5000000\n")
-    (tmp_path / "memory.current").write_text("2000000\n")
-    assert measure_free_memory(tmp_path) == 3_000_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert measure_free_memory(tmp_path) > 3_000_000
+def test_a_given_number_of_workers_is_kept(monkeypatch):
+    assert choose_workers(3) == 3
+    monkeypatch.setattr("agegen.batches.images.count_cores", lambda: 4)
+    assert choose_workers(None) == (3 if sys.platform == "linux" else 0)
 
 
 def train(faces_folder, tmp_path, *options):
@@ -41,7 +90,7 @@ def train(faces_folder, tmp_path, *options):
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts its own shared memory")
 @pytest.mark.parametrize("size", ["64k", "1m", "1400k"])
-def test_a_small_shared_memory_is_no_reason_to_hang(faces_folder, tmp_path, size):
+def test_training_does_not_hang_with_little_shared_memory(faces_folder, tmp_path, size):
     if not shutil.which("unshare"):
         pytest.skip("there is no unshare")
     words = " ".join(train(faces_folder, tmp_path, "--epochs", "1", "--workers", "4"))
@@ -54,21 +103,21 @@ def test_a_small_shared_memory_is_no_reason_to_hang(faces_folder, tmp_path, size
     assert "Traceback" not in done.stderr
 
 
-def find_loaders(pid):
+def find_workers(pid):
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
     return [int(child) for child in listed]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals and ps")
-def test_a_loader_that_is_killed_is_one_line(faces_folder, tmp_path):
+def test_a_worker_that_is_killed_is_one_line(faces_folder, tmp_path):
     command = train(faces_folder, tmp_path, "--epochs", "500", "--workers", "1", "--save-every", "1000")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
     try:
         while process.poll() is None:
-            # Loaders live for an epoch: again, until one is caught alive.
-            for loader in find_loaders(process.pid):
+            # Workers live for an epoch: try until one is caught alive.
+            for worker in find_workers(process.pid):
                 try:
-                    os.kill(loader, signal.SIGKILL)
+                    os.kill(worker, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
             time.sleep(0.02)
@@ -76,5 +125,5 @@ def test_a_loader_that_is_killed_is_one_line(faces_folder, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 1
-    assert "a loader process was killed, probably for want of memory; go on with" in errors
+    assert "a worker process was killed, probably because the machine is out of memory; resume with" in errors
     assert "Traceback" not in errors

@@ -1,9 +1,9 @@
-"""Measure where each detector sees the landmarks of a data set's crops: the numbers in `Detector.reference`.
+"""Measure where each detector finds the landmarks of a dataset's crops: the numbers in `Detector.reference`.
 
     HF_HOME=../shared/hf HF_HUB_OFFLINE=1 python tests/benchmarks/crop_contract.py --data ../shared/data/utkface
 
-Each of `--faces` crops, drawn at random, is pasted upright into a picture of 640×480 at 80–400 pixels, as faces
-come in photographs, and the median landmarks are given in shares of the crop's side.
+`--faces` random crops are each pasted upright into a 640×480 image at 80–400 pixels, as faces appear in photos; the
+median landmarks are printed as fractions of the crop's side.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def main() -> None:
         rng, found = np.random.default_rng(3), []
         for row in rows:
             crop = decode_image(records.read(int(row)))
-            picture, pasted = compose(crop, rng, (80.0, 400.0), 0.0)
-            back = invert_matrix(pasted.matrix)
-            inside = [apply_matrix(back, face.landmarks) / crop.shape[0] for face in detector.detect(picture)]
+            image, pasted = compose(crop, rng, (80.0, 400.0), 0.0)
+            to_crop = invert_matrix(pasted.matrix)
+            inside = [apply_matrix(to_crop, face.landmarks) / crop.shape[0] for face in detector.detect(image)]
             found += [points for points in inside if np.abs(points.mean(axis=0) - 0.5).max() < 0.2][:1]
         points = np.array(found)
         print(f"{name}: found {len(found)} of {len(rows)}")

@@ -1,8 +1,8 @@
-"""Time the search for near-duplicates among many hashes, drawn, with planted pairs.
+"""Time the search for near-duplicates among many random hashes with planted pairs.
 
     python tests/benchmarks/million_hashes.py [--sizes 20000,100000,1000000]
 
-Planted are pairs at most as far apart as near-duplicates are, and mirror images; all must be found. Not a test.
+The planted pairs are near-duplicates, and near-duplicates of mirror images; all must be found. Not a test.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import time
 
 import numpy as np
 
-from agegen.data.duplicates import MAX_DISTANCE, find_duplicates, find_mirrored, mirror_hashes
+from agegen.data.duplicates import MAX_DISTANCE, find_duplicates, find_mirrored_duplicates, mirror_hashes
 from agegen.data.scan import HASH_BITS
 
-# One in a hundred has a near-duplicate, one in a hundred a mirror image.
-SHARE = 0.01
+# The fraction of hashes that get a near-duplicate, and the fraction that get a mirror image.
+PLANTED_FRACTION = 0.01
 
 
-def plant(count: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """Return hashes (count, 256), and how many pairs of each kind lie in them."""
+def draw_hashes(count: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Return hashes (count, 256), and the number of planted pairs of each kind."""
     hashes = rng.integers(0, 2, (count, HASH_BITS), dtype=np.uint8).astype(bool)
-    pairs = int(count * SHARE)
+    pairs = int(count * PLANTED_FRACTION)
     rows = rng.permutation(count)[: 4 * pairs].reshape(4, pairs)
     noise = np.zeros((pairs, HASH_BITS), dtype=bool)
     for row, changed in enumerate(rng.integers(0, MAX_DISTANCE + 1, pairs)):
@@ -37,12 +37,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="20000,100000,1000000")
     for count in map(int, parser.parse_args().sizes.split(",")):
-        hashes, planted = plant(count, np.random.default_rng(0))
+        hashes, planted = draw_hashes(count, np.random.default_rng(0))
         names = [str(number) for number in range(count)]
         started = time.monotonic()
         pairs = len(find_duplicates(hashes, names))
         middle = time.monotonic()
-        mirrored = len(find_mirrored(hashes, names))
+        mirrored = len(find_mirrored_duplicates(hashes, names))
         seconds = middle - started, time.monotonic() - middle
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(

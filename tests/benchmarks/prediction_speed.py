@@ -1,10 +1,10 @@
-"""Time ``agegen predict``: its start, its throughput and where that goes, its memory, and how its cost grows.
+"""Measure ``agegen predict``: start-up time, throughput and time per stage, memory, and scaling.
 
     python tests/benchmarks/prediction_speed.py --data data/utkface [--model compact] [--rounds 5] [--parts start ...]
 
-The data must be aligned crops. Medians over the rounds, in which the sides take turns. The plain way is the
-loop that demo notebooks have: Pillow opens a file, torchvision's transforms, one float32 forward pass of the
-same model for each picture. Not a test: it asserts nothing about speed.
+The data must be aligned crops. Results are medians over rounds in which the compared variants alternate. The simple
+loop is that of demo notebooks: Pillow opens a file, torchvision transforms it, and the same model runs one float32
+forward pass per image. Not a test: it asserts nothing about speed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from composing import draw_background, paste_face
 from PIL import Image
 
-PARTS = ("start", "crops", "shares", "photos", "growth", "memory", "annotate")
+PARTS = ("start", "crops", "stages", "photos", "growth", "memory", "annotate")
 MODEL = "compact"
-# As phones make them.
+# The usual size of phone photos, 12 megapixels.
 LARGE = (4032, 3024)
-WATCH = """
+RUN_AND_MEASURE = """
 import os, subprocess, sys, time
 started = time.perf_counter()
 process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -44,21 +44,24 @@ AGEGEN = str(Path(sysconfig.get_path("scripts")) / "agegen")
 def run_command(*arguments: object) -> tuple[float, float]:
     """Run agegen; return its wall time in seconds and its peak memory in GB.
 
-    A small process starts it and watches: by the system's count a child has what its parent has, before it begins.
+    It is started by a small process, because the reported peak of a child includes the memory that its parent had when
+    it was forked.
     """
-    done = subprocess.run([sys.executable, "-c", WATCH, AGEGEN, *map(str, arguments)], capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_AND_MEASURE, AGEGEN, *map(str, arguments)], capture_output=True, check=True
+    )
     seconds, peak, code = map(float, done.stdout.split())
-    # 1 says that a file of the data can't be read.
+    # 1 means that a file of the data could not be read.
     assert code in (0, 1), arguments
     return seconds, peak / 1e6
 
 
-def take_turns(rounds: int, sides: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Return the median of each side over the rounds; a first round warms up and doesn't count."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
+def alternate(rounds: int, variants: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Return the median of each variant over the rounds; the first round is a warm-up and does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
-        for name, side in sides.items():
-            value = side()
+        for name, variant in variants.items():
+            value = variant()
             if turn:
                 taken[name].append(value)
     return {name: statistics.median(values) for name, values in taken.items()}
@@ -71,7 +74,7 @@ def print_rows(title: str, rows: dict[str, str]) -> None:
 
 
 def list_crops(data: Path, count: int, folder: Path) -> Path:
-    """Fill a folder with links to ``count`` pictures, the same ones again where there are fewer."""
+    """Fill a folder with links to ``count`` images; images are repeated if there are fewer."""
     paths = sorted(data.glob("*.jpg"))
     folder.mkdir()
     for index in range(count):
@@ -84,17 +87,17 @@ def measure_start(rounds: int, scratch: Path) -> None:
     run_command("models")
     commands = {
         "agegen --help": ["--help"],
-        "agegen models (from memory)": ["models"],
+        "agegen models (cached)": ["models"],
         "agegen predict face.jpg, mtcnn": ["predict", photo],
         "agegen predict face.jpg, no detection": ["predict", photo, "--no-detect"],
         "agegen predict face.jpg, mtcnn, --engine torch": ["predict", photo, "--engine", "torch"],
     }
-    medians = take_turns(rounds, {name: lambda words=words: run_command(*words)[0] for name, words in commands.items()})
+    medians = alternate(rounds, {name: lambda words=words: run_command(*words)[0] for name, words in commands.items()})
     print_rows("cold start, seconds", {name: f"{value:.2f}" for name, value in medians.items()})
 
 
-def predict_plainly(paths: list[Path]) -> float:
-    """Return the images/s of the plain loop."""
+def predict_simply(paths: list[Path]) -> float:
+    """Return the images/s of the simple loop."""
     import torch
     from torchvision import transforms
 
@@ -119,8 +122,8 @@ def predict_plainly(paths: list[Path]) -> float:
     return len(paths) / (time.perf_counter() - started)
 
 
-def predict_in_bulk(paths: list[Path], engine: str, detector: str, target: Path) -> float:
-    """Return the pictures/s from files to JSON Lines."""
+def predict_many(paths: list[Path], engine: str, detector: str, target: Path) -> float:
+    """Return the images/s from files to JSON Lines."""
     from agegen import Estimator
     from agegen.machine import use_one_thread_each
     from agegen.predict.rows import open_writer
@@ -138,21 +141,21 @@ def predict_in_bulk(paths: list[Path], engine: str, detector: str, target: Path)
 def measure_crops(data: Path, rounds: int, scratch: Path) -> None:
     paths = sorted(list_crops(data, 1000, scratch / "crops").iterdir())
     target = scratch / "rows.jsonl"
-    medians = take_turns(
+    medians = alternate(
         rounds,
         {
-            "plain loop (one view a face)": lambda: predict_plainly(paths),
-            "agegen, onnxruntime (two views a face)": lambda: predict_in_bulk(paths, "onnx", "none", target),
-            "agegen, torch (two views a face)": lambda: predict_in_bulk(paths, "torch", "none", target),
+            "simple loop (one view per face)": lambda: predict_simply(paths),
+            "agegen, onnxruntime (two views per face)": lambda: predict_many(paths, "onnx", "none", target),
+            "agegen, torch (two views per face)": lambda: predict_many(paths, "torch", "none", target),
         },
     )
-    plain = medians["plain loop (one view a face)"]
-    rows = {name: f"{value:,.0f}/s, {value / plain:.2f} of the plain loop" for name, value in medians.items()}
+    simple = medians["simple loop (one view per face)"]
+    rows = {name: f"{value:,.0f}/s, {value / simple:.2f} of the simple loop" for name, value in medians.items()}
     print_rows("aligned crops from disk to rows", rows)
 
 
-def measure_shares(data: Path, rounds: int) -> None:
-    """Time each stage alone, on one core where it runs in threads."""
+def measure_stages(data: Path, rounds: int) -> None:
+    """Time each stage alone; on one core if it normally runs in several threads."""
     from agegen.data.images import decode_photo, read_image_file, resize_image
     from agegen.engines.loading import load_engine
     from agegen.model.weights import find_weights
@@ -178,12 +181,12 @@ def measure_shares(data: Path, rounds: int) -> None:
             lambda: [model.engine.run(crops[first : first + 64]) for first in range(0, len(crops), 64)]
         ),
     }
-    medians = take_turns(rounds, stages)
-    print_rows("milliseconds a face", {name: f"{value:.3f}" for name, value in medians.items()})
+    medians = alternate(rounds, stages)
+    print_rows("milliseconds per face", {name: f"{value:.3f}" for name, value in medians.items()})
     peak = statistics.median(measure_gemm() for _ in range(rounds))
     reached = count_operations() * 2 / (medians["inference (all cores)"] / 1000) / 1e9
     print_rows(
-        "inference against the machine",
+        "inference compared with the machine's peak",
         {
             "float32 GEMM of numpy, GFLOP/s": f"{peak:.0f}",
             "inference, GFLOP/s": f"{reached:.0f} ({reached / peak:.0%})",
@@ -201,7 +204,7 @@ def measure_gemm(side: int = 2048) -> float:
 
 
 def count_operations() -> float:
-    """Return the floating-point operations of one view of a face in the convolutions and dense layers."""
+    """Return the floating-point operations of the convolutions and dense layers for one view of a face."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -216,7 +219,7 @@ def count_operations() -> float:
 
 
 def compose_photos(folder: Path, count: int, size: tuple[int, int], data: Path | None = None) -> Path:
-    """Write photographs with one face each: of the data, else the portrait that matplotlib brings."""
+    """Write photos with one face each: from the data, or by default the portrait bundled with matplotlib."""
     import matplotlib
 
     portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -238,17 +241,17 @@ def measure_photos(data: Path, rounds: int, scratch: Path) -> None:
     target = scratch / "rows.jsonl"
     for size, count in (((1920, 1280), 60), (LARGE, 20)):
         paths = sorted(compose_photos(scratch / f"photos-{size[0]}", count, size, data).iterdir())
-        sides = {
-            name: lambda name=name, paths=paths: predict_in_bulk(paths, "onnx", name, target)
+        variants = {
+            name: lambda name=name, paths=paths: predict_many(paths, "onnx", name, target)
             for name in ("mtcnn", "yunet")
         }
-        medians = take_turns(rounds, sides)
+        medians = alternate(rounds, variants)
         rows = {name: f"{value:.1f}/s" for name, value in medians.items()}
-        print_rows(f"photographs of {size[0]}×{size[1]} from disk to rows", rows)
+        print_rows(f"photos of {size[0]}×{size[1]} from disk to rows", rows)
 
 
 def measure_annotation(data: Path, scratch: Path) -> None:
-    """Run prediction with annotated copies of large photographs."""
+    """Run prediction with annotated copies of large photos."""
     folder, rows = compose_photos(scratch / "large", 40, LARGE, data), {}
     for detector in ("mtcnn", "yunet"):
         words = ("predict", folder, "--detector", detector, "--annotate", scratch / "boxes")
@@ -267,13 +270,13 @@ def measure_growth(data: Path, scratch: Path, counts: list[int]) -> None:
 
 
 def measure_memory(data: Path, scratch: Path, counts: list[int]) -> None:
-    """Run prediction with detection, on links to 200 photographs, and evaluation on all the data."""
+    """Run prediction with detection on links to 200 photos, and evaluation on all data."""
     photos, rows = compose_photos(scratch / "small", 200, (320, 240), data), {}
     for count in counts:
         folder = list_crops(photos, count, scratch / f"memory-{count}")
         words = ("predict", folder, "--detector", "yunet", "--jsonl", scratch / "rows.jsonl")
         seconds, memory = run_command(*words)
-        rows[f"predict, {count:,} photographs, yunet"] = f"{seconds:8.1f} s, peak {memory:.2f} GB"
+        rows[f"predict, {count:,} photos, yunet"] = f"{seconds:8.1f} s, peak {memory:.2f} GB"
     seconds, memory = run_command("eval", "--model", "scratch", "--data", data, "--split", "all")
     rows["eval --split all"] = f"{seconds:8.1f} s, peak {memory:.2f} GB"
     print_rows("peak memory", rows)
@@ -294,8 +297,8 @@ def main() -> None:
             measure_start(options.rounds, scratch)
         if "crops" in options.parts:
             measure_crops(options.data, options.rounds, scratch)
-        if "shares" in options.parts:
-            measure_shares(options.data, options.rounds)
+        if "stages" in options.parts:
+            measure_stages(options.data, options.rounds)
         if "photos" in options.parts:
             measure_photos(options.data, options.rounds, scratch)
         if "growth" in options.parts:

@@ -1,8 +1,8 @@
-"""Time ``agegen predict --parquet`` by this process and by Ray on this machine, in turns, for more and more crops.
+"""Time ``agegen predict --parquet`` in one process and with Ray on the same machine, for increasing numbers of crops.
 
     python tests/benchmarks/ray_overhead.py --data data/utkface [--counts 1000 10000 100000] [--rounds 3]
 
-The data must be aligned crops; they lie in Parquet, 1,000 in a row group, the same ones again where there are fewer.
+The data must be aligned crops. They are written to Parquet, 1,000 per row group, repeated if there are too few.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def write_table(data: Path, count: int, target: Path) -> None:
 
 
 def predict(table: Path, out: Path, *words: str) -> float:
-    """Return the seconds that the command takes; checks that each input has one row."""
+    """Return the run time of the command in seconds; checks that each image has one row."""
     command = [sys.executable, "-m", "agegen", "predict", table, "--no-detect", "--parquet", out, *words]
     started = time.monotonic()
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
@@ -53,13 +53,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             table = Path(scratch) / "crops.parquet"
             write_table(options.data, count, table)
-            taken: dict[str, list[float]] = {"alone": [], "Ray": []}
-            for turn in range(options.rounds if count < 100_000 else 1):
-                taken["alone"].append(predict(table, Path(scratch) / f"alone-{turn}"))
-                taken["Ray"].append(predict(table, Path(scratch) / f"ray-{turn}", "--cluster", "local"))
+            taken: dict[str, list[float]] = {"one process": [], "Ray": []}
+            for number in range(options.rounds if count < 100_000 else 1):
+                taken["one process"].append(predict(table, Path(scratch) / f"process-{number}"))
+                taken["Ray"].append(predict(table, Path(scratch) / f"ray-{number}", "--cluster", "local"))
         for name, seconds in taken.items():
             median = statistics.median(seconds)
-            print(f"{count:>7,} crops, {name:6}: {median:.1f} s, {count / median:,.0f}/s", flush=True)
+            print(f"{count:>7,} crops, {name:11}: {median:.1f} s, {count / median:,.0f}/s", flush=True)
 
 
 if __name__ == "__main__":

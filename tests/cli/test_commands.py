@@ -98,7 +98,7 @@ def test_eval_takes_the_newest_run(trained_run, agegen, tmp_path):
     [
         (["eval", "no-run"], "no run at no-run"),
         (["eval"], "no finished run under runs/"),
-        (["eval", "--model", "vgg17"], "no backbone is called 'vgg17'"),
+        (["eval", "--model", "vgg17"], "unknown backbone 'vgg17'"),
         (["predict", "nothing-*.jpg"], "no picture in nothing-"),
         (["predict", "face.jpg", "--json", "-", "--csv", "-"], "can go to stdout"),
         (["predict"], "or --demo"),
@@ -108,7 +108,7 @@ def test_eval_takes_the_newest_run(trained_run, agegen, tmp_path):
         (["predict", "face.jpg", "--min-confidence", "0.3"], "--min-confidence must be between 0.5 and 1"),
         (["compare"], "at least two different finished runs, not 0"),
         (["train", "--model", "scratch"], "--data demo"),
-        (["train", "--model", "resnet", "--data", "demo"], "no backbone is called 'resnet'"),
+        (["train", "--model", "resnet", "--data", "demo"], "unknown backbone 'resnet'"),
     ],
 )
 def test_mistakes_are_one_line_on_stderr(agegen, arguments, message):
@@ -141,4 +141,4 @@ def test_version(agegen):
 def test_an_output_folder_in_use_is_refused(agegen, trained_run):
     done = agegen("train", "--model", "scratch", "--data", "demo", "--out", trained_run)
     assert done.exit_code == 1
-    assert "is not empty; choose another --out" in done.stderr
+    assert "is not empty. Choose another --out" in done.stderr

@@ -1,4 +1,4 @@
-"""The package that ``agegen new-plugin`` writes: installed for real, it keeps the contract and trains."""
+"""The package that ``agegen new-plugin`` creates: really installed, it passes its contract test and can be trained."""
 
 import os
 import shlex
@@ -8,29 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from agegen.cli.new_plugin import write_plugin
+import agegen.cli
+from agegen.cli.new_plugin import NewPluginConfig, write_plugin
 from agegen.errors import AgegenError
+
+TOPIC = Path(agegen.cli.__file__).with_name("topics") / "plugins.md"
+# The dependencies are installed already, and building a package of four files needs no index.
+OFFLINE = ("--no-deps", "--no-build-isolation", "--quiet")
 
 
 def run(*command, **options):
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-# The packages are there already, and no index is needed to build one of four files.
-OFFLINE = ("--no-deps", "--no-build-isolation", "--quiet")
-
-
 def list_commands():
-    """Return the commands of README's section on plugins, word by word, up to what it says of timm."""
-    section = README.read_text(encoding="utf-8").partition("## Your own backbone")[2]
-    block = section.partition("```sh\n")[2].partition("```")[0]
-    return [shlex.split(line, comments=True) for line in block.splitlines()]
+    """Return the commands that `agegen help plugins` gives for a new backbone, split into words."""
+    lines = TOPIC.read_text(encoding="utf-8").partition("## Add a backbone\n\n")[2].splitlines()
+    return [shlex.split(line) for line in lines[: lines.index("")]]
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """What README's first two commands leave behind, and an environment in which the package is installed."""
+    """Run the first two commands; return the package's folder, and an environment in which it is installed."""
     folder = tmp_path_factory.mktemp("new")
     write, install, *_ = list_commands()
     done = run(sys.executable, "-m", *write, cwd=folder)
@@ -38,13 +37,14 @@ def installed(tmp_path_factory):
     assert install[:3] == ["pip", "install", "-e"]
     package = folder / install[3].partition("[")[0]
     site = folder / "site"
-    # Not editable, and beside this environment rather than in it.
+    # Not editable, and in a folder of its own instead of this environment.
     done = run(sys.executable, "-m", "pip", "install", *OFFLINE, "--target", str(site), str(package))
     assert done.returncode == 0, done.stderr
-    return package, os.environ | {"PYTHONPATH": str(site)}
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    return package, os.environ | {"PYTHONPATH": path}
 
 
-def test_it_passes_its_own_contract_test(installed):
+def test_it_passes_its_contract_test(installed):
     package, env = installed
     command = list_commands()[2]
     done = run(sys.executable, "-m", *command, "-p", "no:cacheprovider", env=env, cwd=package.parent)
@@ -52,7 +52,7 @@ def test_it_passes_its_own_contract_test(installed):
     assert "6 passed" in done.stdout
 
 
-def test_it_trains_and_stands_in_the_list(installed, tmp_path):
+def test_it_can_be_trained_and_is_listed(installed, tmp_path):
     _, env = installed
     done = run(sys.executable, "-m", *list_commands()[3], "--out", str(tmp_path / "run"), env=env)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_it_trains_and_stands_in_the_list(installed, tmp_path):
     assert "agegen-mine 0.1.0" in listed
 
 
-def test_what_it_writes_is_clean(installed):
+def test_ruff_has_no_complaints(installed):
     package, _ = installed
     done = run(
         sys.executable,
@@ -81,14 +81,14 @@ def test_what_it_writes_is_clean(installed):
 
 
 @pytest.mark.parametrize("name", ["Tiny", "1st", "a b", "../x", "", "tiny-", "class"])
-def test_names_that_are_none(name, tmp_path):
-    with pytest.raises(AgegenError, match="is not a valid plugin name"):
-        write_plugin(name, tmp_path / "p")
+def test_invalid_names_are_rejected(name, tmp_path):
+    with pytest.raises(AgegenError, match="is no name for a plugin"):
+        write_plugin(NewPluginConfig(name, tmp_path / "p"))
 
 
-def test_what_is_there_already_stays(tmp_path, agegen):
+def test_existing_names_and_files_are_kept(tmp_path, agegen):
     with pytest.raises(AgegenError, match="the name 'scratch' is taken by agegen"):
-        write_plugin("scratch", tmp_path / "p")
+        write_plugin(NewPluginConfig("scratch", tmp_path / "p"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     result = agegen("new-plugin", "mine", "--out", tmp_path / "full")

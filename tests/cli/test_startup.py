@@ -1,3 +1,5 @@
+"""Start-up: commands import heavy libraries only when they need them."""
+
 import subprocess
 import sys
 import sysconfig
@@ -39,7 +41,7 @@ def test_listing_plugins_imports_none_of_them():
     assert run_python(code).strip() == "[]"
 
 
-def test_module_and_script_are_the_same():
+def test_the_module_and_the_script_are_the_same():
     commands = [sys.executable, "-m", "agegen"], [Path(sysconfig.get_path("scripts")) / "agegen"]
     helps = [
         subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout for command in commands

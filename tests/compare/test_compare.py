@@ -242,9 +242,9 @@ def test_bundled_weights_are_compared_with_runs(two_runs, faces_folder, agegen):
         (["compact", "scratch"], "compact has no run folder and therefore no test faces. Give --data PATH."),
         (["compact"], "at least two different"),
         (["compact", "compact"], "at least two different"),
-        (["compact/closed", "scratch"], "no weights 'closed' ship for 'compact'"),
+        (["compact/closed", "scratch"], "'compact' has no bundled weights 'closed'"),
         (["compact", "runs/none"], "no run at runs/none"),
-        (["compact", "hf://nonsense"], "is no name on the Hub"),
+        (["compact", "hf://nonsense"], "invalid repository name"),
     ],
 )
 def test_unknown_names_are_errors(names, reason, agegen):

@@ -1,12 +1,28 @@
-import io
-import sys
+"""Decoding of images in all formats, modes and color profiles, and errors for files that cannot be decoded."""
 
+import io
+import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
+from profiles import SPACES, make_profile
 
-from agegen.data.images import decode_image, list_images, read_image_file, resize_image
+from agegen.data.images import (
+    convert_to_srgb,
+    count_pages,
+    decode_image,
+    decode_photo,
+    list_images,
+    read_image_file,
+    resize_image,
+)
 from agegen.errors import DataError
+
+SKIN = (200, 150, 120)
 
 
 def encode(picture, kind="PNG", **options):
@@ -17,15 +33,15 @@ def encode(picture, kind="PNG", **options):
 
 @pytest.fixture
 def corner():
-    """Black, with a red block in the upper left corner."""
+    """A black image with a red block in the upper left corner."""
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:6, :9] = (255, 0, 0)
     return Image.fromarray(pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(corner, orientation):
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that a camera's rotation amounts to
+def test_exif_orientation_is_applied(corner, orientation):
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Image.Transpose that corresponds to an orientation
     stored = corner if orientation == 1 else corner.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -36,66 +52,46 @@ def test_exif_orientation_is_undone(corner, orientation):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr"])
-def test_modes_become_rgb(corner, mode):
+def test_modes_are_converted_to_rgb(corner, mode):
     kind = {"CMYK": "TIFF", "YCbCr": "TIFF"}.get(mode, "PNG")
     image = decode_image(encode(corner.convert(mode), kind))
     assert image.shape == (20, 30, 3)
     assert image.dtype == np.uint8
 
 
-def test_sixteen_bit_grey_is_scaled():
-    grey = Image.fromarray(np.full((4, 4), 0x8080, np.uint16))
-    assert (decode_image(encode(grey)) == 0x80).all()
+def test_16_bit_grayscale_is_scaled():
+    gray = Image.fromarray(np.full((4, 4), 0x8080, np.uint16))
+    assert (decode_image(encode(gray)) == 0x80).all()
 
 
-def test_alpha_lies_over_white():
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_color_is_scaled(suffix):
+    rgb = np.full((20, 30, 3), SKIN, np.uint16) * 257
+    rgb[:10] //= 2
+    _, encoded = cv2.imencode(suffix, np.ascontiguousarray(rgb[:, :, ::-1]))
+    decoded = decode_image(encoded.tobytes())
+    assert decoded[15, 5].tolist() == pytest.approx(SKIN, abs=1)
+    assert decoded[5, 5].tolist() == pytest.approx([value / 2 for value in SKIN], abs=1)
+
+
+def test_transparency_is_composited_over_white():
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     assert (decode_image(encode(clear)) == 255).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
-def test_formats(corner, kind):
+def test_common_formats(corner, kind):
     image = decode_image(encode(corner, kind))
     assert image.shape == (20, 30, 3)
     assert image[1, 1, 0] > 200
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xe0 cut short"])
-def test_what_is_no_picture_is_a_data_error(content):
-    with pytest.raises(DataError, match="not a readable picture"):
-        decode_image(content)
-
-
-def test_a_truncated_picture_is_a_data_error(corner):
-    content = encode(corner.resize((300, 200)))
-    with pytest.raises(DataError):
-        decode_image(content[: len(content) // 2])
-
-
-def test_a_bomb_is_refused_before_it_is_decoded():
-    content = encode(Image.new("1", (20_000, 20_000)))
-    with pytest.raises(DataError, match="too many"):
-        decode_image(content)
-
-
-def test_missing_files_and_folders_say_so(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
-        read_image_file(tmp_path / "none.jpg")
-    with pytest.raises(DataError, match="not a regular file"):
-        read_image_file(tmp_path)
-
-
-def test_resize_gives_a_square():
-    assert resize_image(np.zeros((30, 50, 3), np.uint8), 16).shape == (16, 16, 3)
-    assert resize_image(np.zeros((8, 8, 3), np.uint8), 16).shape == (16, 16, 3)
-
-
 @pytest.mark.parametrize("suffix", [".avif", ".jfif", ".mpo", ".jp2", ".apng", ".heic"])
-def test_formats_that_phones_and_archives_have(corner, suffix, tmp_path):
-    """Each is found in a folder and decoded; `corner` is a picture whose corner is of another colour."""
+def test_formats_of_phones_and_archives(corner, suffix, tmp_path):
+    """Each is found in a folder and decoded."""
     if suffix == ".heic":
         pytest.importorskip("pillow_heif").register_heif_opener()
-    path = tmp_path / f"picture{suffix}"
+    path = tmp_path / f"image{suffix}"
     kind = {".avif": "AVIF", ".jfif": "JPEG", ".mpo": "MPO", ".jp2": "JPEG2000", ".apng": "PNG", ".heic": "HEIF"}[
         suffix
     ]
@@ -107,7 +103,111 @@ def test_formats_that_phones_and_archives_have(corner, suffix, tmp_path):
     assert np.abs(image.astype(int) - expected).mean() < 12
 
 
-def test_a_heic_picture_says_what_to_install(monkeypatch):
+def test_jpeg_xl():
+    import pillow_jxl  # noqa: F401 - also registers the encoder
+
+    content = encode(Image.new("RGB", (40, 30), SKIN), "JXL", quality=95)
+    assert decode_image(content)[15, 20].tolist() == pytest.approx(SKIN, abs=4)
+
+
+def test_the_error_for_heic_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(DataError, match=r'pip install "agegen\[heic\]"'):
         decode_image(b"\x00\x00\x00\x18ftypheic" + bytes(100))
+
+
+def convert_to_profile(picture, profile):
+    """Return an sRGB image converted to another color space."""
+    target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    return ImageCms.profileToProfile(picture, ImageCms.createProfile("sRGB"), target, outputMode="RGB")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("space", ["Display P3", "Adobe RGB"])
+def test_wide_gamut_images_are_converted_to_srgb(space, kind):
+    plain = Image.new("RGB", (48, 48), SKIN)
+    profile = make_profile(space)
+    wide = convert_to_profile(plain, profile)
+    # The stored values differ: without the profile the skin would be paler.
+    assert np.abs(np.asarray(wide)[0, 0].astype(int) - SKIN).max() > 5
+    lossy = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
+    decoded = decode_image(encode(wide, kind, icc_profile=profile, **lossy))
+    assert np.abs(decoded[24, 24].astype(int) - SKIN).max() <= 4
+
+
+def test_srgb_and_damaged_profiles_change_nothing():
+    plain = Image.effect_noise((32, 32), 60).convert("RGB")
+    for profile in (make_profile("sRGB"), b"not a profile", make_profile("Display P3")[:100]):
+        decoded = decode_image(encode(plain, "PNG", icc_profile=profile))
+        assert np.array_equal(decoded, np.asarray(plain))
+    assert set(SPACES) == {"Display P3", "Adobe RGB", "sRGB"}
+
+
+def test_threads_can_share_a_color_transform():
+    profile = make_profile("Adobe RGB")
+    pictures = [Image.effect_noise((64, 64), 10 + number).convert("RGB") for number in range(16)]
+    for picture in pictures:
+        picture.info["icc_profile"] = profile
+    alone = [np.asarray(convert_to_srgb(picture)) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda picture: np.asarray(convert_to_srgb(picture)), pictures * 8))
+    assert all(np.array_equal(found, alone[index % 16]) for index, found in enumerate(together))
+
+
+@pytest.mark.parametrize("inverted", [True, False])
+def test_cmyk_with_and_without_adobes_inversion(inverted):
+    """Adobe stores no ink as 255 and marks that in the file; without the marker, 255 is full ink."""
+    picture = Image.new("RGB", (32, 32), SKIN).convert("CMYK")
+    content = encode(picture, "JPEG", quality=95)
+    marker = content.find(b"Adobe")
+    assert marker > 0, "Pillow writes Adobe's marker, and inverts"
+    if not inverted:
+        start = marker - 4
+        length = struct.unpack(">H", content[start + 2 : start + 4])[0]
+        whole = Image.eval(picture, lambda value: 255 - value)
+        content = encode(whole, "JPEG", quality=95)
+        content = content[:start] + content[start + 2 + length :]
+    assert np.abs(decode_image(content)[16, 16].astype(int) - SKIN).max() <= 6
+
+
+def test_only_tiffs_have_pages():
+    pages = [Image.new("RGB", (40, 30 + number), (50 * number, 0, 0)) for number in range(3)]
+    content = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert count_pages(content) == 3
+    for number in range(3):
+        image = decode_photo(content, None, page=number).image
+        assert image.shape == (30 + number, 40, 3)
+        assert image[0, 0, 0] == 50 * number
+    for kind in ("GIF", "WEBP", "PNG", "MPO"):
+        assert count_pages(encode(pages[0], kind, save_all=True, append_images=[pages[0].rotate(180)])) == 1
+    assert count_pages(b"II*\0 no TIFF") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut short"])
+def test_content_that_is_not_an_image_is_a_data_error(content):
+    with pytest.raises(DataError, match="not a readable image"):
+        decode_image(content)
+
+
+def test_a_truncated_image_is_a_data_error(corner):
+    content = encode(corner.resize((300, 200)))
+    with pytest.raises(DataError):
+        decode_image(content[: len(content) // 2])
+
+
+def test_a_decompression_bomb_is_rejected_before_decoding():
+    content = encode(Image.new("1", (20_000, 20_000)))
+    with pytest.raises(DataError, match="too many"):
+        decode_image(content)
+
+
+def test_missing_files_and_folders_are_data_errors(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_image_file(tmp_path / "none.jpg")
+    with pytest.raises(DataError, match="not a regular file"):
+        read_image_file(tmp_path)
+
+
+def test_resizing_gives_a_square():
+    assert resize_image(np.zeros((30, 50, 3), np.uint8), 16).shape == (16, 16, 3)
+    assert resize_image(np.zeros((8, 8, 3), np.uint8), 16).shape == (16, 16, 3)

@@ -1,4 +1,4 @@
-"""Manifests as people write them, and as nobody should: each a clear error or a counted exclusion."""
+"""Manifests as people write them: labels, paths and splits, and unusable rows or files with a clear reason."""
 
 import pandas as pd
 import pytest
@@ -6,7 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agegen.data.loading import load_records
+from agegen.data.scan import scan_images
 from agegen.errors import AgegenError, DataError
+from agegen.options import ReadOptions
 
 ROWS = "a.jpg,30,male\nb.jpg,40,female\n"
 
@@ -14,6 +16,17 @@ ROWS = "a.jpg,30,male\nb.jpg,40,female\n"
 def load(tmp_path, content):
     path = tmp_path / "faces.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return load_records(str(path))
+
+
+def write_manifest(path, faces_folder, **columns):
+    names = sorted(path.name for path in faces_folder.iterdir())
+    count = len(next(iter(columns.values())))
+    frame = pd.DataFrame({"path": [str(faces_folder / name) for name in names[:count]], **columns})
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False)
     return load_records(str(path))
 
 
@@ -31,7 +44,7 @@ def load(tmp_path, content):
         "path,age,gender\na.jpg,30,0.0\nb.jpg,40,1.0\n",
     ],
 )
-def test_forms_that_are_understood(tmp_path, content):
+def test_valid_forms(tmp_path, content):
     records = load(tmp_path, content)
     assert list(records.frame["path"]) == ["a.jpg", "b.jpg"]
     assert list(records.frame["age"]) == [30.0, 40.0]
@@ -44,28 +57,125 @@ def test_latin_1_names(tmp_path):
     assert list(records.frame["path"]) == ["müller.jpg"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_labels_and_exclusions(faces_folder, tmp_path, kind):
+    records = write_manifest(
+        tmp_path / f"faces.{kind}",
+        faces_folder,
+        age=["20", "31.5", "-1", "300", "nan", "x", "40"],
+        gender=["male", "F", "m", "f", "0", "1", "other"],
+        camera=list("aabbccd"),
+    )
+    labels = records.labels
+    assert labels.low.tolist() == pytest.approx([20.0, 31.5, float("nan"), 40.0], nan_ok=True)
+    assert labels.female.tolist() == pytest.approx([0, 1, 0, float("nan")], nan_ok=True)
+    reasons = [item.reason for item in records.excluded]
+    assert reasons == [f"age '{cell}' is not an age in 0–116 or a bracket of ages" for cell in ("-1", "300", "x")]
+    assert records.group_columns == ["camera"]
+    assert len(scan_images(records).sha256) == 4
+
+
+def test_missing_labels_in_parquet(tmp_path):
+    frame = pd.DataFrame({"path": ["a.jpg", "b.jpg", "c.jpg"], "age": [3.0, None, 40.0], "gender": [1.0, 0.0, None]})
+    frame.to_parquet(tmp_path / "faces.parquet")
+    records = load_records(str(tmp_path / "faces.parquet"))
+    assert list(records.frame["path"]) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert records.labels.low.tolist() == pytest.approx([3, float("nan"), 40], nan_ok=True)
+    assert records.labels.female.tolist() == pytest.approx([1, 0, float("nan")], nan_ok=True)
+
+
+def test_paths_are_relative_to_the_manifest(faces_folder, tmp_path):
+    name = next(faces_folder.iterdir()).name
+    (tmp_path / "faces.csv").write_text(f"path,age,gender\n{name},30,0\n")
+    (tmp_path / name).write_bytes((faces_folder / name).read_bytes())
+    assert len(scan_images(load_records(str(tmp_path / "faces.csv"))).sha256) == 1
+
+
+def test_splits_are_kept(faces_folder, tmp_path):
+    records = write_manifest(
+        tmp_path / "faces.csv",
+        faces_folder,
+        age=[1, 2, 3, 4],
+        gender=[0, 1, 0, 1],
+        split=["train", "validation", "test", "holdout"],
+    )
+    assert list(records.frame["split"]) == ["train", "val", "test"]
+    assert records.excluded[0].reason == "split is not train, val or test"
+
+
+@pytest.mark.parametrize("name", ["path", "file_name", "file", "filename", "image", "img_path", "Path", "FILE_NAME"])
+def test_common_names_of_the_path_column(tmp_path, name):
+    assert list(load(tmp_path, f"{name},Age,SEX\n{ROWS}").frame["path"]) == ["a.jpg", "b.jpg"]
+
+
+def test_windows_paths_and_outer_spaces(tmp_path):
+    records = load(tmp_path, "path,age,gender\nin\\a.jpg ,20-29,f\n in\\b.jpg,35,m\n")
+    assert list(records.frame["path"]) == ["in/a.jpg", "in/b.jpg"]
+
+
+def test_decimal_commas(tmp_path):
+    records = load(tmp_path, "path;age;gender\na.jpg;23,5;f\nb.jpg;30;m\n")
+    assert list(records.frame["age"]) == [23.5, 30.0]
+
+
+def test_brackets_in_two_columns(tmp_path):
+    records = load(tmp_path, "path,age_low,age_high,gender\na.jpg,20,29,f\nb.jpg,35,35,m\nc.jpg,,,m\n")
+    assert records.labels.exact.tolist() == [False, True, False]
+    assert records.labels.bracketed.tolist() == [True, False, False]
+    assert records.group_columns == []
+
+
+def test_the_age_column_can_be_chosen(tmp_path):
+    (tmp_path / "t.csv").write_text("path,age,apparent,gender\na.jpg,20,25,f\nb.jpg,30,31,m\n")
+    path = str(tmp_path / "t.csv")
+    assert list(load_records(path).frame["age"]) == [20, 30]
+    assert list(load_records(path, ReadOptions(age_column="apparent")).frame["age"]) == [25, 31]
+    with pytest.raises(DataError, match="has no column guessed; it has path, age, apparent, gender"):
+        load_records(path, ReadOptions(age_column="guessed"))
+
+
+def test_gender_alone_and_age_alone(tmp_path):
+    records = load(tmp_path, "path,gender\na.jpg,f\nb.jpg,\n")
+    assert len(records) == 1
+    assert records.excluded[0].reason == "neither age nor gender is known"
+    assert not load(tmp_path, "path,age\na.jpg,3\nb.jpg,7\n").labels.gendered.any()
+
+
+def test_columns_with_a_name_that_agegen_uses_get_an_underscore(tmp_path):
+    records = load(tmp_path, "path,age,gender,row,source\na.jpg,3,f,7,x\nb.jpg,7,m,8,y\n")
+    assert list(records.frame["row_"]) == ["7", "8"]
+    assert list(records.frame["source_"]) == ["x", "y"]
+    assert list(records.frame["row"]) == [0, 1]
+
+
+def test_read_options_are_completed_from_a_run():
+    record = {"options": {"age_column": "apparent", "gender_codes": None}}
+    assert ReadOptions(gender_codes="male,female").fill_from(record) == ReadOptions("apparent", "male,female")
+    assert ReadOptions("real").fill_from(record) == ReadOptions("real")
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("x.jpg,-1,male", "age '-1' is no age in 0–116 nor a bracket of ages"),
-        ("x.jpg,300,male", "age '300' is no age in 0–116"),
+        ("x.jpg,-1,male", "age '-1' is not an age in 0–116 or a bracket of ages"),
+        ("x.jpg,300,male", "age '300' is not an age in 0–116"),
         ("x.jpg,NaN,", "neither age nor gender is known"),
-        ("x.jpg,inf,male", "age 'inf' is no age in 0–116"),
-        ("x.jpg,thirty,male", "age 'thirty' is no age in 0–116"),
-        ("x.jpg,30-20,male", "age '30-20' is no age in 0–116"),
-        ("x.jpg,30,robot", "gender 'robot' is none of male, female"),
-        ("x.jpg,30,2", "gender '2' is none of male, female"),
-        ("a.jpg,30,male", "the path is named twice"),
+        ("x.jpg,inf,male", "age 'inf' is not an age in 0–116"),
+        ("x.jpg,thirty,male", "age 'thirty' is not an age in 0–116"),
+        ("x.jpg,30-20,male", "age '30-20' is not an age in 0–116"),
+        ("x.jpg,30,robot", "gender 'robot' is not male, female"),
+        ("x.jpg,30,2", "gender '2' is not male, female"),
+        ("a.jpg,30,male", "the path occurs twice"),
         (",30,male", "the path is empty"),
         ("../x.jpg,30,male", "the path leads out of the manifest's folder"),
         ("in/../../x.jpg,30,male", "the path leads out of the manifest's folder"),
         ("https://example.org/x.jpg,30,male", "the path is a URL"),
         ("file:///etc/passwd,30,male", "the path is a URL"),
-        ("x" * 5000 + ",30,male", "the path is no file name"),
-        ("x\x00.jpg,30,male", "the path is no file name"),
+        ("x" * 5000 + ",30,male", "the path is not a file name"),
+        ("x\x00.jpg,30,male", "the path is not a file name"),
     ],
 )
-def test_rows_that_are_left_out_with_their_reason(tmp_path, row, reason):
+def test_unusable_rows_are_excluded_with_a_reason(tmp_path, row, reason):
     records = load(tmp_path, "path,age,gender\n" + ROWS + row + "\n")
     assert list(records.frame["path"]) == ["a.jpg", "b.jpg"]
     (excluded,) = records.excluded
@@ -78,14 +188,17 @@ def test_rows_that_are_left_out_with_their_reason(tmp_path, row, reason):
     [
         ("", "as CSV"),
         ("path,race\na.jpg,3\n", "has no column age and no column gender; it has path, race"),
+        ("age,gender\n3,f\n", "has no column path; it has age, gender"),
         ("path,age,gender,age\na.jpg,3,m,4\n", "has the column 'age' twice"),
         ("path,age,gender\n", "no usable face"),
+        ("path,age,gender\na.jpg,abc,0\n", "the column age has no valid cell; the first are 'abc'"),
+        ("path,age,gender\na.jpg,3,robot\n", "the column gender has no valid cell; the first are 'robot'"),
         ("path,age,gender\na.jpg,30,male,more,cells\n", "more cells than its header"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00", "has no column path"),
-        ("x" * 200_000 + "\n", "its first line is no header"),
+        ("x" * 200_000 + "\n", "its first line is not a header"),
     ],
 )
-def test_tables_that_are_refused_in_one_line(tmp_path, content, message):
+def test_unusable_tables_are_rejected_in_one_line(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as caught:
         load(tmp_path, content)
     assert len(str(caught.value)) < 600
@@ -97,26 +210,9 @@ def test_a_line_of_ten_megabytes(tmp_path):
     assert len(records) == 2
 
 
-def test_mixed_types_in_parquet(tmp_path):
-    frame = pd.DataFrame({"path": ["a.jpg", "b.jpg", "c.jpg"], "age": [3.0, None, 40.0], "gender": [1.0, 0.0, None]})
-    frame.to_parquet(tmp_path / "faces.parquet")
-    records = load_records(str(tmp_path / "faces.parquet"))
-    assert list(records.frame["path"]) == ["a.jpg", "b.jpg", "c.jpg"]
-    assert records.labels.low.tolist() == pytest.approx([3, float("nan"), 40], nan_ok=True)
-    assert records.labels.female.tolist() == pytest.approx([1, 0, float("nan")], nan_ok=True)
-
-
-def test_broken_parquet_is_one_line(tmp_path):
-    for content in (b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1"):
-        (tmp_path / "faces.parquet").write_bytes(content)
-        with pytest.raises(DataError, match="as Parquet") as caught:
-            load_records(str(tmp_path / "faces.parquet"))
-        assert "\n" not in str(caught.value)
-
-
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.binary(max_size=400), st.binary(max_size=300).map(lambda tail: b"path,age,gender\n" + tail)))
-def test_whatever_the_bytes_no_traceback(tmp_path, content):
+def test_random_bytes_are_records_or_an_error_of_one_line(tmp_path, content):
     try:
         records = load(tmp_path, content)
     except AgegenError as error:

@@ -1,4 +1,4 @@
-"""Data at an address: on a Hub made here, and wherever fsspec reaches."""
+"""Datasets at a URL: on a local imitation of the Hub, and through fsspec."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from agegen.errors import DataError
 
 
 def list_answers(files):
-    """What a Hub answers of one data set, me/faces, at one revision: its list of files, and each of them."""
+    """Return a Hub's answers for the dataset me/faces at one revision: its list of files, and each file."""
     listed = [{"rfilename": name} for name in files]
     about = {"id": "me/faces", "sha": COMMIT, "siblings": listed, "private": False, "tags": []}
     content = json.dumps(about | {"disabled": False, "downloads": 0, "likes": 0}).encode()
@@ -28,9 +28,8 @@ def list_answers(files):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory, faces_folder):
-    """Drawn faces as two Parquet files with the pictures inside."""
-    from agegen.datatools.config import ConvertConfig
-    from agegen.datatools.convert import convert_data
+    """Drawn faces in two Parquet files that contain the images."""
+    from agegen.datatools.convert import ConvertConfig, convert_data
 
     folder = tmp_path_factory.mktemp("shards")
     halves = [folder / "one", folder / "two"]
@@ -51,7 +50,7 @@ def run(words, home, **env):
 
 
 def test_from_the_hub(shards, tmp_path):
-    files = {f"data/{path.name}": path.read_bytes() for path in shards} | {"other/three.parquet": b"no parquet"}
+    files = {f"data/{path.name}": path.read_bytes() for path in shards} | {"other/three.parquet": b"not Parquet"}
     words = ["eval", "--model", "compact", "--split", "all", "--json", "-", "--data"]
     with serve_hub(list_answers(files)) as (address, _):
         for name, count in (("data/one.parquet", 40), ("data/*.parquet", 60)):
@@ -60,12 +59,12 @@ def test_from_the_hub(shards, tmp_path):
             assert json.loads(done.stdout)["n"] == count
         missing = run([*words, "hf://datasets/me/faces/none.parquet"], tmp_path, HF_ENDPOINT=address)
         assert "no file at hf://datasets/me/faces/none.parquet" in missing.stderr
-    # From the cache now, with no Hub there.
+    # From the cache, without the Hub.
     again = run([*words, f"hf://datasets/me/faces@{COMMIT}/data/*.parquet"], tmp_path, HF_HUB_OFFLINE="1")
     assert json.loads(again.stdout)["n"] == 60, again.stderr
     gone = run([*words, "hf://datasets/me/others/a.parquet"], tmp_path, HF_HUB_OFFLINE="1")
     assert gone.returncode == 1
-    assert "is not at hand and can't be downloaded" in gone.stderr
+    assert "is not cached and cannot be downloaded" in gone.stderr
     assert len(gone.stderr.strip().splitlines()) == 1
 
 
@@ -76,22 +75,22 @@ def test_by_fsspec(shards, tmp_path):
     assert records.decode(0).shape[2] == 3
     both = load_records(f"file://{shards[0].parent}/*.parquet")
     assert len(both) == 60
-    weighed = load_sources([f"{address}::0.5", f"file://{shards[1]}"])
-    assert weighed.weights == {"one": 0.5, "two": 1.0}
+    weighted = load_sources([f"{address}::0.5", f"file://{shards[1]}"])
+    assert weighted.weights == {"one": 0.5, "two": 1.0}
 
 
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("file:///nowhere/at/all.parquet", "is not at hand"),
-        ("hf://me/faces/a.parquet", "is no data set on the Hub"),
-        ("hf://datasets/me/a.parquet", "is no data set on the Hub"),
-        ("s3://bucket/faces.csv", "must be Parquet with the pictures inside"),
-        ("s3://bucket/faces.parquet", "needs another package"),
+        ("file:///nowhere/at/all.parquet", "is not cached"),
+        ("hf://me/faces/a.parquet", "invalid address of a dataset"),
+        ("hf://datasets/me/a.parquet", "invalid address of a dataset"),
+        ("s3://bucket/faces.csv", "must be Parquet files that contain the images"),
+        ("s3://bucket/faces.parquet", "requires another package"),
         ("nothing://bucket/faces.parquet", "Protocol not known"),
     ],
 )
-def test_addresses_that_lead_nowhere(address, reason):
+def test_invalid_addresses_are_one_line(address, reason):
     with pytest.raises(DataError, match=reason) as caught:
         load_records(address)
     assert "\n" not in str(caught.value)

@@ -51,7 +51,7 @@ def report(faulty):
 def test_unusable_files_have_reasons(report):
     reasons = {item.path: item.reason for item in report.excluded}
     assert reasons["grandma.jpg"] == "the name is not age_gender_race_datetime"
-    assert "not a readable picture" in reasons["31_0_1_20200101000000001.jpg"]
+    assert "not a readable image" in reasons["31_0_1_20200101000000001.jpg"]
     assert [item.path for item in report.tiny] == ["30_0_1_20200101000000000.jpg"]
     assert report.faces == 63
 

@@ -8,7 +8,7 @@ import pytest
 
 from agegen.data.demo import draw_records
 from agegen.data.scan import scan_images
-from agegen.data.splits import PROTOCOLS, find_protocol, keep_ages, read_split, split_scan
+from agegen.data.splits import PROTOCOLS, apply_protocol, find_protocol, read_split, split_scan
 from agegen.errors import AgegenError, DataError
 
 
@@ -35,7 +35,7 @@ def test_a_training_uses_the_file(agegen, tmp_path):
 def test_protocols_have_their_ages_and_fractions(name, low, high):
     scan = scan_images(draw_records(400))
     protocol = find_protocol(name)
-    kept = keep_ages(scan, protocol)
+    kept = apply_protocol(scan, protocol)
     ages = kept.records.frame["age"]
     assert (ages.between(low, high)).all()
     inside = scan.records.frame["age"].between(low, high).sum()
@@ -53,7 +53,7 @@ def test_protocols_have_their_ages_and_fractions(name, low, high):
 def test_protocols_ignore_the_datas_own_split():
     scan = scan_images(draw_records(60))
     scan.records.frame["split"] = "train"
-    split = split_scan(keep_ages(scan, PROTOCOLS["utkface-full"]), 0, PROTOCOLS["utkface-full"].shares)
+    split = split_scan(apply_protocol(scan, PROTOCOLS["utkface-full"]), 0, PROTOCOLS["utkface-full"].shares)
     assert set(split["split"]) == {"train", "val", "test"}
 
 
@@ -88,6 +88,6 @@ def test_invalid_splits_are_errors_of_one_line(agegen, tmp_path):
     scan = scan_images(draw_records(20))
     scan.records.frame["age"] = np.float64(5)
     with pytest.raises(DataError, match="has an age of 21 to 60"):
-        keep_ages(scan, find_protocol("utkface-21-60"))
+        apply_protocol(scan, find_protocol("utkface-21-60"))
     with pytest.raises(AgegenError):
         find_protocol("")

@@ -130,8 +130,8 @@ def test_photos_are_reported_and_a_detector_helps(utkface, tmp_path):
     (tmp_path / "photos.csv").write_text("\n".join(["path,age,gender", *rows]))
     config = EvalConfig(model="scratch", data=(str(tmp_path / "photos.csv"),), split="all")
     plain, cropped = evaluate_run(config), evaluate_run(replace(config, detector="mtcnn"))
-    assert any("look like photographs, not like aligned crops" in notice for notice in plain.notices)
-    assert not any("look like photographs" in notice for notice in cropped.notices)
+    assert any("look like uncropped photos, not like aligned face crops" in notice for notice in plain.notices)
+    assert not any("look like uncropped photos" in notice for notice in cropped.notices)
     assert cropped.evaluation.age.mae.value < 0.7 * plain.evaluation.age.mae.value
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agegen.data.labels import find_baseline
+from agegen.data.labels import compute_baseline
 from agegen.data.loading import load_sources
 from agegen.data.scan import scan_images
 from agegen.data.splits import split_scan
@@ -94,7 +94,7 @@ def test_a_checkpoint_without_a_baseline_has_that_of_the_faces(trained_run, tmp_
     bare = tmp_path / "bare.safetensors"
     save_checkpoint(bare, model, replace(info, training={}))
     subject = open_subject(["demo"], run=bare)
-    assert subject.baseline == find_baseline(subject.scan.records.frame) != own.baseline
+    assert subject.baseline == compute_baseline(subject.scan.records.frame) != own.baseline
 
 
 def test_a_training_has_seen_its_faces_and_their_near_duplicates():

@@ -43,7 +43,7 @@ def test_another_file_of_that_name_is_refused(tmp_path):
     with serve_hub({PLACE: b"another detector"}) as (address, _):
         done = run(["download"], tmp_path, HF_ENDPOINT=address)
     assert done.returncode == 1
-    assert "is not the detector that agegen knows" in done.stderr
+    assert "is not the expected YuNet file" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -52,7 +52,7 @@ def test_offline_never_asks(tmp_path, words):
     with serve_hub({PLACE: b"another detector"}) as (address, asked):
         done = run(words, tmp_path, HF_ENDPOINT=address)
     assert (done.returncode, asked) == (1, [])
-    assert "can't be downloaded" in done.stderr
+    assert "cannot be downloaded" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,3 +1,5 @@
+"""Calibration: coverage of the intervals, thresholds of gender, and the stored form."""
+
 import json
 from dataclasses import replace
 
@@ -7,64 +9,64 @@ import pytest
 from agegen.data.labels import Labels
 from agegen.errors import CheckpointError
 from agegen.model.calibration import (
+    BAND_CENTERS,
     BRACKETS,
     EXACT,
-    LEAST_NAMED,
-    MIDDLES,
+    MIN_NAMED_SHARE,
+    TARGET_ACCURACY,
     UNCALIBRATED,
-    WANTED_ACCURACY,
     Calibration,
+    assign_bands,
     bound_ages,
     calibrate,
     choose_min_confidence,
     choose_thresholds,
-    find_bands,
-    find_quantile,
-    raise_threshold,
+    compute_quantile,
+    find_band_threshold,
 )
 
 
 def draw_faces(n, seed, overconfidence=3.0):
-    """Return estimates whose true spread is ``overconfidence`` times the one that they claim."""
+    """Return estimates whose true standard deviation is ``overconfidence`` times the claimed one."""
     rng = np.random.default_rng(seed)
     true = rng.uniform(20, 80, n)
-    spread = rng.uniform(1, 5, n)
-    age = true + rng.normal(0, overconfidence * spread)
+    std = rng.uniform(1, 5, n)
+    age = true + rng.normal(0, overconfidence * std)
     p_female = rng.uniform(0, 1, n)
     female = rng.uniform(0, 1, n) < p_female
-    return age, spread, p_female, Labels(true, true, female.astype(float))
+    return age, std, p_female, Labels(true, true, female.astype(float))
 
 
 @pytest.mark.parametrize("overconfidence", [0.5, 1.0, 3.0])
-def test_intervals_cover_what_they_promise_on_new_faces(overconfidence):
+def test_intervals_have_the_promised_coverage_on_new_faces(overconfidence):
     calibration = calibrate(*draw_faces(2000, 0, overconfidence))
-    age, spread, _, labels = draw_faces(5000, 1, overconfidence)
-    low, high = bound_ages(age, spread, calibration)
+    age, std, _, labels = draw_faces(5000, 1, overconfidence)
+    low, high = bound_ages(age, std, calibration)
     assert ((low <= labels.low) & (labels.low <= high)).mean() == pytest.approx(0.9, abs=0.02)
     assert (calibration.faces, calibration.basis) == (2000, EXACT)
 
 
-def test_brackets_serve_where_no_age_is_exact():
-    age, spread, p_female, labels = draw_faces(2000, 0)
+def test_brackets_are_used_if_no_age_is_exact():
+    age, std, p_female, labels = draw_faces(2000, 0)
     decade = labels.low // 10 * 10
-    calibration = calibrate(age, spread, p_female, Labels(decade, decade + 9, labels.female))
+    calibration = calibrate(age, std, p_female, Labels(decade, decade + 9, labels.female))
     assert calibration.basis == BRACKETS
-    exact = calibrate(age, spread, p_female, labels)
+    exact = calibrate(age, std, p_female, labels)
     assert calibration.interval_scale == pytest.approx(exact.interval_scale, rel=0.15)
     nothing = np.full(2000, np.nan)
-    assert calibrate(age, spread, p_female, Labels(nothing, nothing, labels.female)).faces == 0
+    assert calibrate(age, std, p_female, Labels(nothing, nothing, labels.female)).faces == 0
 
 
-def test_from_one_gender_nothing_is_learnt_of_two():
-    age, spread, p_female, labels = draw_faces(200, 0)
-    calibration = calibrate(age, spread, p_female, Labels(labels.low, labels.high, np.ones(200)))
+def test_gender_is_never_reported_after_faces_of_one_gender():
+    age, std, p_female, labels = draw_faces(200, 0)
+    calibration = calibrate(age, std, p_female, Labels(labels.low, labels.high, np.ones(200)))
     assert calibration.min_confidence == 1.0
 
 
-def test_the_face_that_set_the_scale_stays_inside():
-    age, spread, p_female, labels = draw_faces(999, 4)
-    calibration = calibrate(age, spread, p_female, labels)
-    low, high = bound_ages(age, spread, calibration)
+def test_rounding_does_not_reduce_the_coverage():
+    age, std, p_female, labels = draw_faces(999, 4)
+    calibration = calibrate(age, std, p_female, labels)
+    low, high = bound_ages(age, std, calibration)
     assert ((low <= labels.low) & (labels.low <= high)).mean() >= 0.9
 
 
@@ -74,74 +76,74 @@ def test_uncertain_faces_get_wider_intervals():
     assert (high - low)[1] == pytest.approx(4 * (high - low)[0])
 
 
-def test_bounds_stay_within_the_ages_there_are():
+def test_bounds_are_clipped_to_valid_ages():
     low, high = bound_ages(np.array([1.0, 115.0]), np.array([20.0, 20.0]), UNCALIBRATED)
     assert low.min() == 0
     assert high.max() == 116
 
 
 def test_few_faces_give_cautious_intervals():
-    age, spread, p_female, labels = draw_faces(5, 3)
-    low, high = bound_ages(age, spread, calibrate(age, spread, p_female, labels))
+    age, std, p_female, labels = draw_faces(5, 3)
+    low, high = bound_ages(age, std, calibrate(age, std, p_female, labels))
     assert ((low <= labels.low) & (labels.low <= high)).all()
 
 
-def test_the_threshold_is_the_lowest_that_is_right_often_enough():
+def test_the_threshold_is_the_lowest_with_the_target_accuracy():
     *_, p_female, labels = draw_faces(4000, 5)
     female = labels.female > 0.5
     p_female = np.where(female, np.maximum(p_female, 0.3), p_female)
-    confidence, right = np.maximum(p_female, 1 - p_female), (p_female >= 0.5) == female
-    threshold = choose_min_confidence(confidence, right)
+    confidence, correct = np.maximum(p_female, 1 - p_female), (p_female >= 0.5) == female
+    threshold = choose_min_confidence(confidence, correct)
     named = confidence >= threshold
-    assert named.mean() >= LEAST_NAMED
-    assert right[named].mean() >= WANTED_ACCURACY or named.mean() == pytest.approx(LEAST_NAMED, abs=0.01)
+    assert named.mean() >= MIN_NAMED_SHARE
+    assert correct[named].mean() >= TARGET_ACCURACY or named.mean() == pytest.approx(MIN_NAMED_SHARE, abs=0.01)
     assert 0.5 < threshold < 1
 
 
-def test_thresholds_at_the_ends():
+def test_thresholds_of_perfect_and_of_random_estimates():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.5, 1, 1000)
     assert choose_min_confidence(confidence, np.ones(1000, bool)) == 0.5
     half = choose_min_confidence(confidence, rng.uniform(size=1000) < 0.5)
-    assert (confidence >= half).mean() == pytest.approx(LEAST_NAMED, abs=0.01)
+    assert (confidence >= half).mean() == pytest.approx(MIN_NAMED_SHARE, abs=0.01)
 
 
-BAD = (
+INVALID = (
     {**Calibration(2.0, 0.9, 0.8, 100).to_json(), "scales": [[1.5]]},
     {**Calibration(2.0, 0.9, 0.8, 100).to_json(), "scales": [[1.5, -1]]},
     {**Calibration(2.0, 0.9, 0.8, 100).to_json(), "doubtful": [[0, 3, 7]]},
 )
 
 
-def test_json_form():
+def test_json_round_trip_and_invalid_content():
     calibration = Calibration(2.0, 0.9, 0.8, 100)
     assert Calibration.from_json(calibration.to_json()) == calibration
     banded = replace(calibration, scales=((1.5, 1.0), (50.0, 2.0)), doubtful=((0.0, 3.0, 1.0),))
     assert Calibration.from_json(json.loads(json.dumps(banded.to_json()))) == banded
-    for bad in ({}, {**calibration.to_json(), "more": 1}, {**calibration.to_json(), "min_confidence": 3}, *BAD):
+    for bad in ({}, {**calibration.to_json(), "more": 1}, {**calibration.to_json(), "min_confidence": 3}, *INVALID):
         with pytest.raises(CheckpointError, match="calibration of the checkpoint"):
             Calibration.from_json(bad)
 
 
 def draw_uneven(n, seed):
-    """Return estimates that claim the same spread at all ages, and err three times as much at old age as in youth."""
+    """Return estimates with a constant std, whose errors are three times as large at old age as in youth."""
     rng = np.random.default_rng(seed)
     age = rng.uniform(0, 90, n)
     true = age + rng.normal(0, 2 + age / 20)
     female = rng.random(n) < 0.5
-    # Of infants nobody can tell.
+    # The gender of infants cannot be estimated.
     p_female = np.where(age < 3, rng.uniform(0, 1, n), np.where(female, 0.99, 0.01))
     return age, np.full(n, 3.0), p_female, Labels(true, true, female.astype(float))
 
 
-def test_intervals_hold_in_every_band_of_estimates():
-    """One scale for all ages covers youth too often and age too seldom."""
+def test_intervals_have_the_promised_coverage_in_every_band():
+    """With one scale for all ages, the coverage would be too high in youth and too low at old age."""
     calibration = calibrate(*draw_uneven(3000, 0))
-    age, spread, _, labels = draw_uneven(20_000, 1)
+    age, std, _, labels = draw_uneven(20_000, 1)
     for used in (calibration, replace(calibration, scales=())):
-        low, high = bound_ages(age, spread, used)
+        low, high = bound_ages(age, std, used)
         inside = (low <= labels.low) & (labels.low <= high)
-        shares = [inside[find_bands(age) == band].mean() for band in range(1, 10)]
+        shares = [inside[assign_bands(age) == band].mean() for band in range(1, 10)]
         if used.scales:
             assert inside.mean() == pytest.approx(0.9, abs=0.015)
             assert all(0.86 < share < 0.94 for share in shares)
@@ -150,29 +152,29 @@ def test_intervals_hold_in_every_band_of_estimates():
             assert min(shares) < 0.85
 
 
-def test_bands_are_those_of_crepes():
-    """Mondrian conformal regression of another library, without our shrinkage and interpolation."""
+def test_the_quantiles_of_bands_match_crepes():
+    """crepes implements Mondrian conformal regression without our shrinkage and interpolation."""
     from crepes import ConformalRegressor
 
-    age, spread, _, labels = draw_uneven(3000, 0)
+    age, std, _, labels = draw_uneven(3000, 0)
     residuals = labels.low - age
-    bands = find_bands(age)
-    theirs = ConformalRegressor().fit(residuals, sigmas=spread, bins=bands)
-    bounds = theirs.predict_int(age, sigmas=spread, bins=bands, confidence=0.9)
+    bands = assign_bands(age)
+    theirs = ConformalRegressor().fit(residuals, sigmas=std, bins=bands)
+    bounds = theirs.predict_int(age, sigmas=std, bins=bands, confidence=0.9)
     half = (bounds[:, 1] - bounds[:, 0]) / 2
-    for band in range(len(MIDDLES)):
-        ours = find_quantile(np.abs(residuals[bands == band]) / 3.0, 0.9) * 3.0
-        # Theirs may be the next rank, which lies some thousandths away.
+    for band in range(len(BAND_CENTERS)):
+        ours = compute_quantile(np.abs(residuals[bands == band]) / 3.0, 0.9) * 3.0
+        # crepes may use the next rank, whose score differs by some thousandths.
         assert ours == pytest.approx(half[bands == band][0], rel=0.02)
 
 
-def test_the_data_set_that_needs_most_counts():
-    age, spread, p_female, labels = draw_faces(2000, 0, 1.0)
+def test_the_dataset_with_the_largest_errors_determines_the_scale():
+    age, std, p_female, labels = draw_faces(2000, 0, 1.0)
     worse = draw_faces(2000, 1, 3.0)
     both = Labels(
-        *(np.concatenate([one, other]) for one, other in zip(labels_of(labels), labels_of(worse[3]), strict=True))
+        *(np.concatenate([one, other]) for one, other in zip(list_columns(labels), list_columns(worse[3]), strict=True))
     )
-    columns = [np.concatenate([one, other]) for one, other in zip((age, spread, p_female), worse[:3], strict=True)]
+    columns = [np.concatenate([one, other]) for one, other in zip((age, std, p_female), worse[:3], strict=True)]
     sources = np.repeat(["good", "bad"], 2000)
     calibration = calibrate(*columns, both, sources)
     alone = calibrate(*worse)
@@ -181,29 +183,29 @@ def test_the_data_set_that_needs_most_counts():
     assert calibrate(*columns, both).interval_scale < alone.interval_scale
 
 
-def labels_of(labels):
+def list_columns(labels):
     return labels.low, labels.high, labels.female
 
 
-def test_genders_of_infants_are_not_named_where_nobody_can_tell():
-    age, spread, p_female, labels = draw_uneven(4000, 0)
-    calibration = calibrate(age, spread, p_female, labels)
+def test_the_gender_of_infants_is_not_reported_if_it_cannot_be_estimated():
+    age, std, p_female, labels = draw_uneven(4000, 0)
+    calibration = calibrate(age, std, p_female, labels)
     ((low, high, threshold),) = calibration.doubtful
     assert (low, high, threshold) == (0, 3, 1.0)
     thresholds = choose_thresholds(np.array([1.0, 2.9, 3.0, 40.0]), calibration)
     assert thresholds.tolist() == [1.0, 1.0, calibration.min_confidence, calibration.min_confidence]
-    # Without infants there is nothing to doubt, and the threshold of the others is theirs.
+    # Without infants no band is excluded, and the threshold is the same.
     older = age >= 3
-    others = calibrate(age[older], spread[older], p_female[older], labels.pick(older))
+    others = calibrate(age[older], std[older], p_female[older], labels.pick(older))
     assert others.doubtful == ()
     assert others.min_confidence == calibration.min_confidence
 
 
-def test_a_doubtful_band_is_named_where_it_is_right():
+def test_the_threshold_of_a_band_reaches_the_target_accuracy():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.5, 1, 2000)
-    right = rng.random(2000) < np.where(confidence > 0.9, 1.0, 0.6)
-    threshold = raise_threshold(confidence, right, 0.5, 0.97)
+    correct = rng.random(2000) < np.where(confidence > 0.9, 1.0, 0.6)
+    threshold = find_band_threshold(confidence, correct, 0.5)
     assert 0.85 < threshold < 0.92
-    assert right[confidence >= threshold].mean() >= 0.97
-    assert raise_threshold(confidence, rng.random(2000) < 0.6, 0.5, 0.97) == 1.0
+    assert correct[confidence >= threshold].mean() >= 0.97
+    assert find_band_threshold(confidence, rng.random(2000) < 0.6, 0.5) == 1.0

@@ -1,3 +1,5 @@
+"""Checkpoints: metadata, and one clear line for every kind of damage."""
+
 import json
 import struct
 
@@ -22,7 +24,7 @@ def change(metadata, **fields):
     return {"agegen": json.dumps({**json.loads(metadata["agegen"]), **fields})}
 
 
-def test_info_tells_what_made_it(trained_run):
+def test_the_metadata_names_the_plugin(trained_run):
     info = read_info(trained_run / "best.safetensors")
     assert (info.model, info.distribution, info.base) == ("scratch", "agegen", None)
     assert info.training["epoch"] in (1, 2)
@@ -40,25 +42,25 @@ def test_damage_is_one_clear_line(parts, tmp_path):
         assert "\n" not in str(caught.value)
 
     refuse("lacks 1 tensors", tensors={name: value for name, value in tensors.items() if name != first})
-    refuse("1 tensors too many, the first: extra", tensors={**tensors, "extra": torch.zeros(1)})
+    refuse("1 unexpected tensors, the first is extra", tensors={**tensors, "extra": torch.zeros(1)})
     refuse("has the shape", tensors={**tensors, first: torch.zeros(1, 2)})
-    refuse("values that are no numbers", tensors={**tensors, first: tensors[first] * float("nan")})
+    refuse("NaN or infinite values", tensors={**tensors, first: tensors[first] * float("nan")})
     refuse("was not written by agegen", metadata={"format": "pt"})
-    refuse("another format", metadata=change(metadata, format=99))
-    refuse("metadata that this agegen can't read", metadata=change(metadata, colour="red"))
-    refuse("no backbone is called 'gone'", metadata=change(metadata, model="gone"))
-    refuse("for another input", metadata=change(metadata, input_spec={"size": 8, "mean": [0] * 3, "std": [1] * 3}))
+    refuse("the format 99", metadata=change(metadata, format=99))
+    refuse("invalid metadata", metadata=change(metadata, color="red"))
+    refuse("unknown backbone 'gone'", metadata=change(metadata, model="gone"))
+    refuse("takes another input", metadata=change(metadata, input_spec={"size": 8, "mean": [0] * 3, "std": [1] * 3}))
 
 
 @pytest.mark.parametrize("content", [b"", b"short", struct.pack("<Q", 1 << 60) + b"{}", b"\x00" * 100])
-def test_what_is_no_safetensors_is_refused(tmp_path, content):
+def test_files_that_are_not_safetensors_are_rejected(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged or no safetensors file"):
+    with pytest.raises(CheckpointError, match="damaged or not a safetensors file"):
         load_checkpoint(path)
 
 
-def test_a_truncated_checkpoint_is_refused(trained_run, tmp_path):
+def test_a_truncated_checkpoint_is_rejected(trained_run, tmp_path):
     content = (trained_run / "best.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
@@ -72,6 +74,6 @@ def test_pickles_are_never_opened(tmp_path):
         load_checkpoint(path)
 
 
-def test_a_missing_checkpoint_says_so(tmp_path):
+def test_a_missing_checkpoint_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "model.safetensors")

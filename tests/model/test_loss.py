@@ -1,3 +1,5 @@
+"""The training loss against values that can be computed by hand."""
+
 import math
 
 import numpy as np
@@ -6,7 +8,7 @@ import torch
 
 from agegen.data.labels import AGE_CLASSES, MAX_AGE
 from agegen.model.loss import DEFAULT_LOSS, Targets, compute_loss, make_age_distribution
-from agegen.model.network import Outputs, expect_age
+from agegen.model.network import Outputs, compute_std, expect_age
 
 NAN = math.nan
 
@@ -19,7 +21,7 @@ def make_outputs(distributions, logits):
     return Outputs(torch.as_tensor(distributions).clamp_min(1e-30).log(), torch.tensor(logits, dtype=torch.float32))
 
 
-def test_every_label_distribution_has_its_age_for_a_mean():
+def test_the_mean_of_a_label_distribution_is_the_age():
     ages = torch.cat([torch.arange(AGE_CLASSES), torch.tensor([0.25, 1.5, 33.4, 115.9])]).float()
     targets = make_age_distribution(ages)
     assert targets.sum(dim=1) == pytest.approx(torch.ones(len(ages)), abs=1e-5)
@@ -27,12 +29,12 @@ def test_every_label_distribution_has_its_age_for_a_mean():
     assert (targets >= 0).all()
 
 
-def test_distributions_are_narrower_towards_the_ends():
+def test_label_distributions_are_narrower_at_the_ends():
     years = torch.arange(AGE_CLASSES).float()
     targets = make_age_distribution(years)
-    spread = ((targets * years**2).sum(dim=1) - years**2).clamp(min=0).sqrt()
-    assert spread[[0, 1, 2, 50, MAX_AGE]].tolist() == pytest.approx([0.0, 0.85, 1.33, 2.0, 0.0], abs=0.02)
-    assert (spread[:10].diff() > 0).all()
+    std = ((targets * years**2).sum(dim=1) - years**2).clamp(min=0).sqrt()
+    assert std[[0, 1, 2, 50, MAX_AGE]].tolist() == pytest.approx([0.0, 0.85, 1.33, 2.0, 0.0], abs=0.02)
+    assert (std[:10].diff() > 0).all()
 
 
 def test_loss_is_lowest_at_the_labels():
@@ -47,8 +49,8 @@ def test_loss_is_lowest_at_the_labels():
     assert compute_loss(wrong_gender, targets) == pytest.approx(20 * DEFAULT_LOSS.gender, abs=0.1)
 
 
-def test_a_one_year_old_is_not_drawn_towards_two():
-    """The L1 term compares with the age, not with the mean of a cut-off Gaussian, which was 1.78 for 1."""
+def test_the_loss_of_a_one_year_old_is_not_biased_towards_two():
+    """The L1 term compares with the age, not with the mean of a truncated Gaussian, which is 1.78 for 1."""
     targets = make_targets([1], [1], [NAN])
     losses = {}
     for mean in (1.0, 1.4, 1.78):
@@ -65,11 +67,11 @@ def test_a_bracket_costs_the_probability_outside_it():
     assert compute_loss(make_outputs(even, [0.0]), targets) == pytest.approx(0.0, abs=1e-5)
     half = torch.zeros(1, AGE_CLASSES)
     half[0, 25], half[0, 45] = 0.5, 0.5
-    # Half of the probability inside, and an expectation of 35 that lies 5.5 years beyond 29 and its half year.
+    # Half of the probability is inside, and the expected age of 35 is 5.5 years above 29.5.
     assert compute_loss(make_outputs(half, [0.0]), targets) == pytest.approx(math.log(2) + 0.2 * 5.5, abs=1e-4)
 
 
-def test_missing_labels_take_no_part():
+def test_missing_labels_do_not_affect_the_loss():
     rng = np.random.default_rng(0)
     outputs = Outputs(
         torch.tensor(rng.normal(size=(4, AGE_CLASSES)), dtype=torch.float32, requires_grad=True),
@@ -96,9 +98,14 @@ def test_missing_labels_take_no_part():
     assert loss.item() == pytest.approx(((2 * ages[0] + ages[1]) / 3 + gender).item(), abs=1e-5)
 
 
-def test_a_batch_without_any_label_costs_nothing():
+def test_the_loss_of_a_batch_without_labels_is_zero():
     outputs = Outputs(torch.randn(2, AGE_CLASSES, requires_grad=True), torch.randn(2, requires_grad=True))
     loss = compute_loss(outputs, make_targets([NAN, NAN], [NAN, NAN], [NAN, NAN]))
     loss.backward()
     assert loss == 0
     assert (outputs.age_logits.grad == 0).all()
+
+
+def test_spread_of_a_known_distribution():
+    spread = compute_std(make_age_distribution(torch.tensor([40.0, 60.0])))
+    assert spread.tolist() == pytest.approx([DEFAULT_LOSS.sigma, DEFAULT_LOSS.sigma], abs=0.05)

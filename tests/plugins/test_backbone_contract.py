@@ -1,4 +1,4 @@
-"""One contract test over every installed backbone, and what it finds in those that break it."""
+"""The contract tests: all installed backbones pass, and violations are reported in one line."""
 
 import pytest
 from torch import nn
@@ -9,17 +9,17 @@ from agegen.plugins import list_plugins, load_plugin
 from agegen.testing import BackboneContract, check_backbone
 
 PLUGINS = [plugin for plugin in list_plugins() if not plugin.taken_by]
-# What takes an argument is tested with many of them, in a file of its own.
+# timm takes an argument; test_timm.py tests it with many.
 PLAIN = [plugin for plugin in PLUGINS if plugin.name != "timm"]
 
 
 @pytest.mark.parametrize("plugin", PLAIN, ids=lambda plugin: plugin.name)
-def test_every_installed_backbone_keeps_the_contract(plugin):
+def test_every_installed_backbone_passes(plugin):
     check_backbone(load_plugin(plugin))
 
 
 @pytest.mark.usefixtures("real_vgg16")
-def test_vgg16_keeps_the_contract_with_its_real_weights():
+def test_vgg16_passes_with_its_real_weights():
     plugin = next(plugin for plugin in PLUGINS if plugin.name == "vgg16")
     check_backbone(load_plugin(plugin), pretrained=True)
 
@@ -39,7 +39,7 @@ class Tiny(Backbone):
 
 
 class TestTiny(BackboneContract):
-    """The base class runs under pytest as it stands."""
+    """pytest collects the tests of the base class."""
 
     backbone = Tiny
 
@@ -53,7 +53,7 @@ class TestHalf(BackboneContract):
     exports_to_onnx = False
 
 
-def test_what_does_not_train_stays_in_evaluation_mode():
+def test_parts_that_are_not_trained_stay_in_evaluation_mode():
     model = AgeGenderModel(Half()).train()
     training = {name: module.training for name, module in model.backbone.named_modules() if name}
     assert not any(flag for name, flag in training.items() if name.startswith("early"))
@@ -97,33 +97,33 @@ class Stray(Half):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        (make_broken(feature_dim=100), "features on the meta device are"),
+        (make_broken(feature_dim=100), "features on the meta device have the shape"),
         (make_broken(input_spec=None), r"Broken\.input_spec must be set to a InputSpec"),
         (make_broken(frozen=True), "Broken is frozen, so it must name its weights"),
         (make_broken(trained_parts=("later",)), "Broken has no part 'later'"),
         (make_broken(make_heads=lambda self, config: nn.Linear(8, 8)), "has no attribute 'age_logits'"),
         (Moving, "a frozen backbone has changed"),
-        (Constant, "features are the same for every picture"),
+        (Constant, "features are the same for every image"),
         (Unused, "no gradient reaches backbone.spare.weight"),
-        (Stray, r"early\.1\.running_mean'\] has changed, which is none of trained_parts"),
+        (Stray, r"early\.1\.running_mean'\] has changed, but is not in trained_parts"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_broken_promises_are_told_in_a_line(backbone, message):
+def test_violations_are_reported_in_one_line(backbone, message):
     with pytest.raises(Exception, match=message) as caught:
         check_backbone(backbone)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_excuses_hold():
+def test_requirements_can_be_disabled():
     class Contract(BackboneContract):
         backbone = Unused
         trains_every_parameter = False
 
-    Contract().test_a_step_trains_what_is_to_train()
+    Contract().test_a_step_changes_only_trainable_parts()
 
 
-def test_a_missing_declaration_is_named():
+def test_a_missing_declaration_is_named_in_the_error():
     class Empty(Backbone):
         pass
 
@@ -131,8 +131,8 @@ def test_a_missing_declaration_is_named():
         check_backbone(Empty)
 
 
-class OwnHeads(Tiny):
-    """Heads of its own: one layer for both."""
+class CustomHeads(Tiny):
+    """Custom heads: one layer for both."""
 
     heads = HeadConfig(hidden=16, age_hidden=24)
 
@@ -149,12 +149,12 @@ class OwnHeads(Tiny):
         return Heads(self.feature_dim)
 
 
-def test_heads_of_its_own_keep_the_contract():
-    check_backbone(OwnHeads)
-    assert not hasattr(AgeGenderModel(OwnHeads()).heads, "age")
+def test_custom_heads_pass():
+    check_backbone(CustomHeads)
+    assert not hasattr(AgeGenderModel(CustomHeads()).heads, "age")
 
 
-def test_each_head_has_its_width():
+def test_the_heads_can_have_different_widths():
     wide = type("Wide", (Tiny,), {"heads": HeadConfig(hidden=16, age_hidden=24)})
     heads = AgeGenderModel(wide()).heads
     assert (heads.age[0].out_features, heads.gender[0].out_features) == (24, 16)

@@ -1,4 +1,4 @@
-"""Any backbone of timm: families, names, options, and trainings with each way of using them."""
+"""Backbones from timm: architecture families, names, options, and trainings of every kind."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from agegen.plugins import build_backbone, find_plugin, load_backbone
 from agegen.testing import check_backbone
 from agegen.train.loop import FitSettings, make_optimizer
 
-# Small ones of each family, at the size of input that keeps the test quick.
+# A small network of each family, with an input size that keeps the test fast.
 FAMILIES = {
     "resnet10t": 64,
     "mobilenetv3_small_050": 64,
@@ -32,22 +32,22 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_keeps_the_contract(name):
+def test_every_family_passes_the_contract_test(name):
     check_backbone(TimmBackbone, argument=name, image_size=FAMILIES[name], onnx=True)
 
 
-def test_its_own_data_config_counts():
+def test_the_input_spec_is_timms_data_config():
     backbone = TimmBackbone("lcnet_035", pretrained=False)
     assert backbone.input_spec.size == 224
     assert backbone.input_spec.mean == pytest.approx((0.485, 0.456, 0.406))
     assert TimmBackbone("lcnet_035", pretrained=False, image_size=64).input_spec.size == 64
 
 
-def test_of_vgg_the_convolutions_alone_are_taken():
+def test_only_the_convolutions_of_vgg_are_used():
     backbone = TimmBackbone("vgg11", pretrained=False, image_size=64)
     assert backbone.feature_dim == 512
     assert sum(parameter.numel() for parameter in backbone.parameters()) < 10_000_000
-    # MobileNet's wide last layer belongs to what was pretrained.
+    # The wide last layer of MobileNet is kept: it is pretrained and has fewer parameters.
     assert TimmBackbone("mobilenetv3_small_050", pretrained=False, image_size=64).feature_dim == 1024
 
 
@@ -59,27 +59,27 @@ def build(name, **options):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("timm", {}, "backbone 'timm' of agegen .* needs an argument: --model timm:ARCHITECTURE"),
-        ("scratch:x", {}, "backbone 'scratch:x' of agegen .* takes no argument; leave ':x' out"),
-        ("scratch", {"image_size": 64}, "backbone 'scratch' of agegen .* has no --image-size"),
-        ("timm:resnet19", {}, "timm has no network 'resnet19'; near: resnet18"),
-        ("timm:mobilenetv4_small", {}, "near: .*mobilenetv4_conv_small"),
-        ("timm:vgg16.tv", {}, r"timm has no weights 'vgg16\.tv'; near: vgg16\.tv_in1k"),
-        ("timm:levit_128s", {"image_size": 70}, "takes no pictures of 70×70 pixels"),
+        ("timm", {}, "backbone 'timm' of agegen .* requires an argument: --model timm:ARCHITECTURE"),
+        ("scratch:x", {}, "backbone 'scratch:x' of agegen .* does not take an argument"),
+        ("scratch", {"image_size": 64}, "backbone 'scratch' of agegen .* does not support --image-size"),
+        ("timm:resnet19", {}, "timm has no network 'resnet19'. Similar: resnet18"),
+        ("timm:mobilenetv4_small", {}, "Similar: .*mobilenetv4_conv_small"),
+        ("timm:vgg16.tv", {}, r"timm has no weights 'vgg16\.tv'. Similar: vgg16\.tv_in1k"),
+        ("timm:levit_128s", {"image_size": 70}, "does not accept images of 70×70 pixels"),
     ],
 )
-def test_what_cant_be_built_is_one_line(name, options, message):
+def test_invalid_names_and_options_are_one_line(name, options, message):
     with pytest.raises(AgegenError, match=message) as caught:
         build(name, **options)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_the_argument_stands_in_the_name():
+def test_the_name_includes_the_argument():
     plugin = find_plugin("timm:lcnet_035")
     assert (plugin.name, plugin.argument, plugin.distribution) == ("timm:lcnet_035", "lcnet_035", "agegen")
 
 
-def test_options_that_a_network_lacks_are_left_out():
+def test_options_that_a_network_lacks_are_omitted():
     assert list_extras(None) == [{"drop_path_rate": 0.1}, {}]
     assert list_extras(64)[0] == {"img_size": 64, "drop_path_rate": 0.1}
     assert list_extras(64)[-1] == {}
@@ -87,7 +87,7 @@ def test_options_that_a_network_lacks_are_left_out():
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vgg11"])
-def test_early_layers_learn_slower(name):
+def test_early_layers_have_a_lower_learning_rate(name):
     model = AgeGenderModel(build(f"timm:{name}", image_size=64))
     settings = FitSettings(1, 1e-3, 0.05, layer_decay=0.5, loss=LossSettings())
     groups = make_optimizer(model, settings).param_groups
@@ -99,7 +99,7 @@ def test_early_layers_learn_slower(name):
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-def test_a_training_from_nothing_keeps_its_argument(agegen, faces_folder, tmp_path):
+def test_a_training_from_scratch_records_its_argument(agegen, faces_folder, tmp_path):
     command = ["train", "--model", "timm:lcnet_035", "--no-pretrained", "--image-size", 64, "--data", faces_folder]
     result = agegen(*command, "--epochs", 1, "--batch-size", 16, "--workers", 0, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
@@ -117,14 +117,14 @@ def test_a_training_from_nothing_keeps_its_argument(agegen, faces_folder, tmp_pa
     assert agegen("eval", tmp_path / "run").exit_code == 0
 
 
-def test_frozen_without_weights_is_refused(agegen, faces_folder):
+def test_a_frozen_backbone_requires_weights(agegen, faces_folder):
     result = agegen("train", "--model", "timm:lcnet_035", "--no-pretrained", "--freeze", "--data", faces_folder)
     assert result.exit_code == 1
     assert "'timm:lcnet_035' is frozen: with --no-pretrained it would know nothing" in result.stderr
 
 
 @pytest.mark.usefixtures("real_vgg16")
-def test_frozen_vgg16_works_as_its_own_plugin_does(agegen, faces_folder, tmp_path):
+def test_frozen_vgg16_caches_its_features(agegen, faces_folder, tmp_path):
     command = ["train", "--model", "timm:vgg16.tv_in1k", "--freeze", "--image-size", 64, "--data", faces_folder]
     result = agegen(*command, "--epochs", 1, "--out", tmp_path / "run", "--cache-dir", tmp_path / "cache")
     assert result.exit_code == 0, result.stderr
@@ -137,15 +137,15 @@ def test_frozen_vgg16_works_as_its_own_plugin_does(agegen, faces_folder, tmp_pat
     assert again.exit_code == 0, again.stderr
 
 
-def test_weights_that_cant_be_had_are_one_line(monkeypatch, tmp_path):
+def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(AgegenError, match="can't be downloaded") as caught:
+    with pytest.raises(AgegenError, match="cannot be downloaded") as caught:
         TimmBackbone("resnet10t.c3_in1k")
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_features_differ_with_the_picture():
+def test_features_differ_between_images():
     backbone = build("timm:lcnet_035", image_size=64).eval()
     with torch.inference_mode():
         one, other = backbone(torch.rand(2, 3, 64, 64))
@@ -167,8 +167,8 @@ def test_pickled_weights_run_no_code(tmp_path):
     assert not Path("exploded").exists()
 
 
-def test_what_has_nothing_to_learn_is_no_layer():
-    """VGG11 has eight convolutions among its 21 parts."""
+def test_parts_without_parameters_do_not_count_as_layers():
+    """Eight of the 21 parts of VGG11 are convolutions."""
     backbone = build("timm:vgg11", image_size=64)
     groups = backbone.group_parameters(0.05, 0.5)
     assert sorted({group["lr_scale"] for group in groups}) == [0.5**layer for layer in range(8, 0, -1)]

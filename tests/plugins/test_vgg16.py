@@ -1,3 +1,5 @@
+"""`vgg16`: its base stays frozen, and its features are computed once."""
+
 import hashlib
 from dataclasses import replace
 
@@ -27,7 +29,7 @@ def train(data, out, **options):
 
 
 @pytest.mark.usefixtures("real_vgg16", "quick_training", "two_views")
-def test_real_weights_load_and_stay_bit_identical_through_training(faces_folder, tmp_path):
+def test_training_leaves_the_real_weights_bit_identical(faces_folder, tmp_path):
     before = hash_base(VGG16Backbone())
     result = train(faces_folder, tmp_path / "run")
     info, model = load_checkpoint(result.run / "best.safetensors")
@@ -36,7 +38,7 @@ def test_real_weights_load_and_stay_bit_identical_through_training(faces_folder,
 
 
 @pytest.mark.usefixtures("random_vgg16")
-def test_checkpoint_has_the_heads_alone_and_knows_its_base(faces_folder, tmp_path, monkeypatch):
+def test_the_checkpoint_contains_only_the_heads_and_identifies_the_base(faces_folder, tmp_path, monkeypatch):
     import agegen_vgg16
     from safetensors import safe_open
 
@@ -51,7 +53,7 @@ def test_checkpoint_has_the_heads_alone_and_knows_its_base(faces_folder, tmp_pat
         return create_base(False)
 
     monkeypatch.setattr(agegen_vgg16, "create_base", create_other)
-    with pytest.raises(CheckpointError, match="use the weights it was trained on"):
+    with pytest.raises(CheckpointError, match="Use the weights that the heads were trained on"):
         load_checkpoint(path)
 
 
@@ -59,22 +61,22 @@ def test_checkpoint_has_the_heads_alone_and_knows_its_base(faces_folder, tmp_pat
 def test_features_are_computed_once_for_training_and_evaluation(faces_folder, tmp_path):
     stages = []
 
-    def watch(stage, done, total):
+    def record(stage, done, total):
         stages.append(stage)
 
     config = TrainConfig("vgg16", (str(faces_folder),), tmp_path / "first", epochs=1, batch_size=16)
-    *_, first = train_run(config, watch)
+    *_, first = train_run(config, record)
     views = VGG16Backbone.defaults.views
     extracted = {stage for stage in stages if "extracting" in stage}
     assert extracted == {f"extracting features, view {view + 1} of {views}" for view in range(views)}
     stages.clear()
-    *_, second = train_run(replace(config, out=tmp_path / "second"), watch)
-    result = evaluate_run(EvalConfig(first.run), watch)
+    *_, second = train_run(replace(config, out=tmp_path / "second"), record)
+    result = evaluate_run(EvalConfig(first.run), record)
     assert not [stage for stage in stages if "extracting" in stage]
     assert result.evaluation.to_json() == first.evaluation.to_json() == second.evaluation.to_json()
 
 
-def test_base_is_frozen_and_convolutional_only():
+def test_the_base_is_frozen_and_convolutional():
     with torch.device("meta"):
         model = AgeGenderModel(VGG16Backbone(pretrained=False))
     total, trainable = count_parameters(model.backbone)
@@ -83,11 +85,11 @@ def test_base_is_frozen_and_convolutional_only():
     assert not model.train().backbone.training
 
 
-def test_missing_weights_are_one_clear_line(tmp_path, monkeypatch):
+def test_missing_weights_are_one_line(tmp_path, monkeypatch):
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(AgegenError, match="go online once, or set HF_HOME") as caught:
+    with pytest.raises(AgegenError, match="Go online once, or set HF_HOME") as caught:
         create_base(True)
     assert "\n" not in str(caught.value)

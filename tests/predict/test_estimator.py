@@ -1,7 +1,10 @@
-"""Every kind of picture that people have, through the detector to an estimate."""
+"""Every kind of image, from detection to the estimate; batches, threads and the order of results."""
 
 import hashlib
 import io
+import itertools
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,10 +12,14 @@ from composing import draw_background, paste_face
 from PIL import Image
 
 from agegen import Estimator
+from agegen.engines.torch_engine import load_torch
 from agegen.errors import AgegenError, DataError
+from agegen.model.calibration import UNCALIBRATED
 from agegen.model.weights import find_weights
+from agegen.predict.estimator import WAITING, FaceModel, Waiting, stream_in_order
 
-UPRIGHT = (175, 115, 355, 335)
+# The face of the portrait.
+BOX = (175, 115, 355, 335)
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +28,13 @@ def estimator(trained_run):
 
 
 @pytest.fixture(scope="module")
-def picture(portrait):
+def image(portrait):
     return Image.open(portrait).convert("RGB")
 
 
 @pytest.fixture(scope="module")
-def expected(estimator, picture):
-    (face,) = estimator.predict(picture)
+def expected(estimator, image):
+    (face,) = estimator.predict(image)
     return face
 
 
@@ -38,9 +45,9 @@ def check(face, expected, tolerance=3.0):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
-def test_formats(estimator, picture, expected, tmp_path, kind):
+def test_formats(estimator, image, expected, tmp_path, kind):
     path = tmp_path / f"face.{kind.lower()}"
-    picture.save(path, kind)
+    image.save(path, kind)
     (face,) = estimator.predict(path)
     # GIF has 256 colours only.
     check(face, expected, 8.0 if kind == "GIF" else 3.0)
@@ -48,21 +55,21 @@ def test_formats(estimator, picture, expected, tmp_path, kind):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
-def test_modes(estimator, picture, expected, tmp_path, mode):
+def test_modes(estimator, image, expected, tmp_path, mode):
     if mode == "I;16":
-        changed = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        changed = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     else:
-        changed = picture.convert(mode)
+        changed = image.convert(mode)
     path = tmp_path / ("face.tif" if mode in ("CMYK", "YCbCr") else "face.png")
     changed.save(path)
     (face,) = estimator.predict(path)
     assert face.box == pytest.approx(expected.box, abs=12)
 
 
-def test_many_threads_give_what_one_gives(estimator, picture, tmp_path, monkeypatch):
+def test_many_threads_give_the_results_of_one(estimator, image, tmp_path, monkeypatch):
     paths = [tmp_path / f"{number}.jpg" for number in range(8)]
     for number, path in enumerate(paths):
-        picture.rotate(4 * number - 14, fillcolor=(90, 90, 90)).save(path)
+        image.rotate(4 * number - 14, fillcolor=(90, 90, 90)).save(path)
     found = []
     for cores in (1, 4):
         monkeypatch.setattr("agegen.machine.count_cores", lambda cores=cores: cores)
@@ -70,20 +77,20 @@ def test_many_threads_give_what_one_gives(estimator, picture, tmp_path, monkeypa
     one, many = found
     assert {face.file for face in one} == set(map(str, paths))
     assert [(face.file, face.box) for face in one] == [(face.file, face.box) for face in many]
-    # The batches differ, and with them the last digits.
+    # Different batches give different last digits.
     assert [face.age for face in one] == pytest.approx([face.age for face in many], abs=1e-3)
 
 
-def test_cmyk_jpeg(estimator, picture, expected, tmp_path):
-    picture.convert("CMYK").save(tmp_path / "face.jpg", quality=95)
+def test_cmyk_jpeg(estimator, image, expected, tmp_path):
+    image.convert("CMYK").save(tmp_path / "face.jpg", quality=95)
     (face,) = estimator.predict(tmp_path / "face.jpg")
     check(face, expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientations(estimator, picture, expected, tmp_path, orientation):
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that a camera's rotation amounts to
-    stored = picture if orientation == 1 else picture.transpose(Image.Transpose(undo[orientation]))
+def test_exif_orientations(estimator, image, expected, tmp_path, orientation):
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Image.Transpose of each orientation
+    stored = image if orientation == 1 else image.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "face.jpg", exif=exif, quality=95)
@@ -91,30 +98,30 @@ def test_exif_orientations(estimator, picture, expected, tmp_path, orientation):
     check(face, expected)
 
 
-def test_damaged_metadata_is_no_reason_to_refuse(estimator, picture, expected, tmp_path):
-    picture.save(tmp_path / "face.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage", quality=95)
+def test_damaged_metadata_is_ignored(estimator, image, expected, tmp_path):
+    image.save(tmp_path / "face.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage", quality=95)
     (face,) = estimator.predict(tmp_path / "face.jpg")
     check(face, expected)
 
 
-def test_the_first_frame_of_an_animation_counts(estimator, picture, expected, tmp_path):
-    black = Image.new("RGB", picture.size)
-    picture.save(tmp_path / "face.gif", save_all=True, append_images=[black, black])
+def test_the_first_frame_of_an_animation_is_used(estimator, image, expected, tmp_path):
+    black = Image.new("RGB", image.size)
+    image.save(tmp_path / "face.gif", save_all=True, append_images=[black, black])
     (face,) = estimator.predict(tmp_path / "face.gif")
     check(face, expected, 8.0)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_a_photograph_of_100_megapixels(estimator, picture, tmp_path, suffix):
-    """The box comes back in the file's own pixels, though less of them are decoded."""
-    small = picture.resize((2048, 2400))
+def test_a_photo_of_100_megapixels(estimator, image, tmp_path, suffix):
+    """The bounding box is in pixels of the file although fewer are decoded."""
+    small = image.resize((2048, 2400))
     large = Image.new("RGB", (10000, 10000), (90, 120, 90))
     large.paste(small, (5000, 2000))
     path = tmp_path / f"large{suffix}"
     large.save(path, **({"compress_level": 1} if suffix == ".png" else {}))
     (face,) = estimator.predict(path)
-    wanted = [5000 + UPRIGHT[0] * 4, 2000 + UPRIGHT[1] * 4, 5000 + UPRIGHT[2] * 4, 2000 + UPRIGHT[3] * 4]
-    assert face.box == pytest.approx(wanted, abs=120)
+    expected = [5000 + BOX[0] * 4, 2000 + BOX[1] * 4, 5000 + BOX[2] * 4, 2000 + BOX[3] * 4]
+    assert face.box == pytest.approx(expected, abs=120)
 
 
 def test_a_decompression_bomb_is_refused(estimator, tmp_path):
@@ -124,16 +131,16 @@ def test_a_decompression_bomb_is_refused(estimator, tmp_path):
         estimator.predict(tmp_path / "bomb.png")
 
 
-@pytest.mark.parametrize("turn", [-30, 0, 30])
-def test_turned_faces(estimator, picture, expected, turn):
+@pytest.mark.parametrize("degrees", [-30, 0, 30])
+def test_tilted_faces(estimator, image, expected, degrees):
     canvas = draw_background(700, 700, np.random.default_rng(0))
-    paste_face(canvas, np.asarray(picture)[60:400, 100:440], (350, 350), 340, turn)
+    paste_face(canvas, np.asarray(image)[60:400, 100:440], (350, 350), 340, degrees)
     (face,) = estimator.predict(canvas)
     assert face.age == pytest.approx(expected.age, abs=8)
 
 
-def test_arrays_pillow_images_and_paths_agree(estimator, picture, portrait, expected):
-    (from_array,) = estimator.predict(np.asarray(picture))
+def test_arrays_pillow_images_and_paths_agree(estimator, image, portrait, expected):
+    (from_array,) = estimator.predict(np.asarray(image))
     (from_path,) = estimator.predict(str(portrait))
     assert from_array == expected
     assert from_path.box == expected.box
@@ -141,12 +148,12 @@ def test_arrays_pillow_images_and_paths_agree(estimator, picture, portrait, expe
 
 
 @pytest.mark.parametrize("bad", [np.zeros((4, 4, 2)), np.zeros((0, 4, 3), np.uint8), 3])
-def test_other_arrays_are_refused(estimator, bad):
+def test_other_types_are_refused(estimator, bad):
     with pytest.raises(DataError, match="must be"):
         estimator.predict(bad)
 
 
-def test_without_detection_the_picture_is_the_face(trained_run, faces_folder):
+def test_without_a_detector_the_image_is_the_crop(trained_run, faces_folder):
     paths = sorted(faces_folder.iterdir())[:5]
     estimator = Estimator.load(run=trained_run, detector="none")
     faces = [face for photo in estimator.predict_many(paths) for face in photo.faces]
@@ -154,7 +161,7 @@ def test_without_detection_the_picture_is_the_face(trained_run, faces_folder):
     assert {(face.box, face.detector) for face in faces} == {(None, "none")}
 
 
-def test_order_and_bad_files_in_large_batches(trained_run, faces_folder, tmp_path):
+def test_results_keep_the_order_with_unreadable_files_among_them(trained_run, faces_folder, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "folder.jpg").mkdir()
@@ -171,7 +178,7 @@ def test_order_and_bad_files_in_large_batches(trained_run, faces_folder, tmp_pat
     assert photos[0].faces[0].age == pytest.approx(photos[64].faces[0].age, abs=0.3)
 
 
-def test_images_are_kept_on_request_alone(estimator, portrait):
+def test_images_are_kept_only_on_request(estimator, portrait):
     (plain,) = estimator.predict_many([portrait])
     (kept,) = estimator.predict_many([portrait], keep_images=True)
     assert plain.image is None and plain.crops == ()
@@ -188,26 +195,25 @@ def test_gender_below_the_threshold_is_uncertain(trained_run, portrait):
 
 
 @pytest.mark.usefixtures("real_yunet")
-def test_yunet_sees_the_same_face(trained_run, portrait, expected):
+def test_yunet_finds_the_same_face(trained_run, portrait, expected):
     (face,) = Estimator.load(run=trained_run, detector="yunet").predict(portrait)
     assert face.detector == "yunet"
     assert face.box == pytest.approx(expected.box, abs=25)
 
 
-def test_crops_of_the_real_set_give_what_they_give_aligned(trained_run, utkface):
-    """Detection and alignment of a crop that is aligned already change its estimate little."""
+def test_estimates_of_real_crops_change_little_when_they_are_aligned_again(trained_run, utkface):
     paths = sorted(utkface.glob("*.jpg"))[::900]
-    plain = Estimator.load(run=trained_run, detector="none").predict_many(paths)
-    found = Estimator.load(run=trained_run).predict_many(paths)
-    pairs = [(a.faces[0].age, b.faces[0].age) for a, b in zip(plain, found, strict=True) if b.faces]
+    direct = Estimator.load(run=trained_run, detector="none").predict_many(paths)
+    detected = Estimator.load(run=trained_run).predict_many(paths)
+    pairs = [(a.faces[0].age, b.faces[0].age) for a, b in zip(direct, detected, strict=True) if b.faces]
     assert len(pairs) > 0.9 * len(paths)
     first, second = np.array(pairs).T
     assert np.median(np.abs(first - second)) < 6
 
 
-def test_encoded_noise_is_never_a_traceback(estimator, picture, tmp_path):
+def test_damaged_files_never_raise(estimator, image, tmp_path):
     stream = io.BytesIO()
-    picture.save(stream, "JPEG")
+    image.save(stream, "JPEG")
     rng = np.random.default_rng(0)
     paths = []
     for number in range(20):
@@ -219,7 +225,7 @@ def test_encoded_noise_is_never_a_traceback(estimator, picture, tmp_path):
     assert {photo.status for photo in estimator.predict_many(paths)} <= {"ok", "no_face", "unreadable"}
 
 
-def test_a_row_tells_how_sure_and_how_large_and_by_whom(portrait, tmp_path):
+def test_score_size_landmarks_and_model_of_a_face(portrait, tmp_path):
     estimator = Estimator.load()
     (face,) = estimator.predict(portrait)
     assert 0.9 < face.score <= 1
@@ -230,10 +236,10 @@ def test_a_row_tells_how_sure_and_how_large_and_by_whom(portrait, tmp_path):
     weights = find_weights("compact")
     assert hashlib.sha256(weights.read_bytes()).hexdigest().startswith(digest)
     assert len(digest) == 12
-    # The ONNX file by itself, which is made from these weights, says the same.
+    # The ONNX file exported from these weights identifies the same model.
     alone = Estimator.load(run=weights.with_suffix(".onnx")).predict(portrait)[0]
     assert alone.model == face.model
-    # In a smaller copy all is smaller; what was decoded at less than the file's size is told in the file's pixels.
+    # Sizes are in pixels of the file, also of a file that is decoded at a smaller size.
     Image.open(portrait).resize((256, 300)).save(tmp_path / "small.png")
     small = estimator.predict(tmp_path / "small.png")[0]
     assert small.size == pytest.approx(face.size / 2, abs=4)
@@ -243,9 +249,142 @@ def test_a_row_tells_how_sure_and_how_large_and_by_whom(portrait, tmp_path):
     assert large.landmarks[0] == pytest.approx((2200, 1870), abs=150)
 
 
-def test_faces_that_the_detector_doubts_are_left_out(portrait):
+def test_min_score(portrait):
     score = Estimator.load().predict(portrait)[0].score
     assert Estimator.load(min_score=score - 0.001).predict(portrait)
     assert Estimator.load(min_score=1.0).predict(portrait) == []
     with pytest.raises(AgegenError, match="--min-score must be between 0 and 1"):
         Estimator.load(min_score=2)
+
+
+def test_all_forms_of_an_image_give_the_same_estimate(portrait):
+    estimator = Estimator.load()
+    (from_path,) = estimator.predict(str(portrait))
+    for form in (portrait.read_bytes(), Image.open(portrait), np.asarray(Image.open(portrait))):
+        (face,) = estimator.predict(form)
+        assert (face.age, face.gender, face.box) == (from_path.age, from_path.gender, from_path.box)
+    (photo,) = estimator.predict_many([str(portrait)])
+    assert photo.faces[0].age == from_path.age
+    with pytest.raises(DataError, match=r"predict_many requires paths, or names with bytes, not numpy\.ndarray"):
+        list(estimator.predict_many([np.zeros((4, 4, 3), np.uint8)]))
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_a_distribution_agrees_with_the_age(trained_run, portrait, engine):
+    estimator = Estimator.load(run=trained_run, engine=engine, device="cpu", distribution=True, under=(18, 60))
+    (face,) = estimator.predict(portrait)
+    ages = np.array(face.distribution)
+    assert ages.shape == (117,)
+    assert ages.sum() == pytest.approx(1, abs=1e-3)
+    assert ages @ np.arange(117) == pytest.approx(face.age, abs=0.3)
+    (young, first), (old, second) = face.under
+    assert (young, old) == (18, 60)
+    assert 0 <= first <= second <= 1
+    assert face.to_json()["under_60"] == second
+    with pytest.raises(AgegenError, match="--under requires ages from 1 to 116"):
+        Estimator.load(run=trained_run, under=(0,))
+
+
+def test_frames_are_not_read_ahead_of_their_estimates(estimator, portrait):
+    head = np.asarray(Image.open(portrait).convert("RGB"))[60:400, 100:440]
+    read = []
+
+    def frames():
+        for number in range(200):
+            read.append(number)
+            yield number / 2, head
+
+    results = estimator.predict_frames("clip", frames())
+    next(results)
+    assert len(read) < 60
+    results.close()
+
+
+@pytest.fixture(scope="module")
+def model(trained_run):
+    return FaceModel(*load_torch(trained_run / "best.safetensors", "cpu", "fp32"))
+
+
+def test_mirrored_faces_get_the_same_estimate(model):
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
+    first, second = model.estimate([image, np.ascontiguousarray(image[:, ::-1])])
+    assert first.age == pytest.approx(second.age, abs=1e-4)
+    assert first.p_female == pytest.approx(second.p_female, abs=1e-5)
+    assert first.age_low <= first.age <= first.age_high
+    assert model.estimate([]) == []
+
+
+def test_a_trained_model_is_calibrated(model):
+    assert model.calibration.faces > 0
+    assert model.calibration != UNCALIBRATED
+    assert 0.5 <= model.calibration.min_confidence <= 1
+
+
+def collect(stream):
+    return [item for item in stream if not isinstance(item, Waiting)]
+
+
+def test_results_keep_the_order_however_long_they_take():
+    def work(number):
+        time.sleep(0.02 if number % 3 == 0 else 0)
+        return number
+
+    assert collect(stream_in_order(work, range(40), 4, 8)) == list(range(40))
+    assert collect(stream_in_order(work, [], 2, 4)) == []
+
+
+def test_the_reader_is_told_to_wait():
+    gate = threading.Event()
+    stream = stream_in_order(lambda _: gate.wait(5), [1], 1, 2)
+    assert next(stream) is WAITING
+    gate.set()
+    assert collect(stream) == [True]
+
+
+def test_an_infinite_source_is_not_read_ahead():
+    drawn = []
+    source = (drawn.append(number) or number for number in itertools.count())
+    stream = stream_in_order(lambda number: number, source, 2, 4)
+    assert next(item for item in itertools.islice(stream, 30) if item is not WAITING) == 0
+    time.sleep(0.3)
+    assert len(drawn) < 30 + 10
+    stream.close()
+    count = len(drawn)
+    time.sleep(0.5)
+    assert len(drawn) <= count + 1
+
+
+def test_a_slow_source_delays_no_result():
+    gate = threading.Event()
+
+    def source():
+        yield 1
+        gate.wait(5)
+        yield 2
+
+    stream = stream_in_order(lambda number: number, source(), 1, 4)
+    first = next(item for item in stream if item is not WAITING)
+    assert first == 1
+    assert not gate.is_set()
+    gate.set()
+    assert collect(stream) == [2]
+
+
+@pytest.mark.parametrize("place", ["work", "source"])
+def test_errors_are_raised_in_their_place(place):
+    def source():
+        yield from (1, 2)
+        if place == "source":
+            raise ValueError("broken")
+        yield 3
+
+    def work(number):
+        if number == 3:
+            raise ValueError("broken")
+        return number
+
+    results = []
+    with pytest.raises(ValueError, match="broken"):
+        for item in stream_in_order(work, source(), 2, 4):
+            results += [] if item is WAITING else [item]
+    assert results == [1, 2]

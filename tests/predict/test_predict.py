@@ -15,12 +15,10 @@ import pytest
 from holding import listen
 from PIL import Image
 
-from agegen.predict.annotation import find_base, place_copy
-
 
 @pytest.fixture
 def folder(portrait, tmp_path):
-    """A portrait, one in a subfolder, a picture without a face, a broken file and a text."""
+    """A portrait, one in a subfolder, an image without a face, a damaged file and a text."""
     root = tmp_path / "photos"
     (root / "sub").mkdir(parents=True)
     shutil.copy(portrait, root / "1.jpg")
@@ -36,7 +34,7 @@ def test_table(agegen, trained_run, folder):
     assert done.exit_code == 1
     for text in ("90 % interval", "faces: mtcnn", "no_face", "unreadable: not a readable picture", "webp"):
         assert text in done.stdout
-    assert "2 faces in 4 photos, 1 without a face, 1 unreadable" in done.stderr
+    assert "2 faces in 4 photographs, 1 without a face, 1 unreadable" in done.stderr
     assert agegen("predict", folder / "1.jpg", "--run", trained_run).exit_code == 0
 
 
@@ -50,7 +48,7 @@ def test_json_rows(agegen, trained_run, folder):
     assert done.exit_code == 1
 
 
-def test_csv_and_json_lines_say_the_same(agegen, trained_run, folder, tmp_path):
+def test_csv_and_json_lines_have_the_same_rows(agegen, trained_run, folder, tmp_path):
     agegen("predict", folder, "--run", trained_run, "--jsonl", tmp_path / "o.jsonl", "--csv", tmp_path / "o.csv")
     lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "o.csv").read_text())))
@@ -71,11 +69,11 @@ def test_annotated_copies_and_crops(agegen, trained_run, folder, tmp_path):
     assert Image.open(tmp_path / "crops" / crops[0]).size == (200, 200)
 
 
-def test_a_copy_never_takes_the_place_of_the_photograph(agegen, trained_run, folder):
+def test_copies_never_overwrite_inputs(agegen, trained_run, folder):
     before = (folder / "1.jpg").read_bytes()
     done = agegen("predict", folder, "--run", trained_run, "--annotate", folder)
     assert done.exit_code == 1
-    assert "is the photograph itself" in done.stderr
+    assert "the copy would overwrite the input" in done.stderr
     assert (folder / "1.jpg").read_bytes() == before
 
 
@@ -87,14 +85,14 @@ def test_paths_from_stdin(trained_run, folder):
     assert done.returncode == 1
 
 
-def test_resume_goes_on_after_the_last_finished_file(agegen, trained_run, folder, tmp_path):
+def test_resume_continues_after_the_last_finished_file(agegen, trained_run, folder, tmp_path):
     output = tmp_path / "rows.csv"
     agegen("predict", folder, "--run", trained_run, "--csv", output)
-    whole = output.read_text()
-    output.write_text("\n".join(whole.splitlines()[:3]) + "\n/tmp/ph")
+    complete = output.read_text()
+    output.write_text("\n".join(complete.splitlines()[:3]) + "\n/tmp/ph")
     done = agegen("predict", folder, "--run", trained_run, "--csv", output, "--resume")
-    assert output.read_text() == whole
-    assert "1 files already processed" in done.stderr
+    assert output.read_text() == complete
+    assert "1 files were finished before" in done.stderr
 
 
 def test_demo(agegen, trained_run):
@@ -110,7 +108,7 @@ def run_process(arguments, **options):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX names and signals")
-def test_names_that_are_no_text(trained_run, folder, tmp_path):
+def test_names_that_are_not_utf8(trained_run, folder, tmp_path):
     names = {os.fsdecode(b"\xff\xfe.jpg"), "new\nline.jpg"}
     for name in names:
         shutil.copy(folder / "1.jpg", folder / name)
@@ -124,8 +122,8 @@ def test_names_that_are_no_text(trained_run, folder, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_leaves_whole_rows(trained_run, folder, tmp_path):
-    """Interrupted while it waits for more names in its pipe, after it has written what it was given."""
+def test_ctrl_c_leaves_complete_rows(trained_run, folder, tmp_path):
+    """Interrupted while it waits for more names on stdin, after it has written the rows of the first."""
     output = tmp_path / "rows.jsonl"
     command = [sys.executable, "-m", "agegen", "predict", "-", "--run", str(trained_run), "--jsonl", str(output)]
     process = subprocess.Popen(
@@ -154,7 +152,7 @@ def test_ctrl_c_leaves_whole_rows(trained_run, folder, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
-def test_a_reader_that_leaves_is_no_traceback(trained_run, folder):
+def test_a_closed_pipe_gives_no_traceback(trained_run, folder):
     for number in range(30):
         shutil.copy(folder / "1.jpg", folder / f"copy-{number}.jpg")
     command = f"{sys.executable} -m agegen predict {folder} --run {trained_run} --jsonl - | head -n 1"
@@ -163,11 +161,48 @@ def test_a_reader_that_leaves_is_no_traceback(trained_run, folder):
     assert b"Traceback" not in done.stderr
 
 
-def test_places_of_copies(tmp_path):
-    (tmp_path / "a").mkdir()
-    base = find_base([str(tmp_path / "a"), str(tmp_path / "b.jpg")])
-    assert base == tmp_path
-    out = tmp_path / "out"
-    assert place_copy(str(tmp_path / "a" / "x.jpg"), out, base, "") == out / "a" / "x.jpg"
-    assert place_copy(str(tmp_path / "a" / ".." / ".." / "x.jpg"), out, base, "-1.png").is_relative_to(out)
-    assert place_copy("/elsewhere/x.jpg", out, base, "") == out / "elsewhere" / "x.jpg"
+def test_distribution_and_under_are_resumed_only_with_the_same_options(agegen, trained_run, portrait, tmp_path):
+    words = ("--run", trained_run, "--csv", tmp_path / "rows.csv", "--distribution", "--under", 18, "--under", 30)
+    agegen("predict", portrait, *words)
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text()))
+    assert list(row)[-3:] == ["under_18", "under_30", "distribution"]
+    assert len(row["distribution"].split()) == 117
+    assert float(row["under_18"]) <= float(row["under_30"])
+    assert row["options"] == "under=18,30 distribution=True"
+    without = agegen("predict", portrait, "--run", trained_run, "--csv", tmp_path / "rows.csv", "--resume")
+    assert without.exit_code == 1
+    assert "it was written with different --under or --distribution options" in without.stderr
+    less = agegen("predict", portrait, *words[:-2], "--resume")
+    assert "it was written with different --under or --distribution options" in less.stderr
+    assert agegen("predict", portrait, *words, "--resume").exit_code == 0
+
+
+def test_each_page_has_rows_and_a_copy(agegen, trained_run, portrait, tmp_path):
+    page = Image.open(portrait).convert("RGB")
+    empty = Image.new("RGB", (300, 200), "green")
+    page.save(tmp_path / "scan.tif", save_all=True, append_images=[empty, page.rotate(10)])
+    done = agegen("predict", tmp_path / "scan.tif", "--run", trained_run, "--json", "-", "--annotate", tmp_path / "out")
+    rows = json.loads(done.stdout)
+    assert [(row["page"], row["status"]) for row in rows] == [(1, "ok"), (2, "no_face"), (3, "ok")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"scan.tif-{page}.png" for page in (1, 2, 3)]
+    single = json.loads(agegen("predict", portrait, "--run", trained_run, "--json", "-").stdout)
+    assert "page" not in single[0]
+
+
+def test_an_image_on_stdin(trained_run, portrait, tmp_path):
+    words = ["-", "--run", trained_run, "--json", "-", "--annotate", tmp_path / "out"]
+    done = run_process(words, input=portrait.read_bytes(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert (row["file"], row["status"]) == ("-", "ok")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["-.png"]
+
+
+@pytest.mark.parametrize("address", ["memory://nowhere/face.jpg", "nothing://nowhere/face.jpg"])
+def test_a_missing_remote_image_is_an_unreadable_row(agegen, trained_run, address):
+    done = agegen("predict", address, "--run", trained_run, "--json", "-")
+    assert done.exit_code == 1
+    (row,) = json.loads(done.stdout)
+    assert (row["file"], row["status"]) == (address, "unreadable")
+    assert row["reason"]
+    assert "\n" not in row["reason"]

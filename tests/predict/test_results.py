@@ -1,38 +1,8 @@
 import numpy as np
 import pytest
-import torch
 
-from agegen.engines.torch_engine import load_torch
-from agegen.model.calibration import UNCALIBRATED
-from agegen.model.loss import DEFAULT_LOSS, make_age_distribution
-from agegen.model.network import measure_spread
-from agegen.predict.estimator import FaceModel
-from agegen.predict.results import FacePrediction, PhotoPrediction, choose_gender
-
-
-@pytest.fixture(scope="module")
-def model(trained_run):
-    return FaceModel(*load_torch(trained_run / "best.safetensors", "cpu", "fp32"))
-
-
-def test_mirrored_faces_get_the_same_estimate(model):
-    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
-    first, second = model.estimate([image, np.ascontiguousarray(image[:, ::-1])])
-    assert first.age == pytest.approx(second.age, abs=1e-4)
-    assert first.p_female == pytest.approx(second.p_female, abs=1e-5)
-    assert first.age_low <= first.age <= first.age_high
-    assert model.estimate([]) == []
-
-
-def test_a_trained_model_is_calibrated_and_drawn_faces_have_the_default_crop(model):
-    assert model.calibration.faces > 0
-    assert model.calibration != UNCALIBRATED
-    assert 0.5 <= model.calibration.min_confidence <= 1
-
-
-def test_spread_of_a_known_distribution():
-    spread = measure_spread(make_age_distribution(torch.tensor([40.0, 60.0])))
-    assert spread.tolist() == pytest.approx([DEFAULT_LOSS.sigma, DEFAULT_LOSS.sigma], abs=0.05)
+from agegen.model.calibration import UNCALIBRATED, Calibration, compute_probability_under, compute_sigma
+from agegen.predict.results import FaceEstimate, FacePrediction, PhotoPrediction, RowBuilder, choose_gender
 
 
 @pytest.mark.parametrize(
@@ -43,8 +13,25 @@ def test_gender_below_the_threshold_is_uncertain(p_female, threshold, gender):
     assert choose_gender(p_female, threshold) == gender
 
 
-def test_a_photograph_always_has_a_row():
+def test_an_explicit_threshold_replaces_those_of_the_model():
+    assert RowBuilder("m", "d", UNCALIBRATED).choose_gender(30.0, 0.6) == "female"
+    assert RowBuilder("m", "d", UNCALIBRATED, min_confidence=0.7).choose_gender(30.0, 0.6) == "uncertain"
+
+
+def test_a_photo_always_has_a_row():
     assert PhotoPrediction("a", "no_face").list_rows() == [FacePrediction("a", "no_face")]
     (row,) = PhotoPrediction("a", "unreadable", reason="broken").list_rows()
     assert (row.reason, row.to_json()["reason"]) == ("broken", "broken")
     assert "reason" not in FacePrediction("a", "no_face").to_json()
+
+
+def test_shares_agree_with_the_intervals():
+    """5 % of a normal distribution lie below its calibrated 90 % interval."""
+    calibration = Calibration(2.0, 0.9, 0.5, 100)
+    age, std = np.array([30.0]), np.array([5.0])
+    sigma = float(compute_sigma(age, std, calibration)[0])
+    assert compute_probability_under(30 - 10 + 0.5, 30.0, sigma) == pytest.approx(0.05, abs=1e-3)
+    assert compute_probability_under(30.5, 30.0, sigma) == pytest.approx(0.5)
+    (low, first), (high, second) = FaceEstimate(30.0, 20.0, 40.0, 0.5, sigma).compute_shares((20, 31))
+    assert (low, high) == (20, 31)
+    assert 0 < first < 0.05 < 0.5 < second < 1

@@ -1,3 +1,5 @@
+"""Rows as JSON, JSON Lines and CSV, and how interrupted outputs are resumed."""
+
 import csv
 import errno
 import io
@@ -39,23 +41,8 @@ def test_json_is_one_array():
     rows = json.loads(write("json", "-", PHOTOS))
     assert [row["status"] for row in rows] == ["ok", "ok", "no_face", "unreadable", "ok"]
     assert set(rows[0]) == {
-        *(
-            "file",
-            "status",
-            "face",
-            "box",
-            "age",
-            "age_low",
-            "age_high",
-            "gender",
-            "p_female",
-            "detector",
-            "score",
-            "size",
-            "landmarks",
-            "turn",
-            "model",
-        )
+        *("file", "status", "face", "box", "age", "age_low", "age_high", "gender", "p_female"),
+        *("detector", "score", "size", "landmarks", "turn", "model"),
     }
     assert rows[0]["box"] == [1, 2, 30, 40]
     assert rows[3]["reason"] == "no such file"
@@ -63,7 +50,7 @@ def test_json_is_one_array():
     assert json.loads(write("json", "-", [])) == []
 
 
-def test_json_lines_come_one_by_one():
+def test_json_lines_are_written_one_by_one():
     stdout = io.BytesIO()
     with open_writer("jsonl", "-", stdout) as writer:
         for count, photo in enumerate(PHOTOS, start=2):
@@ -73,7 +60,7 @@ def test_json_lines_come_one_by_one():
     assert rows == json.loads(write("json", "-", PHOTOS))
 
 
-def test_csv_reads_back(tmp_path):
+def test_csv_can_be_read_back(tmp_path):
     write("csv", tmp_path / "rows.csv", PHOTOS)
     text = (tmp_path / "rows.csv").read_text(encoding="utf-8", errors="surrogateescape")
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -82,7 +69,7 @@ def test_csv_reads_back(tmp_path):
     assert rows[2]["age"] == ""
 
 
-def test_a_json_file_appears_whole_or_not_at_all(tmp_path):
+def test_a_json_file_appears_completely_or_not_at_all(tmp_path):
     with pytest.raises(RuntimeError), open_writer("json", str(tmp_path / "rows.json"), io.BytesIO()) as writer:
         writer.write(PHOTOS[0])
         raise RuntimeError
@@ -90,76 +77,76 @@ def test_a_json_file_appears_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-@pytest.mark.parametrize("torn", [0, 1, 7, 40, 120, 200, 260])
-def test_an_interrupted_output_goes_on(tmp_path, kind, torn):
+@pytest.mark.parametrize("missing", [0, 1, 7, 40, 120, 200, 260])
+def test_an_interrupted_output_is_resumed(tmp_path, kind, missing):
     path = tmp_path / f"rows.{kind}"
     write(kind, path, PHOTOS)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) - torn])
-    done = load_resume_state(kind, path)
-    # The last file whose rows are there is done again, for it may have had more faces.
-    assert "d\udcff.jpg" not in done
-    write(kind, path, [photo for photo in PHOTOS if photo.file not in done], resume=True)
-    assert path.read_bytes() == whole
+    complete = path.read_bytes()
+    path.write_bytes(complete[: len(complete) - missing])
+    finished = load_resume_state(kind, path)
+    # The last file is processed again because it may have had more faces.
+    assert "d\udcff.jpg" not in finished
+    write(kind, path, [photo for photo in PHOTOS if photo.file not in finished], resume=True)
+    assert path.read_bytes() == complete
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_names_with_other_line_ends_are_taken_up(tmp_path, kind):
+def test_names_with_other_line_ends_are_resumed(tmp_path, kind):
     photos = [make_photo(name) for name in ("a\u2028b.jpg", "a\x85b.jpg", "a\rb.jpg", "last.jpg")]
     path = tmp_path / "rows"
     write(kind, path, photos)
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     assert load_resume_state(kind, path) == {photo.file for photo in photos[:-1]}
     write(kind, path, photos[-1:], resume=True)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_resuming_nothing_starts_anew(tmp_path, kind):
+def test_resuming_an_empty_output_starts_from_scratch(tmp_path, kind):
     path = tmp_path / "rows"
     assert load_resume_state(kind, path) == set()
     write(kind, path, PHOTOS, resume=True)
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     path.write_bytes(b"file,sta")
     assert load_resume_state(kind, path) == set()
     write(kind, path, PHOTOS, resume=True)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_resuming_something_else_is_refused(tmp_path, kind):
+def test_resuming_another_file_is_refused(tmp_path, kind):
     path = tmp_path / "rows"
     path.write_text("name;age\nx;3\n")
-    with pytest.raises(AgegenError, match=f"no output of `agegen predict --{kind}`"):
+    with pytest.raises(AgegenError, match=f"not an output of `agegen predict --{kind}`"):
         load_resume_state(kind, path)
     assert path.read_text() == "name;age\nx;3\n"
 
 
-def test_a_full_disk_is_one_line():
-    class Full(io.BytesIO):
+def test_a_full_disk_is_reported():
+    class FullDisk(io.BytesIO):
         def write(self, content):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with open_writer("jsonl", "-", Full()) as writer, pytest.raises(AgegenError, match="No space left on device"):
+    with open_writer("jsonl", "-", FullDisk()) as writer, pytest.raises(AgegenError, match="No space left on device"):
         writer.write(PHOTOS[0])
 
 
-def test_an_output_that_cannot_be_written(tmp_path):
+def test_an_unwritable_output_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(AgegenError, match="can't write"),
+        pytest.raises(AgegenError, match="cannot write"),
         open_writer("csv", str(tmp_path / "file" / "x"), io.BytesIO()),
     ):
         pass
 
 
-def test_columns_are_the_documented_ones():
+def test_csv_has_the_documented_columns():
     assert CSV_COLUMNS[0] == "file"
     assert {"left", "top", "right", "bottom", "detector", "score", "size", "model", "reason"} <= set(CSV_COLUMNS)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_rows_of_another_model_or_detector_are_not_gone_on_with(tmp_path, kind):
+def test_rows_of_another_model_detector_or_options_are_not_resumed(tmp_path, kind):
     path = tmp_path / f"rows.{kind}"
     face = FacePrediction("a.jpg", "ok", 1, (1, 2, 3, 4), 30.0, 20.0, 40.0, "male", 0.1, "mtcnn", model="compact 1 abc")
     with open_writer(kind, str(path), None) as writer:
@@ -167,12 +154,12 @@ def test_rows_of_another_model_or_detector_are_not_gone_on_with(tmp_path, kind):
             writer.write(PhotoPrediction(name, "ok", (replace(face, file=name),)))
         writer.write(PhotoPrediction("c.jpg", "no_face", detector="mtcnn", model="compact 1 abc"))
     before = path.read_bytes()
-    for made_by, message in (
-        ({"model": "scratch 1 def"}, "came from the model 'compact 1 abc', and now it is 'scratch 1 def'"),
-        ({"model": "compact 1 abc", "detector": "yunet"}, "came from the detector 'mtcnn', and now it is 'yunet'"),
-        ({"options": "min_score=0.5"}, "came from the options 'none', and now it is 'min_score=0.5'"),
+    for origin, message in (
+        ({"model": "scratch 1 def"}, "written with model 'compact 1 abc', not 'scratch 1 def'"),
+        ({"model": "compact 1 abc", "detector": "yunet"}, "written with detector 'mtcnn', not 'yunet'"),
+        ({"options": "min_score=0.5"}, "written with options 'none', not 'min_score=0.5'"),
     ):
         with pytest.raises(AgegenError, match=message):
-            load_resume_state(kind, path, made_by)
+            load_resume_state(kind, path, origin)
         assert path.read_bytes() == before
     assert load_resume_state(kind, path, {"model": "compact 1 abc", "detector": "mtcnn"}) == {"a.jpg", "b.jpg"}

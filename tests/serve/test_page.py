@@ -111,7 +111,7 @@ def test_pictures_without_faces_and_files_without_pictures(page, service, tmp_pa
     page.locator("#files").set_input_files([empty, text])
     page.get_by_text("0 faces in 2 pictures.").wait_for()
     assert page.locator("#results article").nth(1).locator("tbody").inner_text() == "no face found"
-    assert "not a readable picture" in page.locator("#results article").nth(0).inner_text()
+    assert "not a readable image" in page.locator("#results article").nth(0).inner_text()
     page.get_by_role("button", name="Clear").click()
     assert page.locator("#results article").count() == 0
 

@@ -115,8 +115,8 @@ def test_what_can_not_be_asked_for(client, method, path, status, reason):
     [
         ("application/json", b"{}", 415, "application/json"),
         ("text/html", b"<html>", 415, "text/html"),
-        ("image/jpeg", b"no picture at all", 422, "not a readable picture"),
-        ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(500), 422, "not a readable picture"),
+        ("image/jpeg", b"no picture at all", 422, "not a readable image"),
+        ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(500), 422, "not a readable image"),
         ("multipart/form-data", b"x", 422, "Missing boundary"),
         ("multipart/form-data; boundary=a", b"garbage", 422, "the form"),
         ("multipart/form-data; boundary=a", b"--a\r\nX: y\r\n\r\nz\r\n--a--\r\n", 422, "the form"),
@@ -360,7 +360,7 @@ def test_clear_words(agegen, tmp_path):
     assert "choose another with --port" in result.stderr
     for words, reason in (
         (["--model", "vgg17"], "vgg17"),
-        (["--model", "compact/closed"], "no weights 'closed'"),
+        (["--model", "compact/closed"], "no bundled weights 'closed'"),
         (["--model", "compact", "--model", "compact"], "two models are called 'compact'"),
         (["--run", tmp_path / "none"], "none"),
     ):

@@ -1,4 +1,4 @@
-"""Going on with a run: its options, and those that contradict it."""
+"""The options of a resumed run, and options that contradict it."""
 
 import pytest
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("quick_training")
 
 @pytest.fixture
 def unfinished(faces_folder, tmp_path):
-    """A run that stopped after its first batch."""
+    """A run that was interrupted after its first batch."""
     config = TrainConfig("scratch", (str(faces_folder),), tmp_path / "run", epochs=2, batch_size=12, workers=0)
     for event in train_run(config):
         if isinstance(event, BatchResult):

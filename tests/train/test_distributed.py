@@ -1,10 +1,9 @@
-"""Several processes that train together: what one process does, shared out; and what happens when one is gone."""
+"""Distributed training: several processes learn what one does, and one that dies loses nothing."""
 
 import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from agegen.batches.batch import make_targets, take_part
+from agegen.batches.batch import make_targets, take_local_part
 from agegen.data.labels import Labels, SoftLabels
-from agegen.distributed import SINGLE_PROCESS, DistContext, Member
+from agegen.distributed import SINGLE_PROCESS, DistContext, report_lost_worker
 from agegen.errors import AgegenError
 from agegen.machine import choose_compute
 from agegen.model.loss import compute_loss
@@ -25,7 +24,7 @@ from agegen.train.config import TrainConfig
 from agegen.train.loop import FitSettings, make_trainer
 from agegen.train.setup import choose_settings, prepare_training
 
-# Backbones without batch norm and dropout, whose faces know nothing of each other: one that trains, one that is frozen.
+# Backbones without batch norm and dropout, so that faces do not affect each other: a trainable and a frozen one.
 PLAIN = """
 import torch
 from torch import nn
@@ -75,7 +74,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A folder of packages with the two backbones."""
+    """A folder with an installed package of the two backbones."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "plain_faces.py").write_text(PLAIN)
     about = folder / "plain_faces-1.0.dist-info"
@@ -90,7 +89,7 @@ def make_env(site):
 
 
 def start(site, count, *words, launcher=None):
-    """Begin a training in some processes."""
+    """Start a training in some processes."""
     launch = ["-m"] if count == 1 else [*TORCHRUN, str(count), "-m"]
     command = [sys.executable, *(launcher or launch), "agegen", "train", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -99,9 +98,9 @@ def start(site, count, *words, launcher=None):
 
 def train(site, count, *words, launcher=None):
     process = start(site, count, *words, launcher=launcher)
-    out, told = process.communicate(timeout=240)
-    assert process.returncode == 0, told[-3000:]
-    return out, told
+    out, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
+    return out, errors
 
 
 def read_epochs(run):
@@ -110,7 +109,7 @@ def read_epochs(run):
 
 
 def compare_epochs(first, second, tolerance=2e-3):
-    """The same losses and metrics in each epoch: sums in another order differ in their last digits."""
+    """Compare the losses and metrics of each epoch; sums in another order differ in their last digits."""
     rows = list(zip(read_epochs(first), read_epochs(second), strict=True))
     for one, other in rows:
         for name in ("train_loss", "val_loss", "val_mae", "val_accuracy"):
@@ -123,16 +122,16 @@ COMMON = ("--data", "demo", "--precision", "fp32", "--workers", "0")
 
 @pytest.fixture(scope="module")
 def alone(site, tmp_path_factory):
-    """What one process makes of both backbones."""
+    """The runs of both backbones, trained by a single process."""
     folder = tmp_path_factory.mktemp("alone")
     for model in ("plain", "still"):
         train(site, 1, "--model", model, *COMMON, "--out", folder / model, "--cache-dir", folder / "cache")
     return folder
 
 
-def test_parts_make_up_the_batch():
+def test_the_slices_of_all_processes_are_the_batch():
     for count in (1, 2, 3, 7):
-        parts = [DistContext(rank, count).pick(50) for rank in range(count)]
+        parts = [DistContext(rank, count).local_slice(50) for rank in range(count)]
         assert [row for part in parts for row in range(50)[part]] == list(range(50))
         sizes = [part.stop - part.start for part in parts]
         assert max(sizes) - min(sizes) <= 1
@@ -153,22 +152,22 @@ def test_losses_of_parts_add_up_where_labels_are_missing():
     for count in (1, 2, 4):
         total = 0.0
         for rank in range(count):
-            part, shared = take_part(labels, every, DistContext(rank, count))
-            counts = None if shared is None else (shared.aged, shared.gendered)
-            own = Outputs(*(column[part] for column in outputs))
-            total += float(compute_loss(own, make_targets(labels.pick(part)), counts=counts))
+            rows, _, shared = take_local_part(labels, every, 0, DistContext(rank, count))
+            counts = None if shared is None else (shared.known_ages, shared.known_genders)
+            own = Outputs(*(column[rows] for column in outputs))
+            total += float(compute_loss(own, make_targets(labels.pick(rows)), counts=counts))
         assert total == pytest.approx(whole, rel=1e-6)
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_many_processes_learn_what_one_does(site, alone, tmp_path, count):
-    """Three don't divide a batch of 50 evenly."""
-    out, told = train(site, count, "--model", "plain", *COMMON, "--out", tmp_path / "run")
+    """Three do not divide a batch of 50 evenly."""
+    out, errors = train(site, count, "--model", "plain", *COMMON, "--out", tmp_path / "run")
     assert compare_epochs(alone / "plain", tmp_path / "run") == 3
-    # One prints and writes.
+    # Only rank 0 prints and writes.
     assert out.count("epoch   1/3") == 1
-    assert told.count("drawn, not photographed") == 1
-    assert f"{count} processes share each batch of 50" in told
+    assert errors.count("drawn, not photographed") == 1
+    assert f"{count} processes share each batch of 50" in errors
     kept = {path.name for path in (tmp_path / "run").iterdir()}
     assert kept == {path.name for path in (alone / "plain").iterdir()}
     ours, theirs = (json.loads((run / "eval.json").read_text()) for run in (tmp_path / "run", alone / "plain"))
@@ -176,7 +175,7 @@ def test_many_processes_learn_what_one_does(site, alone, tmp_path, count):
     assert ours["gender"]["roc_auc"] == pytest.approx(theirs["gender"]["roc_auc"], abs=0.01)
 
 
-def test_features_are_shared_out(site, alone, tmp_path):
+def test_processes_share_the_extraction_of_features(site, alone, tmp_path):
     words = ("--model", "still", *COMMON, "--out", tmp_path / "run", "--cache-dir", tmp_path / "cache")
     train(site, 2, *words)
     assert compare_epochs(alone / "still", tmp_path / "run") == 3
@@ -189,14 +188,14 @@ def test_features_are_shared_out(site, alone, tmp_path):
             assert features[0].any()
 
 
-def test_accelerate_launches_it(site, alone, tmp_path):
+def test_accelerate_launches_a_training(site, alone, tmp_path):
     launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0", "-m"]
     train(site, 2, "--model", "plain", *COMMON, "--out", tmp_path / "run", launcher=launcher)
     assert compare_epochs(alone / "plain", tmp_path / "run") == 3
 
 
 def wait_for_epoch(run, process, rows=2):
-    """Wait until some epochs are over; the time that is left to the training must be long enough to disturb it."""
+    """Wait until some epochs are finished; the training must have enough left for a test to interrupt it."""
     deadline = time.monotonic() + 120
     while not (run / "epochs.csv").exists() or len(read_epochs(run)) < rows:
         assert process.poll() is None, process.communicate()
@@ -223,23 +222,42 @@ LONG = ("--epochs", "400", "--save-every", "0")
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_that_is_killed_ends_all_and_nothing_is_lost(site, tmp_path, victim):
+def test_a_process_that_is_killed_ends_the_training_which_can_be_resumed(site, tmp_path, victim):
     run = tmp_path / "run"
     process = start(site, 2, "--model", "plain", *COMMON, "--out", run, *LONG)
     wait_for_epoch(run, process)
     os.kill(list_workers(process)[victim], signal.SIGKILL)
     killed = time.monotonic()
-    _, told = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert time.monotonic() - killed < 20
     assert process.returncode != 0
-    lines = [line for line in told.splitlines() if "the training stopped" in line]
-    assert len(lines) == 1, told
-    assert f"process {victim} of 2 ended; go on with `agegen train --resume {run}`" in lines[0]
-    check_whole(run)
+    # The launcher reports the process; the other one is ended at once, or fails in the next exchange with one line.
+    assert f"rank      : {victim} (local_rank: {victim})" in errors
+    assert "exitcode  : -9" in errors
+    assert errors.count("another training process stopped") <= 1
+    check_intact(run)
+    process = start(site, 2, "--resume", run)
+    wait_for_epoch(run, process, rows=len(read_epochs(run)) + 1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
 
 
-def check_whole(run):
-    """Nothing is half written: what is there under its name can be read."""
+def test_the_error_for_a_lost_process_is_one_line(tmp_path):
+    for message in (
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711",
+        "NCCL error: remote process exited or there was a network error",
+    ):
+        lost = pytest.raises(AgegenError, match=r"another training process stopped .* --resume RUN")
+        with lost, report_lost_worker(DistContext(0, 2), Path("RUN")):
+            raise RuntimeError(message)
+        with pytest.raises(RuntimeError), report_lost_worker(SINGLE_PROCESS, Path("RUN")):
+            raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match="shapes"), report_lost_worker(DistContext(0, 2), Path("RUN")):
+        raise RuntimeError("the shapes of two tensors differ")
+
+
+def check_intact(run):
+    """Check that the run is unfinished and that its files can be read."""
     from safetensors import safe_open
 
     assert not json.loads((run / "run.json").read_text())["finished"]
@@ -248,23 +266,23 @@ def check_whole(run):
             assert file.keys()
 
 
-def test_ctrl_c_saves_once_and_another_number_goes_on(site, alone, tmp_path):
+def test_ctrl_c_saves_once_and_another_number_of_processes_resumes(site, alone, tmp_path):
     run = tmp_path / "run"
     process = start(site, 2, "--model", "plain", *COMMON, "--out", run, "--epochs", "12")
     wait_for_epoch(run, process)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert told.count("interrupted in epoch") == 1, told
-    assert f"go on with `agegen train --resume {run}`" in told
+    _, errors = process.communicate(timeout=60)
+    assert errors.count("interrupted in epoch") == 1, errors
+    assert f"resume with `agegen train --resume {run}`" in errors
     assert len(list(run.glob("state-*.safetensors"))) == 1
-    check_whole(run)
+    check_intact(run)
     train(site, 1, "--resume", run)
     whole = tmp_path / "whole"
     train(site, 1, "--model", "plain", *COMMON, "--out", whole, "--epochs", "12")
     assert compare_epochs(whole, run, tolerance=2e-2) == 12
 
 
-def test_a_batch_has_two_faces_for_each():
+def test_a_batch_has_two_faces_for_each_process():
     from agegen_scratch import ScratchBackbone
 
     config, compute = TrainConfig("scratch", ("demo",), batch_size=3), choose_compute("cpu", "fp32")
@@ -272,7 +290,7 @@ def test_a_batch_has_two_faces_for_each():
         choose_settings(config, ScratchBackbone(), compute, DistContext(0, 2))
 
 
-def test_errors_are_told_once(site, tmp_path):
+def test_errors_are_printed_once(site, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     for words, reason in (
@@ -280,41 +298,27 @@ def test_errors_are_told_once(site, tmp_path):
         (["--model", "plain", "--data", "demo", "--out", tmp_path / "taken"], "is not empty"),
     ):
         process = start(site, 2, *words)
-        _, told = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode != 0
-        assert told.count(reason) == 1, told
+        assert errors.count(reason) == 1, errors
 
 
-def test_members_that_are_gone():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    member = Member(socket.gethostname(), child.pid)
-    assert not member.is_gone()
-    child.kill()
-    # Not waited for yet: a zombie.
-    deadline = time.monotonic() + 10
-    while not member.is_gone():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    child.wait()
-    assert member.is_gone()
-    assert not Member("another machine", child.pid).is_gone()
-
-
-def test_one_alone_is_a_team_too():
-    assert SINGLE_PROCESS.leads
-    assert SINGLE_PROCESS.gather(3) == [3]
-    assert SINGLE_PROCESS.share("x") == "x"
-    assert SINGLE_PROCESS.agree(True)
+def test_a_single_process_has_the_same_methods():
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.all_gather(3) == [3]
+    assert SINGLE_PROCESS.broadcast_object("x") == "x"
+    assert SINGLE_PROCESS.any_rank(True)
+    assert not SINGLE_PROCESS.any_rank(False)
     with pytest.raises(AgegenError, match="no"):
-        SINGLE_PROCESS.lead(fail)
+        SINGLE_PROCESS.run_on_main(fail)
 
 
 def fail():
     raise AgegenError("no")
 
 
-def test_compiled(tmp_path, monkeypatch):
-    """The network that trains is compiled, what is kept is not."""
+def test_compile_trains_a_compiled_network(tmp_path, monkeypatch):
+    """The network that trains is compiled, the one that is saved is not."""
     from agegen.train.train import train_run
 
     compiled = []
@@ -328,6 +332,6 @@ def test_compiled(tmp_path, monkeypatch):
     assert len(compiled) == 1
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(AgegenError, match="--compile wants a C\\+\\+ compiler"):
+    with pytest.raises(AgegenError, match="--compile requires a C\\+\\+ compiler"):
         make_trainer(torch.nn.Linear(2, 2), FitSettings(1, 0.1, 0.0), choose_compute("cpu", "fp32"), compiled=True)
     assert (tmp_path / "run" / "best.onnx").is_file()

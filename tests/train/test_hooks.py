@@ -1,4 +1,4 @@
-"""What a backbone may bring beside its network: augmentation, crop, parameter groups, loss settings, heads."""
+"""What a backbone can define besides its network: augmentation, crop, parameter groups, loss settings, defaults."""
 
 import json
 from importlib.metadata import EntryPoint
@@ -46,7 +46,7 @@ class Hooked(Backbone):
 
 @pytest.fixture
 def hooked(monkeypatch):
-    """Let ``--model scratch`` find the hooked backbone."""
+    """Make ``--model scratch`` the hooked backbone."""
     point = EntryPoint("scratch", f"{__name__}:Hooked", "agegen.backbones")
     plugin = Plugin("scratch", "agegen", "0", point)
     monkeypatch.setattr("agegen.train.setup.load_backbone", lambda name: (plugin, Hooked))
@@ -54,7 +54,7 @@ def hooked(monkeypatch):
 
 
 @pytest.mark.usefixtures("hooked", "quick_training")
-def test_a_training_takes_all_of_them(faces_folder, tmp_path):
+def test_training_uses_the_settings_of_the_backbone(faces_folder, tmp_path):
     events = list(train_run(TrainConfig("scratch", (str(faces_folder),), tmp_path / "run", workers=0)))
     assert events
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -64,21 +64,21 @@ def test_a_training_takes_all_of_them(faces_folder, tmp_path):
     assert total - trained == sum(parameter.numel() for parameter in Hooked().early.parameters())
 
 
-def test_its_augmentation_is_the_one():
+def test_the_backbones_augmentation_replaces_agegens():
     image = np.full((32, 32, 3), 10, np.uint8)
     augmentation = build_train_augmentation(Hooked.input_spec, Hooked().make_augmentation())
     assert (augmentation(image, (0, 0, 0)) == 245).all()
     assert "InvertImg" in str(augmentation)
 
 
-def test_an_augmentation_that_gives_something_else_is_told():
+def test_an_augmentation_with_the_wrong_result_is_one_line():
     resize = albumentations.Compose([albumentations.Resize(16, 16)])
     augmentation = build_train_augmentation(Hooked.input_spec, resize)
-    with pytest.raises(PluginError, match=r"augmentation gives uint8 \(16, 16, 3\), not uint8 \(32, 32, 3\)"):
+    with pytest.raises(PluginError, match=r"augmentation returns uint8 \(16, 16, 3\), not uint8 \(32, 32, 3\)"):
         augmentation(np.zeros((32, 32, 3), np.uint8), (0, 0, 0))
 
 
-def test_its_groups_are_the_optimisers():
+def test_the_optimizer_uses_the_backbones_parameter_groups():
     model = AgeGenderModel(Hooked())
     groups = make_optimizer(model, FitSettings(1, 1e-3, 0.05)).param_groups
     assert groups[0]["lr_scale"] == 0.25
@@ -86,7 +86,7 @@ def test_its_groups_are_the_optimisers():
     assert sum(len(group["params"]) for group in groups[1:]) == len(list(model.heads.parameters()))
 
 
-def test_sigma_and_weights_count():
+def test_loss_settings_affect_the_loss():
     ages = torch.tensor([30.0])
     assert make_age_distribution(ages, 4.0).max() < make_age_distribution(ages, 2.0).max() / 1.8
     outputs = Outputs(torch.zeros(1, 117), torch.tensor([-20.0]))
@@ -96,13 +96,13 @@ def test_sigma_and_weights_count():
 
 
 class Wide(Hooked):
-    """It wants to see more around the face than UTKFace's crops have."""
+    """Its crops show more around the face than those of UTKFace."""
 
     crop = tuple((0.5 + (x - 0.5) * 0.8, 0.5 + (y - 0.5) * 0.8) for x, y in AlignmentTemplate().landmarks)
 
 
 @pytest.mark.real
-def test_its_crop_is_what_it_sees(utkface, monkeypatch, tmp_path):
+def test_images_are_cropped_as_the_backbone_requires(utkface, monkeypatch, tmp_path):
     point = EntryPoint("scratch", f"{__name__}:Wide", "agegen.backbones")
     plugin = Plugin("scratch", "agegen", "0", point)
     monkeypatch.setattr("agegen.train.setup.load_backbone", lambda name: (plugin, Wide))
@@ -118,7 +118,7 @@ def test_its_crop_is_what_it_sees(utkface, monkeypatch, tmp_path):
 
 
 class Choosy(Hooked):
-    """Its defaults depend on whether it has weights of its own, as those of timm's networks do."""
+    """Its defaults depend on whether it is pretrained, as with timm's networks."""
 
     def __init__(self, *, pretrained=True):
         super().__init__(pretrained=pretrained)
@@ -126,7 +126,7 @@ class Choosy(Hooked):
 
 
 @pytest.mark.usefixtures("quick_training")
-def test_a_training_goes_on_with_the_defaults_it_began_with(faces_folder, tmp_path, monkeypatch):
+def test_a_resumed_training_keeps_its_defaults(faces_folder, tmp_path, monkeypatch):
     plugin = Plugin("scratch", "agegen", "0", EntryPoint("scratch", f"{__name__}:Choosy", "agegen.backbones"))
     monkeypatch.setattr("agegen.train.setup.load_backbone", lambda name: (plugin, Choosy))
     monkeypatch.setattr("agegen.model.checkpoint.load_backbone", lambda name: (plugin, Choosy))

@@ -1,18 +1,20 @@
-import math
+"""The training loop: its events, its schedule, the average of the weights, and the choice of the best epoch."""
 
+import math
+from dataclasses import asdict
+
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from agegen.backbone import InputSpec
-from agegen.batches.batch import limit_batch_size
 from agegen.batches.images import (
     EvalBatches,
     LabelledPixels,
     Pixels,
     TrainBatches,
     build_train_augmentation,
-    choose_workers,
 )
 from agegen.data.demo import draw_records
 from agegen.data.labels import AGE_CLASSES, read_labels
@@ -25,13 +27,15 @@ from agegen.train.loop import (
     BatchResult,
     EpochResult,
     FitSettings,
+    QuickMetrics,
     average_network,
     fit,
     make_optimizer,
     make_trainer,
     scale_lr,
+    score_epoch,
 )
-from agegen.train.train import train_run
+from agegen.train.train import find_best, train_run
 
 SETTINGS = FitSettings(epochs=2, lr=1e-3, weight_decay=0.05)
 
@@ -60,7 +64,7 @@ def run_fit(data, network, settings=SETTINGS, workers=0):
     return list(fit(trainer, train, EvalBatches(data))), trainer.averaged
 
 
-def test_events_come_in_order(data):
+def test_the_loop_yields_batches_and_epochs_in_order(data):
     events, _ = run_fit(data, Linear())
     assert [type(event) for event in events] == ([BatchResult] * 3 + [EpochResult]) * 2
     epochs = [event for event in events if isinstance(event, EpochResult)]
@@ -71,7 +75,7 @@ def test_events_come_in_order(data):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_same_seed_same_weights_whatever_the_workers(data):
+def test_the_number_of_workers_does_not_change_the_weights(data):
     states = []
     for workers in (0, 2):
         torch.manual_seed(5)
@@ -92,7 +96,7 @@ def test_two_runs_with_one_seed_give_the_same_epochs(faces_folder, tmp_path):
     assert epochs[0] == epochs[1]
 
 
-def test_a_loss_that_is_no_number_stops_with_its_place(data):
+def test_a_nan_loss_stops_the_training_and_names_the_batch(data):
     class Broken(Linear):
         calls = 0
 
@@ -101,11 +105,33 @@ def test_a_loss_that_is_no_number_stops_with_its_place(data):
             outputs = super().forward(images)
             return outputs if self.calls != 2 else Outputs(outputs.age_logits * math.nan, outputs.gender_logit)
 
-    with pytest.raises(AgegenError, match=r"epoch 1, batch 2; .* --lr a tenth"):
+    with pytest.raises(AgegenError, match=r"became NaN or infinite in epoch 1, batch 2; .* with --lr"):
         run_fit(data, Broken())
 
 
-def test_average_follows_the_weights_and_copies_counters():
+def test_an_epoch_with_nan_estimates_is_never_the_best(data):
+    """NaN is also the value of metrics without labels, which do not count against an epoch."""
+
+    class Unstable(Linear):
+        def forward(self, images):
+            outputs = super().forward(images)
+            return outputs if self.training else Outputs(outputs.age_logits * math.nan, outputs.gender_logit)
+
+    events, _ = run_fit(data, Unstable())
+    epochs = [event for event in events if isinstance(event, EpochResult)]
+    assert [math.isnan(epoch.val_mae) for epoch in epochs] == [True, True]
+    assert not any(epoch.best for epoch in epochs)
+    with pytest.raises(AgegenError, match="no epoch had a finite validation loss"):
+        find_best(pd.DataFrame([asdict(epoch) for epoch in epochs]))
+
+
+def test_metrics_without_labels_do_not_count_against_an_epoch():
+    assert score_epoch(QuickMetrics(mae=5.0, in_bracket=math.nan, accuracy=math.nan)) == 5.0
+    assert score_epoch(QuickMetrics(mae=math.nan, in_bracket=0.4, accuracy=0.9)) == pytest.approx(7.0)
+    assert score_epoch(QuickMetrics(mae=5.0, in_bracket=0.7, accuracy=1.0)) == pytest.approx(4.0)
+
+
+def test_the_average_follows_the_weights_and_copies_counters():
     network = nn.BatchNorm1d(2)
     averaged = average_network(network, 0.998)
     averaged.update_parameters(network)
@@ -118,7 +144,7 @@ def test_average_follows_the_weights_and_copies_counters():
     assert averaged.module.num_batches_tracked == 7
 
 
-def test_schedule_warms_up_and_ends_at_zero():
+def test_the_learning_rate_warms_up_and_ends_at_zero():
     rates = [scale_lr(step, 100, 0.1) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
@@ -126,7 +152,7 @@ def test_schedule_warms_up_and_ends_at_zero():
     assert rates[-1] == pytest.approx(0.0)
 
 
-def test_biases_and_norms_do_not_decay():
+def test_biases_and_norms_have_no_weight_decay():
     network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     network[0].bias.requires_grad_(False)
     decaying, free = make_optimizer(network, SETTINGS).param_groups
@@ -135,19 +161,8 @@ def test_biases_and_norms_do_not_decay():
     assert free["weight_decay"] == 0.0
 
 
-def test_batch_size_is_limited_by_the_data():
-    assert limit_batch_size(64, 10) == 10
-    with pytest.raises(AgegenError, match="too few to train on"):
-        limit_batch_size(64, 1)
-
-
-def test_workers_given_are_kept():
-    assert choose_workers(3) == 3
-    assert choose_workers(None) >= 0
-
-
-def test_run_folder_holds_all_that_is_promised(trained_run):
-    # Besides a hidden file that marks the run as in use.
+def test_a_run_folder_has_the_documented_files(trained_run):
+    # The hidden file is the lock.
     names = {path.name for path in trained_run.iterdir() if not path.name.startswith(".")}
     assert names == {
         "run.json", "split.csv", "epochs.csv", "best.safetensors", "best.onnx", "eval.json", "predictions.parquet",
@@ -160,12 +175,15 @@ def test_run_folder_holds_all_that_is_promised(trained_run):
     [
         ({"epochs": 0}, "--epochs must be at least 1"),
         ({"lr": math.nan}, "--lr above 0"),
-        ({"device": "tpu"}, "--device is one of auto, cpu, cuda"),
+        ({"augment": "gpu"}, "Invalid value for --augment: 'gpu'. Choose auto, loaders, device"),
+        ({"age_balance": 2.0}, "--age-balance must be between 0"),
+        ({"soft_weight": -1.0}, "--soft-weight must be between 0"),
+        ({"device": "tpu"}, "Invalid value for --device: 'tpu'"),
         ({"data": ("nowhere",)}, "no data at nowhere"),
-        ({"model": "none"}, "no backbone is called 'none'"),
+        ({"model": "none"}, "unknown backbone 'none'"),
     ],
 )
-def test_wrong_options_are_one_clear_line(tmp_path, options, message):
+def test_invalid_options_are_one_line(tmp_path, options, message):
     config = TrainConfig(**{"model": "scratch", "data": ("demo",), "out": tmp_path / "run", **options})
     with pytest.raises(AgegenError, match=message):
         next(train_run(config))

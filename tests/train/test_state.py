@@ -1,4 +1,4 @@
-"""Trainings that are killed, interrupted or damaged, and go on as if nothing had been."""
+"""Trainings that are killed, interrupted or damaged end as if nothing had happened once they are resumed."""
 
 import errno
 import json
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from holding import Held
+from holding import StoppedCommand
 
 from agegen.errors import AgegenError, CheckpointError, TrainingInterrupted
 from agegen.machine import choose_compute
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("quick_training")
 
 @pytest.fixture(scope="module")
 def whole(faces_folder, tmp_path_factory):
-    """A training that nothing interrupted."""
+    """A training that was not interrupted."""
     path = tmp_path_factory.mktemp("whole") / "run"
     list(train_run(make_config(faces_folder, path)))
     return path
@@ -45,7 +45,7 @@ def make_config(data, path):
 
 
 def start(data, path, stop_after):
-    """Train until so many batches are over, then vanish without a word."""
+    """Train for some batches, then stop as if killed."""
     batches = 0
     for event in train_run(make_config(data, path)):
         batches += isinstance(event, BatchResult)
@@ -53,11 +53,11 @@ def start(data, path, stop_after):
             return
 
 
-def go_on(path):
+def resume(path):
     return list(train_run(read_config(path, {"workers": 0, "save_every": 0.0})))
 
 
-def check_same(first, second):
+def check_equal(first, second):
     states = [load_checkpoint(path / "best.safetensors")[1].state_dict() for path in (first, second)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert json.loads((first / "eval.json").read_text()) == json.loads((second / "eval.json").read_text())
@@ -66,13 +66,13 @@ def check_same(first, second):
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
 def test_a_resumed_run_ends_bit_identical(whole, data, tmp_path, stop_after):
     start(data, tmp_path / "run", stop_after)
-    events = go_on(tmp_path / "run")
-    check_same(whole, tmp_path / "run")
+    events = resume(tmp_path / "run")
+    check_equal(whole, tmp_path / "run")
     assert sum(isinstance(event, EpochResult) for event in events) == (2 if stop_after < 5 else 1)
     assert not list((tmp_path / "run").glob("state-*"))
 
 
-# Where a training is held: while a state's file is written, after the second state, between the epochs, after both.
+# Where a training is stopped: while a state is written, after the second one, between the epochs, after both epochs.
 MOMENTS = {
     "writing": ("agegen.train.state.write_bytes", 2, True),
     "first epoch": ("agegen.train.state.StateFiles.save", 2, False),
@@ -81,67 +81,67 @@ MOMENTS = {
 }
 
 
-def hold(data, run, tmp_path, moment, **options):
+def stop_at(data, run, tmp_path, moment, **options):
     target, call, before = MOMENTS[moment]
     arguments = ["train", "--model", "scratch", "--device", "cpu", "--workers", "1", "--save-every", "0"]
     arguments += ["--epochs", "2", "--batch-size", "12", "--data", data, "--out", run]
-    return Held(tmp_path, arguments, target, call, before, stdout=subprocess.DEVNULL, **options)
+    return StoppedCommand(tmp_path, arguments, target, call, before, stdout=subprocess.DEVNULL, **options)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_sigkill_at_any_moment_loses_nothing(whole, data, tmp_path, moment):
     run = tmp_path / "run"
-    held = hold(data, run, tmp_path, moment, stderr=subprocess.DEVNULL)
-    held.wait()
-    held.process.kill()
-    held.process.wait()
+    stopped = stop_at(data, run, tmp_path, moment, stderr=subprocess.DEVNULL)
+    stopped.wait()
+    stopped.process.kill()
+    stopped.process.wait()
     assert json.loads((run / "run.json").read_text())["finished"] is None
-    go_on(run)
-    check_same(whole, run)
+    resume(run)
+    check_equal(whole, run)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(whole, data, tmp_path):
+def test_ctrl_c_finishes_the_batch_and_says_how_to_resume(whole, data, tmp_path):
     run = tmp_path / "run"
-    held = hold(data, run, tmp_path, "first epoch", stderr=subprocess.PIPE, start_new_session=True)
-    held.wait()
-    # To the whole group, loader processes included, as a terminal does.
-    os.killpg(held.process.pid, signal.SIGINT)
-    held.let_go()
-    _, errors = held.process.communicate(timeout=60)
-    assert held.process.returncode == 130
+    stopped = stop_at(data, run, tmp_path, "first epoch", stderr=subprocess.PIPE, start_new_session=True)
+    stopped.wait()
+    # To the whole process group including the workers, as a terminal does.
+    os.killpg(stopped.process.pid, signal.SIGINT)
+    stopped.release()
+    _, errors = stopped.process.communicate(timeout=60)
+    assert stopped.process.returncode == 130
     assert f"agegen train --resume {run}" in errors.decode()
     assert b"Traceback" not in errors
-    go_on(run)
-    check_same(whole, run)
+    resume(run)
+    check_equal(whole, run)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_after_the_last_epoch_ends_at_once(whole, data, tmp_path):
-    """It promises no batch to finish, for there is none; the run goes on from there."""
+    """There is no batch to finish; the run can be resumed from there."""
     run = tmp_path / "run"
-    held = hold(data, run, tmp_path, "after the last", stderr=subprocess.PIPE, start_new_session=True)
-    held.wait()
-    os.killpg(held.process.pid, signal.SIGINT)
-    _, errors = held.process.communicate(timeout=60)
-    assert held.process.returncode == 130
+    stopped = stop_at(data, run, tmp_path, "after the last", stderr=subprocess.PIPE, start_new_session=True)
+    stopped.wait()
+    os.killpg(stopped.process.pid, signal.SIGINT)
+    _, errors = stopped.process.communicate(timeout=60)
+    assert stopped.process.returncode == 130
     assert b"finishing the batch" not in errors
     assert b"Traceback" not in errors
-    assert not [event for event in go_on(run) if isinstance(event, BatchResult)]
-    check_same(whole, run)
+    assert not [event for event in resume(run) if isinstance(event, BatchResult)]
+    check_equal(whole, run)
 
 
-def test_a_stop_between_batches_is_an_error_of_its_own(data, tmp_path):
+def test_a_stop_between_batches_raises_training_interrupted(data, tmp_path):
     asked = iter([False, False, True])
-    with pytest.raises(TrainingInterrupted, match="interrupted in epoch 1; go on with"):
+    with pytest.raises(TrainingInterrupted, match="interrupted in epoch 1; resume with"):
         list(train_run(make_config(data, tmp_path / "run"), should_stop=lambda: next(asked)))
     assert TrainingInterrupted.exit_code == 130
     assert list((tmp_path / "run").glob("state-*"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
-def test_a_damaged_state_is_named_and_the_one_before_is_used(whole, data, tmp_path, damage):
+def test_a_damaged_state_is_named_and_the_previous_one_is_used(whole, data, tmp_path, damage):
     run = tmp_path / "run"
     start(data, run, 4)
     newest = max(run.glob("state-*"), key=lambda path: path.stat().st_mtime_ns)
@@ -149,14 +149,14 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(whole, data, tmp_pa
     if damage == "flipped":
         content[len(content) // 2] ^= 1
     newest.write_bytes(content if damage == "flipped" else content[: len(content) // 2 if damage == "truncated" else 0])
-    events = go_on(run)
-    notice, _ = [event for event in events if isinstance(event, TrainNotice)]
+    events = resume(run)
+    (notice,) = [event for event in events if isinstance(event, TrainNotice)]
     assert newest.name in notice.notices[0]
     assert "is damaged" in notice.notices[0]
-    check_same(whole, run)
+    check_equal(whole, run)
 
 
-def test_no_space_is_one_line_and_the_last_state_stays(whole, data, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_the_last_state_stays(whole, data, tmp_path, monkeypatch):
     run = tmp_path / "run"
     saved = []
     write = os.fsync
@@ -168,12 +168,12 @@ def test_no_space_is_one_line_and_the_last_state_stays(whole, data, tmp_path, mo
         write(handle)
 
     monkeypatch.setattr(os, "fsync", fill_up)
-    with pytest.raises(AgegenError, match=r"can't write .*No space left on device"):
+    with pytest.raises(AgegenError, match=r"cannot write .*No space left on device"):
         list(train_run(make_config(data, run)))
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    go_on(run)
-    check_same(whole, run)
+    resume(run)
+    check_equal(whole, run)
 
 
 def test_a_run_in_use_is_refused(data, tmp_path):
@@ -189,15 +189,15 @@ def test_the_state_of_another_model_is_refused(data, tmp_path):
     run = tmp_path / "run"
     start(data, run, 2)
     config = read_config(run, {})
-    with pytest.raises(AgegenError, match="can't go on as it began: the model was scratch, and is now vgg16"):
+    with pytest.raises(AgegenError, match=r"cannot resume .*: the model was scratch and is now vgg16"):
         list(train_run(replace(config, model="vgg16")))
     trainer = make_trainer(torch.nn.Linear(2, 2), FitSettings(1, 0.1, 0.0), choose_compute("cpu", "fp32"))
-    with pytest.raises(CheckpointError, match="the state of another model"):
+    with pytest.raises(CheckpointError, match="is the state of another model"):
         StateFiles(run).restore(trainer)
 
 
 @pytest.mark.parametrize("change", ["gone", "version", "weight_decay", "compute"])
-def test_a_run_goes_on_only_as_it_began(faces_folder, tmp_path, change):
+def test_a_run_with_changed_data_or_settings_is_refused(faces_folder, tmp_path, change):
     folder = tmp_path / "faces"
     shutil.copytree(faces_folder, folder)
     run = tmp_path / "run"
@@ -212,22 +212,24 @@ def test_a_run_goes_on_only_as_it_began(faces_folder, tmp_path, change):
     else:
         record["settings"]["compute"] = "cuda, bf16"
     (run / "run.json").write_text(json.dumps(record))
-    with pytest.raises(AgegenError, match=r"can't go on as it began: .* restore that, or train anew"):
-        go_on(run)
+    with pytest.raises(
+        AgegenError, match=r"cannot resume .* was .* and is now .*; restore it, or start a new training"
+    ):
+        resume(run)
 
 
 def test_equal_trainings_give_equal_checkpoints(data, tmp_path):
-    """Byte by byte, a resumed one too: no clock is in them."""
+    """Byte by byte, resumed ones as well: they contain no times."""
     for name in ("first", "again"):
         list(train_run(make_config(data, tmp_path / name)))
     start(data, tmp_path / "resumed", 3)
-    go_on(tmp_path / "resumed")
+    resume(tmp_path / "resumed")
     contents = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("first", "again", "resumed")]
     assert contents[0] == contents[1] == contents[2]
 
 
 @pytest.mark.parametrize("step", ["write_card", "plot_curves", "export_best"])
-def test_a_kill_after_the_last_epoch_leaves_a_run_that_goes_on(whole, data, tmp_path, monkeypatch, step):
+def test_a_run_killed_after_the_last_epoch_can_be_resumed(whole, data, tmp_path, monkeypatch, step):
     class Killed(BaseException):
         pass
 
@@ -239,13 +241,13 @@ def test_a_kill_after_the_last_epoch_leaves_a_run_that_goes_on(whole, data, tmp_
         with pytest.raises(Killed):
             list(train_run(make_config(data, tmp_path / "run")))
     assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
-    events = go_on(tmp_path / "run")
+    events = resume(tmp_path / "run")
     assert not [event for event in events if isinstance(event, BatchResult)]
-    check_same(whole, tmp_path / "run")
+    check_equal(whole, tmp_path / "run")
     assert (tmp_path / "run" / "MODEL_CARD.md").is_file()
 
 
-def test_states_take_turns(tmp_path):
+def test_states_alternate_between_two_files(tmp_path):
     trainer = make_trainer(torch.nn.Linear(2, 2), FitSettings(1, 0.1, 0.0), choose_compute("cpu", "fp32"))
     states = StateFiles(tmp_path)
     names = []
@@ -261,3 +263,10 @@ def test_states_take_turns(tmp_path):
     other.save(trainer)
     StateFiles(tmp_path).restore(trainer)
     assert trainer.progress.batch == 3
+
+
+def test_a_start_that_fails_leaves_no_run_folder(data, tmp_path):
+    config = replace(make_config(data, tmp_path / "run"), soft_labels=(str(tmp_path / "none.parquet"),))
+    with pytest.raises(AgegenError, match=r"none\.parquet"):
+        list(train_run(config))
+    assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Studies: cross-validation and several seeds, from the folder to the summary, and soft labels from one to the next."""
+"""Studies: cross-validation, repeated seeds, and soft labels from the estimates of a cross-validation."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from agegen.data.demo import draw_records
 from agegen.data.labels import AGE_CLASSES
 from agegen.data.scan import scan_images
 from agegen.data.soft_labels import read_soft_labels
-from agegen.data.splits import draw_folds, group_faces, hold_out, read_split
+from agegen.data.splits import assign_folds, group_faces, make_fold_split, read_split
 from agegen.errors import AgegenError, CheckpointError, DataError, TrainingInterrupted
 from agegen.evaluate.study import evaluate_study
 from agegen.model.loss import Targets, compute_loss, make_age_distribution
@@ -29,7 +29,7 @@ FOLDS = 3
 
 @pytest.fixture(scope="module")
 def quickly():
-    """Trainings without curves, ONNX and landmarks, as the fixture quick_training has them, for a whole module."""
+    """Like quick_training, trainings without curves and ONNX, but for the whole module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("agegen.train.train.plot_curves", lambda path, curves: None)
         patch.setattr("agegen.train.train.export_best", lambda run, model, crops: iter(()))
@@ -60,7 +60,7 @@ def test_each_face_is_tested_on_once(study, faces_folder):
         assert (split.groupby("group")["split"].nunique() == 1).all()
 
 
-def test_the_summary_is_what_the_folds_say(study):
+def test_the_summary_averages_the_folds(study):
     path, events = study
     summary = json.loads((path / "folds.json").read_text())
     assert summary == events[-1].summary
@@ -70,7 +70,7 @@ def test_the_summary_is_what_the_folds_say(study):
     assert [part["metrics"]["mae"] for part in summary["parts"]] == maes
 
 
-def test_out_of_fold_estimates_are_whole_and_pooled(study, agegen):
+def test_out_of_fold_estimates_are_complete_and_evaluated_together(study, agegen):
     path, _ = study
     table = pd.read_parquet(path / "out_of_fold.parquet")
     assert len(table) == 60
@@ -92,8 +92,8 @@ def test_out_of_fold_estimates_are_whole_and_pooled(study, agegen):
     assert "name one of its runs for other data" in refused.stderr
 
 
-def test_a_study_goes_on_where_it_stopped(study, faces_folder, tmp_path):
-    """One fold is there, one was interrupted, one not begun: only these two train, to the same numbers."""
+def test_an_interrupted_study_is_resumed(study, faces_folder, tmp_path):
+    """One fold is finished, one was interrupted, one was not started: the last two train, with the same results."""
     whole, _ = study
     path = tmp_path / "study"
     config = StudyConfig(make_config(faces_folder, path), folds=FOLDS)
@@ -102,7 +102,7 @@ def test_a_study_goes_on_where_it_stopped(study, faces_folder, tmp_path):
     def stop_in_the_second():
         return batches > 3
 
-    with pytest.raises(TrainingInterrupted, match=rf"fold-2 of 3 folds; go on with `agegen train --resume {path}`"):
+    with pytest.raises(TrainingInterrupted, match=rf"fold-2 of 3 folds; resume with `agegen train --resume {path}`"):
         for event in train_study(config, should_stop=stop_in_the_second):
             batches += isinstance(event, BatchResult)
     assert not (path / "folds.json").exists()
@@ -115,7 +115,7 @@ def test_a_study_goes_on_where_it_stopped(study, faces_folder, tmp_path):
     )
 
 
-def test_one_fold_alone_and_the_others_later(study, faces_folder, tmp_path):
+def test_folds_can_be_trained_one_by_one(study, faces_folder, tmp_path):
     whole, _ = study
     path = tmp_path / "study"
     for fold in (2, 1, 3):
@@ -124,11 +124,11 @@ def test_one_fold_alone_and_the_others_later(study, faces_folder, tmp_path):
         assert isinstance(events[-1], StudyResult) == (fold == 3)
     same = pd.read_parquet(whole / "out_of_fold.parquet")
     assert pd.read_parquet(path / "out_of_fold.parquet").equals(same)
-    with pytest.raises(AgegenError, match="holds a study with other options"):
+    with pytest.raises(AgegenError, match="is a study with other options"):
         list(train_study(StudyConfig(make_config(faces_folder, path, seed=1), folds=FOLDS)))
-    with pytest.raises(AgegenError, match="was begun without --lr"):
+    with pytest.raises(AgegenError, match="was started with other values of --lr"):
         read_study(path, {"lr": 3.0})
-    with pytest.raises(AgegenError, match="--fold is a number from 1 to 3"):
+    with pytest.raises(AgegenError, match="--fold must be between 1 and 3"):
         list(train_study(StudyConfig(make_config(faces_folder, path), folds=FOLDS, fold=4)))
 
 
@@ -148,38 +148,38 @@ def test_seeds_share_a_split(faces_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--folds", 3, "--seeds", 2], "give --folds K or --seeds N"),
+        (["--folds", 3, "--seeds", 2], "choose --folds K or --seeds N"),
         (["--fold", 2], "--fold I belongs to --folds K"),
         (["--folds", 1], "'--folds'"),
     ],
 )
-def test_wrong_numbers_are_one_line(agegen, faces_folder, options, message):
+def test_invalid_numbers_are_one_line(agegen, faces_folder, options, message):
     result = agegen("train", "--model", "scratch", "--data", faces_folder, *options)
     assert result.exit_code != 0
     assert message in " ".join(result.stderr.split())
 
 
-def test_folds_are_even_and_leave_the_rest_unused():
+def test_folds_are_balanced_and_leave_the_rest_unused():
     scan = scan_images(draw_records(120))
     groups = group_faces(scan)
     inside = np.arange(120) % 4 > 0
-    folds = draw_folds(scan, groups, 5, 0, inside)
+    folds = assign_folds(scan, groups, 5, 0, inside)
     assert (folds[~inside] == 0).all()
     counts = np.bincount(folds[inside], minlength=6)[1:]
     assert counts.min() >= 16
-    names = np.array(hold_out(scan, groups, folds, 2, 0))
+    names = np.array(make_fold_split(scan, groups, folds, 2, 0))
     assert (names[~inside] == "unused").all()
     assert ((names == "test") == (folds == 2)).all()
-    with pytest.raises(DataError, match="don't make 200 folds"):
-        draw_folds(scan, groups, 200, 0)
+    with pytest.raises(DataError, match="200 folds require at least 200 groups"):
+        assign_folds(scan, groups, 200, 0)
 
 
 @pytest.mark.usefixtures("quickly")
-def test_teachers_that_saw_test_faces_are_refused_and_others_teach(study, faces_folder, tmp_path):
-    """Folds of a training's own training part teach it; those of all faces know its test part."""
+def test_soft_labels_of_test_faces_are_refused_and_others_used(study, faces_folder, tmp_path):
+    """Folds of a training split can teach its training; teachers of folds of all faces saw its test split."""
     whole, _ = study
     split = whole / "fold-1" / "split.csv"
-    with pytest.raises(DataError, match="saw 24 faces that this training validates or tests on"):
+    with pytest.raises(DataError, match="the teachers saw 24 validation or test faces of this training"):
         next(
             train_run(
                 make_config(
@@ -192,7 +192,7 @@ def test_teachers_that_saw_test_faces_are_refused_and_others_teach(study, faces_
     estimates = str(path / "out_of_fold.parquet")
     held = read_split(split).query("split == 'train'")
     assert sorted(pd.read_parquet(estimates)["sha256"]) == sorted(held["sha256"])
-    run = tmp_path / "taught"
+    run = tmp_path / "distilled"
     for _ in train_run(make_config(faces_folder, run, soft_labels=(estimates,), soft_weight=0.8, split_file=split)):
         pass
     record = json.loads((run / "run.json").read_text())
@@ -208,7 +208,7 @@ def write_soft(path, **columns):
     return str(path)
 
 
-def test_several_teachers_are_their_mean(tmp_path):
+def test_several_teachers_are_averaged(tmp_path):
     first = write_soft(tmp_path / "1.parquet")
     second = write_soft(tmp_path / "2.parquet", sha256=["b", "c"], p_female=[1.0, 0.0])
     teaching = read_soft_labels([first, second], ["c", "b", "x"])
@@ -226,28 +226,28 @@ def test_several_teachers_are_their_mean(tmp_path):
         ({"distribution": [[1.0] * 3] * 2}, "distributions of 117 ages"),
         ({"distribution": [[-1.0] * AGE_CLASSES] * 2}, "distributions of 117 ages"),
         ({"distribution": [[float("nan")] * AGE_CLASSES] * 2}, "distributions of 117 ages"),
-        ({"sha256": ["x", "y"]}, "estimates none of these faces"),
-        ({"p_female": ["much", "little"]}, "can't read soft labels"),
+        ({"sha256": ["x", "y"]}, "contains none of these faces"),
+        ({"p_female": ["much", "little"]}, "cannot read soft labels"),
     ],
 )
-def test_files_that_hold_no_soft_labels(tmp_path, columns, message):
+def test_files_with_invalid_soft_labels_are_one_line(tmp_path, columns, message):
     path = write_soft(tmp_path / "soft.parquet", **columns)
     with pytest.raises(DataError, match=message) as caught:
         read_soft_labels([path], ["a", "b"])
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_files_that_are_no_parquet(tmp_path):
+def test_files_that_are_not_parquet_are_one_line(tmp_path):
     (tmp_path / "x.parquet").write_text("no")
     for path in (tmp_path / "x.parquet", tmp_path / "gone.parquet", tmp_path):
         with pytest.raises(DataError, match=r"soft labels|is a folder"):
             read_soft_labels([str(path)], ["a"])
     pq.write_table(pq.read_table(write_soft(tmp_path / "s.parquet")).drop_columns(["p_female"]), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="holds no soft labels: it lacks the column"):
+    with pytest.raises(DataError, match="does not contain soft labels: it lacks the column"):
         read_soft_labels([str(tmp_path / "t.parquet")], ["a"])
 
 
-def test_the_loss_learns_from_teachers_by_their_share():
+def test_the_soft_weight_mixes_labels_and_teachers():
     logits = torch.randn(3, AGE_CLASSES, requires_grad=True)
     outputs = Outputs(logits, torch.randn(3, requires_grad=True))
     nan = float("nan")
@@ -263,9 +263,9 @@ def test_the_loss_learns_from_teachers_by_their_share():
 
     own = compute_loss(Outputs(logits[:1], outputs.gender_logit[:1]), Targets(low[:1], low[:1], female[:1])).detach()
     assert measure(0.0, slice(0, 1)).detach() == pytest.approx(own.item(), rel=1e-5)
-    taught = measure(1.0, slice(0, 1)).detach()
-    assert measure(0.25, slice(0, 1)).detach() == pytest.approx(0.75 * own.item() + 0.25 * taught.item(), rel=1e-4)
-    # Without labels the teacher counts whole, whatever the share; without a teacher the label does.
+    soft_only = measure(1.0, slice(0, 1)).detach()
+    assert measure(0.25, slice(0, 1)).detach() == pytest.approx(0.75 * own.item() + 0.25 * soft_only.item(), rel=1e-4)
+    # Without labels the teacher has all the weight, without a teacher the label.
     assert measure(0.25, slice(2, 3)).detach() == pytest.approx(measure(0.75, slice(2, 3)).item())
     assert measure(0.25, slice(1, 2)).detach() == pytest.approx(measure(0.75, slice(1, 2)).item())
     total = measure(0.5, slice(0, 3))

@@ -1,4 +1,4 @@
-"""What a training writes for TensorBoard, read back by TensorBoard's own reader."""
+"""The TensorBoard log of a training, read back with TensorBoard's own reader."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from agegen.errors import AgegenError
 from agegen.train.tensorboard import log_events
 
 
-def test_losses_metrics_and_faces_are_there(agegen, faces_folder, tmp_path, quick_training):
+def test_losses_and_metrics_are_logged(agegen, faces_folder, tmp_path, quick_training):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     words = ("--model", "scratch", "--data", faces_folder, "--out", tmp_path / "run", "--epochs", 2, "--workers", 0)
@@ -22,8 +22,7 @@ def test_losses_metrics_and_faces_are_there(agegen, faces_folder, tmp_path, quic
     assert [event.step for event in read.Scalars("val/mae")] == [1, 2]
     report = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert read.Scalars("test/mae")[0].value == pytest.approx(report["age"]["mae"], abs=1e-3)
-    assert len(tags["images"]) == min(16, report["n"])
-    assert read.Images(tags["images"][0])[0].width == 200
+    assert tags["images"] == []
 
 
 def test_without_its_package_it_says_what_to_install(monkeypatch):

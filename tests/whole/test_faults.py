@@ -19,7 +19,7 @@ from agegen.batches.cache_folder import list_cache
 from agegen.data.images import decode_image, read_image_file
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically, write_text
-from agegen.predict.annotation import find_base, place_copy
+from agegen.predict.annotation import find_common_folder, make_copy_path
 from agegen.predict.inputs import find_inputs
 from agegen.predict.results import PhotoPrediction
 from agegen.predict.rows import load_resume_state, open_writer
@@ -38,7 +38,7 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path):
     path = tmp_path / "huge.jpg"
     with path.open("wb") as file:
         file.truncate(3 << 30)
-    with pytest.raises(DataError, match=r"3\.2 GB are too much for a picture"):
+    with pytest.raises(DataError, match=r"3\.2 GB are too large for an image"):
         read_image_file(path)
 
 
@@ -76,9 +76,9 @@ def test_copies_of_a_glob_over_folders_lie_below_its_plain_part(tmp_path):
     for name in ("x", "y"):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "a.jpg").touch()
-    base = find_base([str(tmp_path / "in" / "*" / "a.jpg")])
+    base = find_common_folder([str(tmp_path / "in" / "*" / "a.jpg")])
     assert base == tmp_path / "in"
-    assert place_copy(str(tmp_path / "in" / "x" / "a.jpg"), Path("out"), base, "") == Path("out/x/a.jpg")
+    assert make_copy_path(str(tmp_path / "in" / "x" / "a.jpg"), Path("out"), base, "") == Path("out/x/a.jpg")
 
 
 def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path):
@@ -97,7 +97,7 @@ def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path):
 def test_only_what_concerns_the_file_itself_is_a_failure_to_write_it(tmp_path):
     with pytest.raises(FileNotFoundError), replace_atomically(tmp_path / "a.txt"):
         (tmp_path / "none").read_text()
-    with pytest.raises(AgegenError, match="can't write"), replace_atomically(tmp_path / "a.txt"):
+    with pytest.raises(AgegenError, match="cannot write"), replace_atomically(tmp_path / "a.txt"):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
@@ -198,7 +198,7 @@ def test_a_row_of_every_photograph_is_bounded_in_memory(portrait):
     """With --annotate photographs wait for their batch: by bytes, not by their number alone."""
     from agegen.data.images import Photo
     from agegen.predict.estimator import _BATCH_BYTES, _is_full
-    from agegen.predict.extraction import ExtractedFaces
+    from agegen.predict.results import ExtractedFaces
 
     picture = np.zeros((4000, 3000, 3), np.uint8)
     many = [ExtractedFaces("x", photo=Photo(picture, 1.0))] * (_BATCH_BYTES // picture.nbytes)
@@ -257,27 +257,6 @@ def test_one_gender_alone_is_told_and_stays_uncertain(faces_folder, tmp_path, ag
     assert "every face is male: of gender nothing can be learnt" in done.stderr
     done = agegen("predict", next(faces_folder.iterdir()), "--run", tmp_path / "run", "--no-detect", "--json", "-")
     assert json.loads(done.stdout)[0]["gender"] == "uncertain"
-
-
-def test_a_face_found_twice_is_one():
-    from agegen.faces.geometry import DetectedFace
-    from agegen.faces.refinement import drop_repeated
-
-    points = np.array([[30.0, 30], [70, 30], [50, 50], [35, 70], [65, 70]])
-    faces = [
-        DetectedFace((0, 0, 100, 100), points, 0.9),
-        DetectedFace((5, 5, 105, 105), points + 4, 0.95),
-        DetectedFace((200, 0, 300, 100), points + [200, 0], 0.8),
-    ]
-    assert [face.score for face in drop_repeated(faces)] == [0.95, 0.8]
-
-
-def test_another_file_under_the_detectors_name_is_refused(tmp_path):
-    from agegen.faces.yunet import check_weights
-
-    (tmp_path / "yunet.onnx").write_bytes(b"something else")
-    with pytest.raises(AgegenError, match="is not the detector that agegen knows"):
-        check_weights(tmp_path / "yunet.onnx")
 
 
 def test_a_list_on_stdin_can_be_interrupted_anywhere(tmp_path):

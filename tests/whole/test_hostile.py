@@ -1,4 +1,4 @@
-"""Hostile and broken input: a row with its reason or one clear line, never a traceback, nothing half-written."""
+"""Malicious and damaged input gives an unreadable row or a one-line error, never a traceback or a partial file."""
 
 import io
 import json
@@ -22,9 +22,9 @@ from agegen.model.checkpoint import load_checkpoint
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
 
 
-def encode(picture, kind, **options):
+def encode(image, kind, **options):
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -34,7 +34,7 @@ ENCODED = [encode(GRADIENT, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TI
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=2000))
-def test_any_bytes_are_a_picture_or_a_reason(content):
+def test_arbitrary_bytes_are_decoded_or_refused(content):
     try:
         image = decode_image(content)
     except DataError as error:
@@ -45,7 +45,7 @@ def test_any_bytes_are_a_picture_or_a_reason(content):
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(ENCODED), st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=8), st.data())
-def test_damaged_pictures_are_a_picture_or_a_reason(content, changes, data):
+def test_damaged_images_are_decoded_or_refused(content, changes, data):
     damaged = bytearray(content)
     for place, value in changes:
         damaged[place % len(damaged)] = value
@@ -59,19 +59,19 @@ def test_damaged_pictures_are_a_picture_or_a_reason(content, changes, data):
 
 
 @pytest.mark.parametrize("content", ENCODED)
-def test_truncated_and_empty_files_have_a_reason(content):
+def test_truncated_and_empty_files_are_refused(content):
     for part in (b"", content[:3], content[: len(content) // 2]):
-        with pytest.raises(DataError, match="not a readable picture"):
+        with pytest.raises(DataError, match="not a readable image"):
             decode_image(part)
 
 
-def test_the_name_does_not_decide_the_format(tmp_path):
+def test_the_extension_does_not_determine_the_format(tmp_path):
     (tmp_path / "photo.png").write_bytes(ENCODED[0])
     assert decode_image(read_image_file(tmp_path / "photo.png")).shape == (48, 64, 3)
 
 
 def make_png(width, height, *chunks):
-    """Return a PNG that promises a size; chunks are (name, content)."""
+    """Return a PNG with this size in its header; chunks are (name, content)."""
     header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     parts = [header, *chunks, (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -79,7 +79,7 @@ def make_png(width, height, *chunks):
     )
 
 
-def test_bombs_are_refused_before_they_are_decoded():
+def test_decompression_bombs_are_refused_before_decoding():
     for width, height in ((60_000, 60_000), (2**31 - 1, 2**31 - 1), (120_000_000, 1)):
         with pytest.raises(DataError, match=r"too many|not a readable"):
             decode_image(make_png(width, height, (b"IDAT", zlib.compress(b"\x00" * 100))))
@@ -89,20 +89,20 @@ def test_bombs_are_refused_before_they_are_decoded():
 
 
 @pytest.mark.parametrize("mode", ["F", "I", "LAB", "HSV", "PA", "RGBX", "1"])
-def test_exotic_modes(mode, tmp_path):
+def test_rare_modes(mode, tmp_path):
     try:
-        picture = GRADIENT.convert("L").convert(mode) if mode in ("F", "I", "PA") else GRADIENT.convert(mode)
-        content = encode(picture, "TIFF")
+        image = GRADIENT.convert("L").convert(mode) if mode in ("F", "I", "PA") else GRADIENT.convert(mode)
+        content = encode(image, "TIFF")
     except (OSError, ValueError, KeyError):
-        pytest.skip(f"this Pillow writes no {mode}")
+        pytest.skip(f"this version of Pillow cannot write {mode}")
     try:
         assert decode_image(content).shape == (48, 64, 3)
     except DataError as error:
-        assert "not a readable picture" in str(error)
+        assert "not a readable image" in str(error)
 
 
 @posix
-def test_what_is_no_regular_file_is_not_read(tmp_path):
+def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     (tmp_path / "folder.jpg").mkdir()
@@ -117,7 +117,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
 
 @posix
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_permissions(tmp_path):
+def test_missing_permissions_are_reported(tmp_path):
     (tmp_path / "a.jpg").write_bytes(ENCODED[0])
     (tmp_path / "a.jpg").chmod(0)
     with pytest.raises(DataError, match="Permission denied"):
@@ -128,13 +128,13 @@ def test_unreadable_permissions(tmp_path):
     ("name", "content", "message"),
     [
         ("model.pt", b"\x80\x02}q\x00.", "pickles can run code"),
-        ("model.safetensors", b"", "is damaged or no safetensors file"),
-        ("model.safetensors", b"\x80\x02}q\x00.", "is damaged or no safetensors file"),
-        ("model.safetensors", struct.pack("<Q", 2**62) + b"{}", "is damaged or no safetensors file"),
-        ("model.safetensors", struct.pack("<Q", 8) + b'{"a":1}\n', "is damaged or no safetensors file"),
+        ("model.safetensors", b"", "is damaged or not a safetensors file"),
+        ("model.safetensors", b"\x80\x02}q\x00.", "is damaged or not a safetensors file"),
+        ("model.safetensors", struct.pack("<Q", 2**62) + b"{}", "is damaged or not a safetensors file"),
+        ("model.safetensors", struct.pack("<Q", 8) + b'{"a":1}\n', "is damaged or not a safetensors file"),
     ],
 )
-def test_foreign_checkpoints_are_one_line(tmp_path, name, content, message):
+def test_invalid_checkpoints_are_refused_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as caught:
         load_checkpoint(tmp_path / name)
@@ -142,7 +142,7 @@ def test_foreign_checkpoints_are_one_line(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"finished": true}', '{"model": 3, "finished": "x"}', "\x00"])
-def test_damaged_run_folders_are_one_line(agegen, tmp_path, content):
+def test_damaged_run_folders_are_refused_in_one_line(agegen, tmp_path, content):
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(content)
@@ -162,9 +162,9 @@ def run_cli(arguments, stdout):
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, timeout=120, check=False)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # noqa: PTH110 - a device
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="requires /dev/full")  # noqa: PTH110 - a device
 @pytest.mark.parametrize("arguments", [["--jsonl", "-"], ["--json", "-"], ["--csv", "/dev/full"], []])
-def test_a_full_disk_is_one_line(trained_run, arguments):
+def test_a_full_disk_is_reported_in_one_line(trained_run, arguments):
     with open("/dev/full", "wb") as full:  # noqa: PTH123 - a device
         done = run_cli(["predict", "--demo", "--run", trained_run, *arguments], full)
     assert done.returncode == 1
@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_line(trained_run, arguments):
     assert b"Exception ignored" not in done.stderr
 
 
-def test_two_predictions_at_once(trained_run, portrait, tmp_path):
+def test_concurrent_predictions(trained_run, portrait, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(6):
@@ -187,7 +187,7 @@ def test_two_predictions_at_once(trained_run, portrait, tmp_path):
     assert len(first.splitlines()) == 7
 
 
-def test_a_folder_of_everything_bad_ends_with_rows(agegen, trained_run, tmp_path):
+def test_a_folder_of_unreadable_files_gives_unreadable_rows(agegen, trained_run, tmp_path):
     folder = tmp_path / "bad"
     folder.mkdir()
     for number, content in enumerate([b"", b"\x00" * 1000, ENCODED[0][:40], make_png(50_000, 50_000)]):

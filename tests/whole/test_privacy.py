@@ -1,4 +1,4 @@
-"""Nothing phones home, and nothing is left in HOME but agegen's own cache."""
+"""agegen makes no network connections, and leaves nothing in HOME except its own cache."""
 
 import os
 import shutil
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-# Address families that lead out of the machine; the local ones (unix, netlink) don't.
+# Address families of connections to other machines; unix and netlink are local.
 OUTWARD = ("AF_INET,", "AF_INET6,")
+# Telemetry may be sent in the background after the work is done.
 LINGER = "; import time; time.sleep(8)"
 
 
 def run_alone(code, home, folder):
-    """Run Python in an empty HOME, without network where that can be had, and return what it tried to connect to."""
+    """Run Python in an empty HOME, without network if possible; return the connections that it tried to open."""
     trace = folder / "trace"
     command = [sys.executable, "-c", code]
     if shutil.which("strace"):
@@ -32,27 +33,28 @@ def run_alone(code, home, folder):
     return [line for line in lines if any(family in line for family in OUTWARD)]
 
 
-def list_left(home):
+def list_files(home):
+    """Return the first two levels of the paths of all files."""
     return sorted({"/".join(path.relative_to(home).parts[:2]) for path in home.rglob("*") if path.is_file()})
 
 
-def test_predicting_tells_nobody(portrait, tmp_path):
+def test_prediction_opens_no_connection(portrait, tmp_path):
     (tmp_path / "home").mkdir()
     code = f"from agegen import Estimator; assert Estimator.load().predict({str(portrait)!r})" + LINGER
     assert run_alone(code, tmp_path / "home", tmp_path) == []
-    assert list_left(tmp_path / "home") == []
+    assert list_files(tmp_path / "home") == []
 
 
-def test_training_tells_nobody(faces_folder, tmp_path):
+def test_training_opens_no_connection(faces_folder, tmp_path):
     (tmp_path / "home").mkdir()
     arguments = ["train", "--model", "scratch", "--data", str(faces_folder), "--epochs", "1", "--batch-size", "16"]
     code = f"import sys; sys.argv = ['agegen', *{arguments!r}]; from agegen.cli import main; main()"
     assert run_alone(code, tmp_path / "home", tmp_path) == []
-    assert set(list_left(tmp_path / "home")) <= {".cache/agegen"}
+    assert set(list_files(tmp_path / "home")) <= {".cache/agegen"}
     assert list((tmp_path / "runs").glob("*/curves.png"))
 
 
-def test_every_switch_is_thrown_before_anything_is_imported():
+def test_telemetry_is_disabled_before_libraries_are_imported():
     code = "import agegen, os; print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['NO_ALBUMENTATIONS_UPDATE'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]

@@ -1,4 +1,4 @@
-"""An installation for predicting alone: without torch, small, and clear about what it leaves out."""
+"""An installation without torch, for prediction only: small, and with clear errors for everything else."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import pytest
 import agegen
 
 ROOT = Path(agegen.__file__).parents[1]
-# Megabytes, of the whole virtual environment but for the pip and setuptools that it begins with.
-MOST = 400
+# Size limit in megabytes of the virtual environment, without the pip and setuptools that it starts with.
+MAX_SIZE = 400
 
 
 def run(*words):
@@ -22,24 +22,24 @@ def run(*words):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The bin folder of a fresh virtual environment with what predicting needs."""
+    """The bin folder of a new virtual environment with the packages for prediction."""
     folder = tmp_path_factory.mktemp("small") / "env"
     assert run(sys.executable, "-m", "venv", folder).returncode == 0
-    before = measure(folder)
+    before = measure_size(folder)
     pip = folder / "bin" / "pip"
     for words in (["--no-deps", ROOT], ["-r", ROOT / "agegen" / "predict" / "requirements.txt"]):
         done = run(pip, "install", "-q", *words)
         if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
-            pytest.skip("no package registry is at hand")
+            pytest.skip("no package registry available")
         assert done.returncode == 0, done.stderr[-2000:]
-    size = measure(folder) - before
+    size = measure_size(folder) - before
     print(f"{size:.0f} MB")
-    assert size < MOST
+    assert size < MAX_SIZE
     return folder / "bin"
 
 
-def measure(folder):
-    """Return what files take in megabytes."""
+def measure_size(folder):
+    """Return the size of all files in megabytes."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
@@ -55,8 +55,8 @@ def serve_once(small, portrait):
         assert process.wait(30) == 0
 
 
-@pytest.mark.skipif(os.name != "posix" or not (ROOT / "pyproject.toml").exists(), reason="installs from a checkout")
-def test_it_predicts_and_says_what_it_leaves_out(small, portrait):
+@pytest.mark.skipif(os.name != "posix" or not (ROOT / "pyproject.toml").exists(), reason="requires a checkout")
+def test_it_predicts_and_other_commands_name_what_is_missing(small, portrait):
     assert run(small / "python", "-c", "import torch").returncode != 0
     rows = json.loads(run(small / "agegen", "predict", portrait, "--json", "-").stdout)
     assert [row["status"] for row in rows] == ["ok"]

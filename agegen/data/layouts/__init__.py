@@ -10,7 +10,7 @@ from agegen.data.layouts import file_names, label_tables
 from agegen.data.records import FaceRecords
 from agegen.errors import DataError
 from agegen.options import ReadOptions
-from agegen.plugins import list_entries, load_entry
+from agegen.plugins import list_entry_points, load_entry_point
 
 GROUP = "agegen.layouts"
 
@@ -32,8 +32,8 @@ def list_layouts() -> Iterator[Layout]:
     Raises:
         PluginError: a package's reader cannot be loaded.
     """
-    for entry in list_entries(GROUP):
-        yield load_entry("layout", entry)
+    for plugin in list_entry_points(GROUP):
+        yield load_entry_point("layout", plugin)
     # Layouts that require certain files come before those that look at names.
     yield from label_tables.LAYOUTS
     yield from file_names.LAYOUTS

@@ -1,10 +1,11 @@
-"""Every layout in miniature: recognised by itself, read right."""
+"""Every dataset layout in miniature: recognized and read correctly."""
 
 import numpy as np
 import pytest
 from scipy.io import savemat
 
 from agegen.data.layouts import list_layouts
+from agegen.data.layouts.file_names import parse_utkface_name
 from agegen.data.loading import load_records
 from agegen.errors import DataError, PluginError
 from agegen.options import ReadOptions
@@ -26,8 +27,22 @@ def check(records, layout, paths, ages, female):
     assert records.labels.low.tolist() == pytest.approx(low, nan_ok=True)
     assert records.labels.high.tolist() == pytest.approx(high, nan_ok=True)
     assert records.labels.female.tolist() == pytest.approx(female, nan_ok=True)
-    # The store reads the file that the row names.
+    # The store reads the file of the row.
     assert records.read(0).decode().endswith(paths[0].rsplit("/", 1)[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("26_0_2_20170116174525125.jpg.chip.jpg", (26, False, "Asian")),
+        ("1_1_0_20161219140623097.jpg", (1, True, "White")),
+        ("39_1_20170116174525125.jpg.chip.jpg", "the name is not age_gender_race_datetime"),
+        ("IMG_2031.jpg", "the name is not age_gender_race_datetime"),
+        ("117_0_0_20170112213500903.jpg", "age 117 is outside 0–116"),
+    ],
+)
+def test_utkface_names(name, parsed):
+    assert parse_utkface_name(name) == parsed
 
 
 def test_utkface(tmp_path):
@@ -105,7 +120,7 @@ def test_appa_real(tmp_path):
 
 
 def write_mat(path, rows):
-    """A file as the makers' Matlab wrote it: one struct of 1×N fields."""
+    """Write a file like the dataset's authors did in Matlab: one struct of fields of size 1×N."""
     names = ("dob", "photo_taken", "gender", "face_score", "second_face_score")
     texts = {name: np.empty((1, len(rows)), dtype=object) for name in ("full_path", "name")}
     for place, row in enumerate(rows):
@@ -116,7 +131,7 @@ def write_mat(path, rows):
 
 
 def test_imdb_wiki(tmp_path):
-    # Matlab's day 723671 is the 1st of May 1981, 723775 the 13th of August.
+    # Matlab's day 723671 is the 1st of May 1981, and 723775 the 13th of August 1981.
     good = {"photo_taken": 2009, "face_score": 4.3, "second_face_score": NAN}
     rows = [
         {**good, "dob": 723671, "gender": 1, "full_path": "17/a.jpg", "name": "A B"},
@@ -133,7 +148,7 @@ def test_imdb_wiki(tmp_path):
         "17/d.jpg": "more than one face",
     }
     assert list(records.frame["identity"]) == ["A B", "C D"]
-    (tmp_path / "wiki.mat").write_bytes(b"no Matlab")
+    (tmp_path / "wiki.mat").write_bytes(b"not Matlab")
     with pytest.raises(DataError, match="is not an IMDB-WIKI file"):
         load_records(str(tmp_path))
 
@@ -180,24 +195,23 @@ def test_folders_by_label(tmp_path):
     assert records.excluded[0].reason == "neither age nor gender is known"
 
 
-def test_a_folder_of_something_else_names_the_layouts(tmp_path):
+def test_a_folder_without_a_known_layout_lists_the_layouts(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"none of the layouts that agegen knows \(FairFace, Adience, .*UTKFace, .*\)"):
         load_records(str(tmp_path))
 
 
-def test_every_layout_has_a_name_and_a_documented_source(agegen):
+def test_help_lists_every_layout(agegen):
     from agegen.cli.app import LAYOUTS
 
     names = [layout.NAME for layout in list_layouts()]
     assert tuple(names) == LAYOUTS
     assert "folders by label" in " ".join(agegen("data", "--help").stdout.replace("│", "").split())
     assert len(names) == len(set(names)) == 14
-    assert all(layout.__doc__.strip() for layout in list_layouts())
 
 
 class Fake:
-    """An entry point of another package."""
+    """A stand-in for an entry point of another package."""
 
     def __init__(self, loaded):
         self.name, self.dist, self._loaded = "mine", None, loaded
@@ -208,7 +222,7 @@ class Fake:
         return self._loaded
 
 
-def test_other_packages_bring_layouts(tmp_path, monkeypatch, faces_folder):
+def test_layouts_of_other_packages(tmp_path, monkeypatch, faces_folder):
     class Mine:
         NAME = "mine"
 
@@ -219,5 +233,5 @@ def test_other_packages_bring_layouts(tmp_path, monkeypatch, faces_folder):
     monkeypatch.setattr("agegen.plugins.entry_points", lambda group: [Fake(Mine)])
     assert len(load_records(str(tmp_path))) == 60
     monkeypatch.setattr("agegen.plugins.entry_points", lambda group: [Fake(RuntimeError("boom"))])
-    with pytest.raises(PluginError, match=r"layout 'mine' of .* can't be loaded: RuntimeError: boom"):
+    with pytest.raises(PluginError, match=r"layout 'mine' of .* cannot be loaded: RuntimeError: boom"):
         load_records(str(tmp_path))
