@@ -61,8 +61,8 @@ def test_photos_that_cannot_be_cropped_are_errors_of_one_line(photos, tmp_path, 
     with pytest.raises(DataError, match="no face found in any image"):
         crop_data(CropConfig((str(photos),), tmp_path / "none"))
     done = agegen("data", "crop", photos, tmp_path / "other", "--detector", "nose")
-    assert done.exit_code == 1
-    assert "unknown detector: 'nose'" in done.stderr
+    assert done.exit_code == 2
+    assert "'nose' is not one of" in done.stderr
 
 
 def test_command(photos, tmp_path, agegen):

@@ -73,13 +73,13 @@ def test_a_training_records_its_protocol(agegen, tmp_path):
 
 
 def test_invalid_splits_are_errors_of_one_line(agegen, tmp_path):
-    for arguments, message in (
-        (("demo", "-o", tmp_path / "split.txt"), "must end in .csv"),
-        (("demo", "--protocol", "morph"), "--protocol is one of utkface-21-60, utkface-full, not 'morph'"),
-        ((tmp_path / "gone",), "no data at"),
+    for arguments, exit_code, message in (
+        (("demo", "-o", tmp_path / "split.txt"), 1, "must end in .csv"),
+        (("demo", "--protocol", "morph"), 2, "'morph' is not one of 'utkface-21-60', 'utkface-full'"),
+        ((tmp_path / "gone",), 1, "no data at"),
     ):
         result = agegen("split", *arguments)
-        assert result.exit_code == 1
+        assert result.exit_code == exit_code
         assert message in " ".join(result.stderr.split())
     both = agegen(
         "train", "--model", "scratch", "--protocol", "utkface-full", "--split-file", "x.csv", "--data", "demo"
