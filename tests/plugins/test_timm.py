@@ -121,7 +121,7 @@ def test_a_training_from_nothing_keeps_its_argument(agegen, faces_folder, tmp_pa
 def test_frozen_without_weights_is_refused(agegen, faces_folder):
     result = agegen("train", "--model", "timm:lcnet_035", "--no-pretrained", "--freeze", "--data", faces_folder)
     assert result.exit_code == 1
-    assert "'timm:lcnet_035' is frozen: with --no-pretrained it would know nothing" in result.stderr
+    assert "'timm:lcnet_035' is frozen and requires pretrained weights; remove --no-pretrained" in result.stderr
 
 
 @pytest.mark.usefixtures("real_vgg16")

@@ -20,9 +20,9 @@ from agegen.errors import AgegenError
 from agegen.machine import choose_compute
 from agegen.model.loss import compute_loss
 from agegen.model.network import Outputs
-from agegen.train.config import FitSettings, TrainConfig, choose_settings
+from agegen.train.config import FitSettings, TrainConfig
 from agegen.train.loop import make_trainer
-from agegen.train.setup import prepare_training
+from agegen.train.setup import choose_settings, prepare_training
 
 # Backbones without batch norm and dropout, so that faces do not affect each other: a trainable and a frozen one.
 PLAIN = """
@@ -85,7 +85,8 @@ def site(tmp_path_factory):
 
 
 def make_env(site):
-    return os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 
 
 def start(site, count, *words, launcher=None):
