@@ -65,7 +65,10 @@ def _render(template: str, name: str, module: str) -> str:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
-        loader=PackageLoader("agegen.cli", "plugin_templates"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=PackageLoader("agegen.cli", "plugin_templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     return environment.get_template(template).render(
         name=name,
