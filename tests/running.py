@@ -1,4 +1,4 @@
-"""Run `agegen serve` in another process, for tests that send requests."""
+"""A service of `agegen serve` in a process of its own, for tests that talk to it."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
-# For limits without a command-line option, small enough for a test to reach them.
+# Bounds that the command line doesn't name, small enough for a test to reach them.
 SCRIPT = """
 import logging, sys
 from agegen.errors import AgegenError
@@ -22,7 +22,7 @@ for start in serve(ServeConfig(port=0, limits=Limits({limits}), {options})):
 
 
 class Service:
-    """A running service: its process, address and port."""
+    """A service that runs: its process, its address, and after :meth:`stop` what it wrote to stderr."""
 
     def __init__(self, command, env):
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env=env, text=True)
@@ -33,7 +33,7 @@ class Service:
         self.port = int(self.address.rpartition(":")[2])
 
     def stop(self, number=signal.SIGTERM):
-        """Send a signal; return the exit code and the log."""
+        """Send a signal; return the exit code and all that was logged."""
         self.process.send_signal(number)
         _, log = self.process.communicate(timeout=60)
         return self.process.returncode, log
@@ -41,7 +41,7 @@ class Service:
 
 @contextmanager
 def run_service(*words, limits="", options="", **env):
-    """Run `agegen serve` on a free port, with command-line words, or else with `Limits` and `ServeConfig` arguments."""
+    """Run `agegen serve` with options, or with bounds of its own; free port, one model unless told otherwise."""
     command = [sys.executable, "-m", "agegen", "serve", "--port", "0", *(map(str, words or ("--model", "compact")))]
     if limits or options:
         options = options or "models=('compact',)"

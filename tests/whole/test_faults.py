@@ -186,11 +186,11 @@ def test_dollars_in_names_are_no_formulas(trained_run, faces_folder, tmp_path, a
 
 
 def test_bars_and_line_breaks_in_groups_leave_the_card_a_table():
-    from agegen.export.card import _describe_group
+    from agegen.export.card import _make_group_row
 
     nothing = {"mae": None, "accuracy": None, "coverage": None}
     group = {"column": "a|b", "value": "x\n|y", "n": 3, "small": True}
-    cells = _describe_group({**group, "age": nothing, "gender": nothing, "interval": nothing})
+    cells = _make_group_row({**group, "age": nothing, "gender": nothing, "interval": nothing})
     assert cells[:2] == ["a\\|b", "x \\|y"]
 
 
