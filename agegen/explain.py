@@ -25,18 +25,23 @@ if TYPE_CHECKING:
 
     from agegen.model.network import AgeGenderModel
 
+FORMATS = ("png", "svg", "pdf", "jpg", "webp")
+# Titles of the age map and the gender map.
 _TITLES = {
-    "occlusion": ("years that the age changes", "change of P(female)"),
-    "grad-cam": ("what raises the age", "what speaks for the gender"),
+    "occlusion": ("change of the age in years", "change of P(female)"),
+    "grad-cam": ("regions that raise the age", "regions that support the gender"),
 }
-# Shares of the crop's side: a patch covers an eye or the mouth, and moves by a third of itself.
+# Fractions of the crop's side: a patch covers an eye or the mouth, and moves by a third of its side.
 _PATCH, _STEP = 1 / 6, 1 / 18
-# Covered crops estimated at once: as fast per crop as a larger batch.
+# Occluded crops per inference batch; larger batches are not faster per crop.
 _BATCH = 64
 
 
 class Maps(NamedTuple):
-    """The influence of each pixel (side, side): in years for ``age``, in P(female) for ``gender``."""
+    """The influence of each pixel (side, side) on the estimates ``age`` and ``gender``, 0 or greater.
+
+    Occlusion maps are in years and in P(female); Grad-CAM maps are relative, 0–1.
+    """
 
     age: NDArray[np.float64]
     gender: NDArray[np.float64]
@@ -44,7 +49,7 @@ class Maps(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """A face's estimates, its crop (200, 200, 3), and the maps of what they rest on."""
+    """A face's estimates, its aligned crop (200, 200, 3), and the maps of the regions that drive the estimates."""
 
     face: FacePrediction
     crop: RGB
@@ -55,57 +60,75 @@ def explain_face(config: ExplainConfig) -> Explanation:
     """Explain the estimates of one face, and write the figure.
 
     Raises:
-        AgegenError: there is no such face, the image is unreadable, or the model cannot be used.
+        AgegenError: the face does not exist, the image is unreadable, the model or an option is not usable, or the
+            figure cannot be written.
     """
     kind = find_format(config.out)
     estimator = Estimator.load(config.model, run=config.run, weights=config.weights, detector=config.detector)
-    (photo, *_) = estimator.predict_many([config.picture], keep_crops=True)
-    if photo.reason is not None:
-        raise DataError(f"{config.picture}: {photo.reason}")
-    if not 1 <= config.face <= len(photo.faces):
-        raise AgegenError(
-            f"{config.picture} has {len(photo.faces)} faces ({estimator.detector}), no number {config.face}"
-        )
-    crop = photo.crops[config.face - 1]
-    maps = map_crop(config, estimator, resize_image(crop, estimator.model.engine.input_size))
-    explanation = Explanation(photo.faces[config.face - 1], crop, maps)
+    face, crop = _find_face(estimator, config.picture, config.face)
+    engine = estimator.model.engine
+    inputs = resize_image(crop, engine.input_size)
+    if config.method == "occlusion":
+        maps = compute_occlusion(engine, inputs)
+    else:
+        maps = compute_grad_cam(_load_model(find_checkpoint(config.model, config.run, config.weights)), inputs)
+    explanation = Explanation(face, crop, maps)
     with replace_atomically(config.out) as temporary:
         save_figure(draw_explanation(explanation, config.method), temporary, dpi=130, format=kind)
     return explanation
 
 
-def map_crop(config: ExplainConfig, estimator: Estimator, crop: RGB) -> Maps:
-    """Return the maps of a crop by the chosen method."""
-    if config.method == "occlusion":
-        return map_occlusion(estimator.model.engine, crop)
+def find_format(path: Path) -> str:
+    """Return the image format of a file name.
+
+    Raises:
+        AgegenError: the format is not supported.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise AgegenError(f"unsupported image format: {path}. Use {', '.join(f'.{name}' for name in FORMATS)}.")
+    return kind
+
+
+def _find_face(estimator: Estimator, image: str, number: int) -> tuple[FacePrediction, RGB]:
+    """Return one face of an image file, and its aligned crop (200, 200, 3)."""
+    (photo, *_) = estimator.predict_many([image], keep_crops=True)
+    if photo.reason is not None:
+        raise DataError(f"{image}: {photo.reason}")
+    if not 1 <= number <= len(photo.faces):
+        count = len(photo.faces)
+        raise AgegenError(f"no face {number} in {image}: {count} found (detector {estimator.detector})")
+    return photo.faces[number - 1], photo.crops[number - 1]
+
+
+def _load_model(checkpoint: Path) -> AgeGenderModel:
     from agegen.model.checkpoint import load_checkpoint
 
-    path = find_checkpoint(config.model, config.run, config.weights)
-    if path.suffix != ".safetensors":
-        raise AgegenError(f"--method grad-cam needs a checkpoint, not {path.name}; use --method occlusion")
-    return map_gradients(load_checkpoint(path)[1], crop)
+    if checkpoint.suffix != ".safetensors":
+        raise AgegenError(f"--method grad-cam needs a checkpoint, not {checkpoint.name}. Use --method occlusion.")
+    return load_checkpoint(checkpoint)[1]
 
 
-def map_occlusion(engine: Engine, crop: RGB) -> Maps:
-    """Return how much the estimates change if each place of a crop (side, side, 3) is covered.
+def compute_occlusion(engine: Engine, crop: RGB) -> Maps:
+    """Return how much the estimates change if a region of a crop (side, side, 3) is occluded.
 
-    The side is the engine's input size. Values are the mean absolute change over all patches that cover the place. A
-    patch has the crop's mean colour, since black or white would add edges that no face has. Source: Zeiler & Fergus,
-    "Visualizing and Understanding Convolutional Networks", ECCV 2014.
+    The side is the engine's input size. Each value is the mean absolute change over all patches that cover the pixel.
+    Patches have the mean colour of the crop, since black or white would add edges that no face has. Source: Zeiler &
+    Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
     """
     side = crop.shape[0]
     patch, step = max(1, round(side * _PATCH)), max(1, round(side * _STEP))
-    places = list(_list_places(side, patch, step))
+    corners = list(_list_corners(side, patch, step))
     plain = engine.run(crop[None])
     colour = crop.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
     sums, counts = np.zeros((2, side, side)), np.zeros((side, side))
-    for start in range(0, len(places), _BATCH):
-        part = places[start : start + _BATCH]
-        covered = np.repeat(crop[None], len(part), axis=0)
-        for image, (top, left) in zip(covered, part, strict=True):
+    for start in range(0, len(corners), _BATCH):
+        part = corners[start : start + _BATCH]
+        occluded = np.repeat(crop[None], len(part), axis=0)
+        for image, (top, left) in zip(occluded, part, strict=True):
             image[top : top + patch, left : left + patch] = colour
-        found = engine.run(covered)
-        changes = np.abs(found.age - plain.age), np.abs(found.p_female - plain.p_female)
+        outputs = engine.run(occluded)
+        changes = np.abs(outputs.age - plain.age), np.abs(outputs.p_female - plain.p_female)
         for index, (top, left) in enumerate(part):
             window = slice(top, top + patch), slice(left, left + patch)
             counts[window] += 1
@@ -114,19 +137,19 @@ def map_occlusion(engine: Engine, crop: RGB) -> Maps:
     return Maps(*(sums / np.maximum(counts, 1)))
 
 
-def _list_places(side: int, patch: int, step: int) -> Iterator[tuple[int, int]]:
-    """Yield the top left corner of each patch; the last patches end at the edges."""
+def _list_corners(side: int, patch: int, step: int) -> Iterator[tuple[int, int]]:
+    """Yield the top left corner (top, left) of each patch; the last patches end at the edges."""
     starts = [*range(0, side - patch, step), side - patch]
     for top in starts:
         yield from ((top, left) for left in starts)
 
 
-def map_gradients(model: AgeGenderModel, crop: RGB) -> Maps:
+def compute_grad_cam(model: AgeGenderModel, crop: RGB) -> Maps:
     """Return Grad-CAM maps (side, side), 0–1 each, of a crop (side, side, 3) of the model's input size.
 
-    They show where the last convolution sees what raises the age, and what supports the predicted gender. Source:
-    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017;
-    computed by the package ``grad-cam``.
+    They show the regions whose features in the last convolution raise the age and support the predicted gender.
+    Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV
+    2017; computed by the package ``grad-cam``.
 
     Raises:
         AgegenError: the package grad-cam is not installed, or the backbone has no convolution.
@@ -137,16 +160,16 @@ def map_gradients(model: AgeGenderModel, crop: RGB) -> Maps:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError as error:
-        raise AgegenError('--method grad-cam needs another package: pip install "agegen[explain]"') from error
+        raise AgegenError('--method grad-cam needs another package. Run: pip install "agegen[explain]"') from error
     model.requires_grad_(True).eval()
     images = stack_images([crop]).float()
     with GradCAM(_make_score_module(model), [find_last_convolution(model.backbone)]) as cam:
         maps = [cam(images.clone(), [ClassifierOutputTarget(index)])[0] for index in range(2)]
-    return Maps(*(np.asarray(found, dtype=np.float64) for found in maps))
+    return Maps(*(np.asarray(values, dtype=np.float64) for values in maps))
 
 
 def _make_score_module(model: AgeGenderModel) -> nn.Module:
-    """Return a module whose outputs are explained: the age in years, and the logit of the predicted gender."""
+    """Return a module with the outputs to explain: the age in years, and the logit of the predicted gender."""
     import torch
 
     from agegen.model.network import Outputs, expect_age
@@ -157,7 +180,7 @@ def _make_score_module(model: AgeGenderModel) -> nn.Module:
             self.model = model
 
         def forward(self, images: Tensor) -> Tensor:
-            # Not the model's own forward, which takes no gradients through a frozen backbone.
+            # The model's own forward() computes no gradients through a frozen backbone.
             outputs: Outputs = model.heads(model.backbone((images.float() - model.mean) / model.std))
             age = expect_age(torch.softmax(outputs.age_logits.float(), dim=1))
             return torch.stack([age, outputs.gender_logit.abs()], dim=1)
@@ -166,33 +189,21 @@ def _make_score_module(model: AgeGenderModel) -> nn.Module:
 
 
 def find_last_convolution(backbone: nn.Module) -> Any:
-    """Return the last convolution whose kernel is larger than one pixel.
+    """Return the last convolution with a kernel larger than one pixel.
 
     Raises:
-        AgegenError: there is none.
+        AgegenError: the backbone has none.
     """
     from torch import nn
 
     found = [module for module in backbone.modules() if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1]
     if not found:
-        raise AgegenError("this backbone has no convolution for --method grad-cam; use --method occlusion")
+        raise AgegenError("--method grad-cam needs a convolution, which this backbone lacks. Use --method occlusion.")
     return found[-1]
 
 
-def find_format(path: Path) -> str:
-    """Return the image format of a file name.
-
-    Raises:
-        AgegenError: the format cannot be written.
-    """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg", "pdf", "jpg", "webp"):
-        raise AgegenError(f"{path}: give a name that ends in .png, .svg, .pdf, .jpg or .webp")
-    return kind
-
-
 def draw_explanation(explanation: Explanation, method: str) -> Any:
-    """Draw the face, and the two maps over it."""
+    """Return a matplotlib figure of the crop, and of the two maps over it."""
     face, crop = explanation.face, explanation.crop
     figure, axes = make_figure(1, 3, 11, 3.6)
     estimates = f"{face.age:.0f} years ({face.age_low:.0f}–{face.age_high:.0f}), P(female) {face.p_female:.2f}"
@@ -203,6 +214,6 @@ def draw_explanation(explanation: Explanation, method: str) -> Any:
         axis.grid(visible=False)
         axis.set_axis_off()
     for axis, values in zip(axes[0][1:], explanation.maps, strict=True):
-        shown = axis.imshow(values, extent=(0, 1, 1, 0), cmap="inferno", alpha=0.6, vmin=0, interpolation="bilinear")
-        figure.colorbar(shown, ax=axis, fraction=0.046)
+        overlay = axis.imshow(values, extent=(0, 1, 1, 0), cmap="inferno", alpha=0.6, vmin=0, interpolation="bilinear")
+        figure.colorbar(overlay, ax=axis, fraction=0.046)
     return figure
