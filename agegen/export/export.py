@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,35 +16,28 @@ from agegen.model.weights import CARD_FILE
 from agegen.runs import RunFolder, open_run
 
 
-@dataclass(frozen=True)
-class ExportConfig:
-    """Options of ``agegen export``; ``repeats`` are further runs of the same command, for the card."""
-
-    run: Path
-    weights: Path | None = None
-    onnx: Path | None = None
-    repeats: tuple[Path, ...] = ()
-
-
-def export_run(config: ExportConfig) -> list[Path]:
+def export_run(
+    run: Path, weights: Path | None = None, onnx: Path | None = None, repeats: tuple[Path, ...] = ()
+) -> list[Path]:
     """Write the requested files of a finished run's best model; return their paths.
 
-    If both are requested, the ONNX file is exported from the written weights, so that the two files match.
+    If both are requested, the ONNX file is exported from the written weights, so that the two files match. ``repeats``
+    are further runs of the same command, for the model card.
 
     Raises:
         AgegenError: no file is requested, the run is not finished or not usable, or a file cannot be written.
     """
-    _check_suffix(config.weights, ".safetensors")
-    _check_suffix(config.onnx, ONNX_SUFFIX)
-    if config.weights is None and config.onnx is None:
+    _check_suffix(weights, ".safetensors")
+    _check_suffix(onnx, ONNX_SUFFIX)
+    if weights is None and onnx is None:
         raise AgegenError("nothing to export. Give --weights FILE.safetensors, --onnx FILE.onnx, or both.")
-    run = open_run(config.run)
+    folder = open_run(run)
     written = []
-    if config.weights is not None:
-        written += export_weights(run, config.weights, config.repeats)
-    if config.onnx is not None:
-        export_onnx(config.weights or run.checkpoint, config.onnx)
-        written.append(config.onnx)
+    if weights is not None:
+        written += export_weights(folder, weights, repeats)
+    if onnx is not None:
+        export_onnx(weights or folder.checkpoint, onnx)
+        written.append(onnx)
     return written
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from agegen.engines.loading import ONNX_SUFFIX
 from agegen.errors import AgegenError
 from agegen.export.card import list_dataset_names
-from agegen.export.export import ExportConfig, export_run
+from agegen.export.export import export_run
 from agegen.files import write_text
 from agegen.hub import explain_failure, quiet_hub
 from agegen.model.weights import CARD_FILE, HUB_CHECKPOINT, parse_repository
@@ -25,15 +25,6 @@ _TASK = {"type": "image-classification", "name": "Age and gender estimation"}
 
 
 @dataclass(frozen=True)
-class PushConfig:
-    """Options of ``agegen push``."""
-
-    run: Path
-    repository: str
-    private: bool = False
-
-
-@dataclass(frozen=True)
 class Pushed:
     """An uploaded run: the URL and the hash of its commit, and the value of ``--run`` that loads it."""
 
@@ -42,34 +33,34 @@ class Pushed:
     name: str
 
 
-def push_run(config: PushConfig) -> Pushed:
+def push_run(run: Path, repository: str, private: bool = False) -> Pushed:
     """Upload a run's weights (float16 safetensors), ONNX file, configuration and model card in one commit.
 
     Raises:
         AgegenError: the run is not finished, the repository is not OWNER/NAME, or the upload failed.
     """
-    repository = parse_repository(config.repository)
-    run = open_run(config.run)
-    record, report = run.read(), read_report(run.evaluation)
+    repository = parse_repository(repository)
+    folder = open_run(run)
+    record, report = folder.read(), read_report(folder.evaluation)
     with explain_errors(repository):
         from huggingface_hub import HfApi
 
         # Before the export, so that missing permissions or a missing network are reported at once.
         api = HfApi()
-        api.create_repo(repository, private=config.private, exist_ok=True)
+        api.create_repo(repository, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_files(folder, config.run, record, report, with_onnx=run.onnx.is_file())
+        upload = Path(name)
+        write_files(upload, run, record, report, with_onnx=folder.onnx.is_file())
         message = f"{record.get('model', 'model')}, by agegen push"
         with explain_errors(repository):
-            done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+            done = api.upload_folder(repo_id=repository, folder_path=upload, commit_message=message)
     return Pushed(str(done.commit_url), str(done.oid), f"hf://{repository}@{done.oid}")
 
 
 def write_files(folder: Path, run: Path, record: dict[str, Any], report: dict[str, Any], with_onnx: bool) -> None:
     """Write the files of the repository: weights, ONNX, ``config.json``, and the model card as ``README.md``."""
     checkpoint = folder / HUB_CHECKPOINT
-    export_run(ExportConfig(run, checkpoint, checkpoint.with_suffix(ONNX_SUFFIX) if with_onnx else None))
+    export_run(run, checkpoint, checkpoint.with_suffix(ONNX_SUFFIX) if with_onnx else None)
     card = folder / CARD_FILE
     write_text(folder / "README.md", add_front_matter(card.read_text(encoding="utf-8"), record, report))
     card.unlink()

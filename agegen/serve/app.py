@@ -19,11 +19,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from agegen.predict.results import UNREADABLE, PhotoPrediction
-from agegen.serve.limits import RequestError, make_error_response, make_rows_response
 from agegen.serve.metrics import CONTENT_TYPE, ServiceMetrics
 from agegen.serve.models import PredictRequest, ServedModel
 from agegen.serve.openapi import make_document
 from agegen.serve.requests import RequestQueue, discard_body, read_images
+from agegen.serve.responses import RequestError, make_error_response, make_rows_response
 from agegen.serve.security import LOG, SecurityMiddleware
 
 # The query parameters of POST /v1/faces.

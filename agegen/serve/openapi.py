@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from agegen.predict.results import RARE, FacePrediction
-from agegen.serve.limits import Limits
+from agegen.serve.config import Limits
 
 # This field becomes the columns ``under_18`` …, which the service does not offer.
 _SEPARATE = "under"

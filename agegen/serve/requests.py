@@ -18,8 +18,9 @@ from agegen.machine import return_freed_memory
 from agegen.predict.config import STDIN
 from agegen.predict.extraction import FaceExtractor
 from agegen.predict.results import ExtractedFaces, PhotoPrediction
-from agegen.serve.limits import Limits, RequestError
+from agegen.serve.config import Limits
 from agegen.serve.models import PredictRequest
+from agegen.serve.responses import RequestError
 
 T = TypeVar("T")
 # An image and the name that its rows have.

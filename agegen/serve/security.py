@@ -14,8 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from agegen.serve.limits import RequestError, make_error_response
 from agegen.serve.metrics import ServiceMetrics
+from agegen.serve.responses import RequestError, make_error_response
 
 LOG = logging.getLogger("agegen.serve")
 # Routes that need no token: they reveal nothing about images or clients.

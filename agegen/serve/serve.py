@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -16,7 +16,7 @@ from agegen.errors import AgegenError
 from agegen.machine import use_one_thread_each
 from agegen.predict.extraction import NO_DETECTOR
 from agegen.serve.app import Service, make_app
-from agegen.serve.limits import Limits
+from agegen.serve.config import Limits, ServeConfig
 from agegen.serve.metrics import ServiceMetrics
 from agegen.serve.models import load_models
 from agegen.serve.requests import RequestQueue
@@ -24,19 +24,6 @@ from agegen.serve.security import ConnectionLimiter, is_loopback
 
 # Connections that the kernel holds until they are accepted; more than the clients that connect at the same moment.
 _BACKLOG = 512
-
-
-@dataclass(frozen=True)
-class ServeConfig:
-    """Options of ``agegen serve``; without ``models`` and ``runs``, it serves all bundled weights with an ONNX file."""
-
-    models: tuple[str, ...] = ()
-    runs: tuple[str, ...] = ()
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token: str | None = None
-    detector: str = "auto"
-    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)
@@ -48,10 +35,10 @@ class ServeStart:
     detector: str
 
 
-def serve(config: ServeConfig) -> Iterator[ServeStart]:
+def serve(config: ServeConfig, limits: Limits | None = None) -> Iterator[ServeStart]:
     """Yield once when the models are loaded and the socket is bound, then answer requests until SIGTERM or Ctrl-C.
 
-    Requests in progress at that time are still answered.
+    Requests in progress at that time are still answered. ``limits`` replace those of the options.
 
     Raises:
         AgegenError: a model cannot be loaded, the address cannot be bound, or the token is missing although other
@@ -62,16 +49,17 @@ def serve(config: ServeConfig) -> Iterator[ServeStart]:
             f"--host {config.host} is reachable from other machines. Give --token TOKEN (or set $AGEGEN_TOKEN); "
             "clients must send it."
         )
+    limits = config.make_limits() if limits is None else limits
     with closing(_bind(config.host, config.port)) as listener:
         metrics = ServiceMetrics()
         models = load_models(config.models, config.runs, config.detector, metrics.count_batch)
         use_one_thread_each()
-        queue = RequestQueue(config.limits)
+        queue = RequestQueue(limits)
         app = make_app(Service(models, queue, metrics), config.token, config.host)
         detector = next(iter(models.values())).estimator.detector
         yield ServeStart(_format_address(config.host, listener), tuple(models), detector)
         try:
-            _run(app, listener, config.limits)
+            _run(app, listener, limits)
         finally:
             queue.close()
             for model in models.values():

@@ -7,7 +7,7 @@ import pytest
 
 from agegen.errors import AgegenError, CheckpointError
 from agegen.export.card import list_limitations, render_card
-from agegen.export.export import ExportConfig, export_run
+from agegen.export.export import export_run
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
 from agegen.runs import RunFolder
@@ -38,7 +38,7 @@ def test_every_run_has_a_card_with_its_metrics(trained_run):
 
 def test_exported_weights_are_float16(trained_run, tmp_path):
     target = tmp_path / "out" / "weights.safetensors"
-    written, card_path = export_run(ExportConfig(trained_run, target, repeats=(trained_run,)))
+    written, card_path = export_run(trained_run, target, repeats=(trained_run,))
     assert written == target
     assert written.stat().st_size < 0.51 * (trained_run / "best.safetensors").stat().st_size
     info, model = load_checkpoint(target)
@@ -63,14 +63,14 @@ def test_training_time_excludes_feature_extraction(trained_run, tmp_path):
 def test_only_finished_runs_are_exported(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run")
     with pytest.raises(AgegenError, match=r"must end in \.safetensors"):
-        export_run(ExportConfig(run, tmp_path / "weights.pt"))
+        export_run(run, tmp_path / "weights.pt")
     (run / "eval.json").write_text("{}")
     with pytest.raises(CheckpointError, match="unsupported format"):
-        export_run(ExportConfig(run, tmp_path / "w.safetensors"))
+        export_run(run, tmp_path / "w.safetensors")
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "finished": None}))
     with pytest.raises(CheckpointError, match="is not finished"):
-        export_run(ExportConfig(run, tmp_path / "w.safetensors"))
+        export_run(run, tmp_path / "w.safetensors")
 
 
 def test_limitations_list_the_worst_groups_that_are_large_enough():

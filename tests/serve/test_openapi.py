@@ -14,7 +14,7 @@ from agegen.predict.results import RARE, FacePrediction
 from agegen.predict.rows import format_row
 from agegen.serve import app
 from agegen.serve.app import PARAMETERS, Service, make_app
-from agegen.serve.limits import Limits
+from agegen.serve.config import Limits
 from agegen.serve.metrics import ServiceMetrics
 from agegen.serve.openapi import make_document
 from agegen.serve.requests import RequestQueue

@@ -9,12 +9,12 @@ from agegen import Estimator
 from agegen.data.images import resize_image
 from agegen.engines.torch_engine import TorchEngine
 from agegen.errors import AgegenError
-from agegen.explain import ExplainConfig, compute_grad_cam, compute_occlusion, explain_face
 from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_weights
 from agegen.plugins import load_backbone
+from agegen.predict.explain import ExplainConfig, compute_grad_cam, compute_occlusion, explain_face
 
 COMPUTE = choose_compute("cpu", "fp32")
 
