@@ -163,9 +163,7 @@ class EvaluationSubject:
         if own or split == "train" or not candidates.any():
             unseen = candidates
         if not unseen.any():
-            reason = (
-                f"is in the split '{split}'" if not candidates.any() else "is new to the model: it used all of them"
-            )
+            reason = "is new to the model: its training used all" if candidates.any() else f"is in the split '{split}'"
             raise DataError(f"no face of {self.source} {reason}. Evaluate all of them with --split all.")
         return unseen, int(candidates.sum() - unseen.sum())
 
