@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from typing import Any
 
@@ -27,6 +27,7 @@ _PIXELS_AT_ONCE = 1 << 22
 _EVAL_BATCH_SIZE = 256
 # The mean saturation of a face in HSV, 0–1.
 _FACE_SATURATION = 0.4
+_KORNIA_VERSION = (0, 9)
 # Of kornia's parameters, those that are not drawn for each image.
 _SHARED_PARAMETERS = ("order", "forward_input_shape")
 
@@ -49,10 +50,10 @@ class DeviceBatches(ShuffledFaces):
         """Copy all images to the device; the other arguments are those of :class:`ShuffledFaces`.
 
         Raises:
-            AgegenError: kornia is not installed.
+            AgegenError: kornia is not installed, or too old.
         """
         if not has_kornia():
-            raise AgegenError('--augment device requires kornia: pip install "agegen[gpu]"')
+            raise AgegenError('--augment device requires kornia 0.9 or later: pip install "agegen[gpu]"')
         super().__init__(data.labels, batch_size, seed, weights, dist)
         self._images = load_images(data, device)
         self._augmentation = DeviceAugmentation()
@@ -95,8 +96,12 @@ def load_images(data: LabelledPixels, device: torch.device) -> Tensor:
 
 
 def has_kornia() -> bool:
-    """Return whether kornia is installed."""
-    return find_spec("kornia") is not None
+    """Return whether a version of kornia is installed that draws all parameters for all images of a batch."""
+    try:
+        installed = version("kornia").split(".")
+    except PackageNotFoundError:
+        return False
+    return (int(installed[0]), int(installed[1])) >= _KORNIA_VERSION
 
 
 def fits_on_device(count: int, size: int, device: torch.device) -> bool:

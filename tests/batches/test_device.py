@@ -1,6 +1,7 @@
 """Augmentation on the training device with kornia, computed here on the CPU."""
 
 import csv
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import cv2
@@ -239,8 +240,13 @@ def test_a_training_on_the_device_is_resumed(tmp_path, agegen, faces_folder, qui
     assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
 
 
-def test_without_kornia_it_says_what_to_install(data, monkeypatch):
-    monkeypatch.setattr(device_batches, "has_kornia", lambda: False)
+def raise_not_found(name):
+    raise PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize("version", [raise_not_found, lambda name: "0.8.2"], ids=["missing", "old"])
+def test_without_a_current_kornia_it_says_what_to_install(data, monkeypatch, version):
+    monkeypatch.setattr(device_batches, "version", version)
     with pytest.raises(AgegenError, match=r'pip install "agegen\[gpu\]"'):
         make_batches(data)
 
