@@ -45,7 +45,7 @@ from agegen.runs import RunFolder, find_newest_run, is_standalone_file, list_fin
 if TYPE_CHECKING:
     import pandas as pd
 
-# What `select_faces` takes besides the names of the splits.
+# A choice of `select_faces`, next to the names of the splits.
 ALL_FACES = "all"
 
 
@@ -112,7 +112,7 @@ class EvaluationSubject:
 
     @property
     def path(self) -> Path:
-        """The run folder, or the checkpoint where there is no run."""
+        """The run folder, or the checkpoint of weights without one."""
         return self.checkpoint if self.run is None else self.run.path
 
     @property
@@ -182,7 +182,7 @@ class EvaluationSubject:
         """Return a notice if it is unknown which of the faces the training has seen."""
         if self.training.table is not None:
             return []
-        return ["whether the model was trained on some of these faces is unknown: they are not exactly its own data"]
+        return [f"the overlap with the model's training set is unknown: {self.source} is not exactly the data of its training"]
 
 
 def open_subject(
