@@ -124,16 +124,18 @@ def decode_photo(
     """
     _load_format_plugin(content)
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with Image.open(io.BytesIO(content)) as pil_image:
             if page:
-                picture.seek(page)
-            longest = max(picture.size)
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(f"{picture.width}×{picture.height} pixels are too many to decode")
-            needed = min(limit or longest, longest, enough(*picture.size) if enough else longest)
+                pil_image.seek(page)
+            longest = max(pil_image.size)
+            if pil_image.width * pil_image.height > MAX_PIXELS:
+                raise DataError(f"{pil_image.width}×{pil_image.height} pixels are too many to decode")
+            needed = min(limit or longest, longest, enough(*pil_image.size) if enough else longest)
             if needed < longest:
-                picture.draft("RGB", (int(picture.width * needed / longest), int(picture.height * needed / longest)))
-            image = np.asarray(convert_to_rgb(picture))
+                pil_image.draft(
+                    "RGB", (int(pil_image.width * needed / longest), int(pil_image.height * needed / longest))
+                )
+            image = np.asarray(convert_to_rgb(pil_image))
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -188,8 +190,8 @@ def resize_image(image: RGB, size: int) -> RGB:
 def count_pixels(content: bytes) -> int:
     """Return the number of pixels of an image according to its header; 0 if the header cannot be read."""
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return picture.width * picture.height
+        with Image.open(io.BytesIO(content)) as pil_image:
+            return pil_image.width * pil_image.height
     except Exception:  # decoding it raises the explanation
         return 0
 
@@ -202,51 +204,51 @@ def count_pages(content: bytes) -> int:
     if content[:4] not in _TIFF_SIGNATURES:
         return 1
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return int(getattr(picture, "n_frames", 1))
+        with Image.open(io.BytesIO(content)) as pil_image:
+            return int(getattr(pil_image, "n_frames", 1))
     except Exception:  # decoding it raises the explanation
         return 1
 
 
-def convert_to_rgb(picture: Image.Image) -> Image.Image:
+def convert_to_rgb(pil_image: Image.Image) -> Image.Image:
     """Return an image as RGB in sRGB, upright according to its EXIF orientation, with transparency over white."""
-    inverted = _has_non_adobe_inks(picture)
-    upright = _apply_orientation(picture)
+    inverted = _has_non_adobe_inks(pil_image)
+    upright = _apply_orientation(pil_image)
     return _convert_mode(convert_to_srgb(_invert_inks(upright) if inverted else upright))
 
 
-def _apply_orientation(picture: Image.Image) -> Image.Image:
+def _apply_orientation(pil_image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(picture)
+        return ImageOps.exif_transpose(pil_image)
     except Exception:  # damaged metadata is not a reason to reject the image
-        return picture
+        return pil_image
 
 
-def _has_non_adobe_inks(picture: Image.Image) -> bool:
+def _has_non_adobe_inks(pil_image: Image.Image) -> bool:
     """Return whether 255 means full ink in a CMYK JPEG. In Adobe's it means none, which Pillow assumes for all."""
-    return picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
+    return pil_image.format == "JPEG" and pil_image.mode == "CMYK" and "adobe" not in pil_image.info
 
 
-def _invert_inks(picture: Image.Image) -> Image.Image:
-    inverted = ImageChops.invert(picture)
-    inverted.info = dict(picture.info)
+def _invert_inks(pil_image: Image.Image) -> Image.Image:
+    inverted = ImageChops.invert(pil_image)
+    inverted.info = dict(pil_image.info)
     return inverted
 
 
-def convert_to_srgb(picture: Image.Image) -> Image.Image:
+def convert_to_srgb(pil_image: Image.Image) -> Image.Image:
     """Return an image with a color profile (Display P3, Adobe RGB, a CMYK press) as RGB in sRGB.
 
     Images without a profile, or with a damaged one, are returned unchanged.
     """
-    profile = picture.info.get("icc_profile")
-    if not profile or picture.mode not in ("RGB", "CMYK"):
-        return picture
-    transform = _build_transform(profile, picture.mode)
+    profile = pil_image.info.get("icc_profile")
+    if not profile or pil_image.mode not in ("RGB", "CMYK"):
+        return pil_image
+    transform = _build_transform(profile, pil_image.mode)
     if transform is None:
-        return picture
-    converted: Image.Image = transform.apply(picture)
+        return pil_image
+    converted: Image.Image = transform.apply(pil_image)
     # Without its profile, the image is not converted again.
-    converted.info = {name: value for name, value in picture.info.items() if name != "icc_profile"}
+    converted.info = {name: value for name, value in pil_image.info.items() if name != "icc_profile"}
     return converted
 
 
@@ -268,15 +270,15 @@ def _build_transform(profile: bytes, mode: str) -> Any:
         return None
 
 
-def _convert_mode(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith(("I", "F")):
+def _convert_mode(pil_image: Image.Image) -> Image.Image:
+    if pil_image.mode.startswith(("I", "F")):
         # Pillow clips grayscale with more than 8 bits at 255 instead of scaling it.
-        return Image.fromarray(scale_to_8_bits(np.asarray(picture))).convert("RGB")
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
+        return Image.fromarray(scale_to_8_bits(np.asarray(pil_image))).convert("RGB")
+    if pil_image.has_transparency_data:
+        rgba = pil_image.convert("RGBA")
         background = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(background, rgba).convert("RGB")
-    return picture.convert("RGB")
+    return pil_image.convert("RGB")
 
 
 def scale_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -94,16 +94,6 @@ class PredictConfig:
     crops: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the aligned crops.", rich_help_panel=OUTPUT)
     ] = None
-    distribution: Annotated[
-        bool,
-        typer.Option(
-            "--distribution", help="Include the age distribution P(age), 0–116, in each row.", rich_help_panel=OUTPUT
-        ),
-    ] = field(default=False, metadata=_DECIDES_ROWS)
-    under: Annotated[
-        tuple[int, ...],
-        typer.Option(metavar="AGE", help="Include P(age < AGE) in each row (repeatable).", rich_help_panel=OUTPUT),
-    ] = field(default=(), metadata=_DECIDES_ROWS)
     resume: Annotated[
         bool,
         typer.Option(
@@ -113,6 +103,14 @@ class PredictConfig:
         ),
     ] = False
     detector: DetectorOption = "auto"
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="Report gender as 'uncertain' below this probability (0.5–1).",
+            show_default="model's",
+            rich_help_panel=FACES,
+        ),
+    ] = field(default=None, metadata=_DECIDES_ROWS)
     min_score: Annotated[float, typer.Option(help="Minimum detection score (0–1).", rich_help_panel=FACES)] = field(
         default=0.0, metadata=_DECIDES_ROWS
     )
@@ -122,14 +120,6 @@ class PredictConfig:
             metavar="PIXELS",
             help="Detect faces down to this width; smaller is slower.",
             show_default="24 in 1000 px",
-            rich_help_panel=FACES,
-        ),
-    ] = field(default=None, metadata=_DECIDES_ROWS)
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(
-            help="Report gender as 'uncertain' below this probability (0.5–1).",
-            show_default="model's",
             rich_help_panel=FACES,
         ),
     ] = field(default=None, metadata=_DECIDES_ROWS)
@@ -153,6 +143,16 @@ class PredictConfig:
             "--frames",
             help="Write one row per face and frame of a video or animation, not one per person.",
             rich_help_panel=VIDEO,
+        ),
+    ] = field(default=False, metadata=_DECIDES_ROWS)
+    under: Annotated[
+        tuple[int, ...],
+        typer.Option(metavar="AGE", help="Include P(age < AGE) in each row (repeatable).", rich_help_panel=OUTPUT),
+    ] = field(default=(), metadata=_DECIDES_ROWS)
+    distribution: Annotated[
+        bool,
+        typer.Option(
+            "--distribution", help="Include the age distribution P(age), 0–116, in each row.", rich_help_panel=OUTPUT
         ),
     ] = field(default=False, metadata=_DECIDES_ROWS)
     model: ModelOption = None
@@ -186,7 +186,10 @@ class PredictConfig:
         return {kind: target for kind, target in chosen.items() if target is not None}
 
     def format_row_options(self) -> str:
-        """Return the non-default options that affect the rows, such as ``min_score=0.5``; "" if there are none."""
+        """Return the non-default options that affect the rows, such as ``min_score=0.5``; "" if there are none.
+
+        In the order of the fields, which must stay: ``--resume`` compares this text with that of the rows.
+        """
         default = PredictConfig()
         names = select_fields(PredictConfig, decides_rows=True)
         changed = [name for name in names if getattr(self, name) != getattr(default, name)]
@@ -218,21 +221,21 @@ class ExplainConfig:
 
 
 def check_options(config: PredictConfig) -> None:
-    """Check that the options for inputs and outputs can be combined.
+    """Check the combination of inputs and outputs.
 
     Raises:
-        AgegenError: they cannot.
+        AgegenError: it is invalid.
     """
     if not config.inputs and config.boxes is None:
-        raise AgegenError("no input: give files, folders or globs, - for stdin, or --demo")
+        raise AgegenError("no input. Give files, folders or globs, - for paths or an image on stdin, or --demo.")
     if STDIN in config.inputs and len(config.inputs) > 1:
-        raise AgegenError("- reads everything from stdin and cannot be combined with other inputs")
+        raise AgegenError("- cannot be combined with other inputs")
     if not config.fps > 0:
-        raise AgegenError("--fps must be more than 0")
+        raise AgegenError("--fps must be greater than 0")
     if sum(target == "-" for target in config.outputs.values()) > 1:
-        raise AgegenError("only one of --json, --jsonl and --csv can go to stdout; write the other to a file")
+        raise AgegenError("only one of --json, --jsonl and --csv can write to stdout. Give a file for the others.")
     if config.cluster is not None and config.parquet is None:
-        raise AgegenError("--cluster computes shards: give --parquet OUT")
+        raise AgegenError("--cluster requires --parquet OUT")
     if config.parquet is not None:
         others = [name for name in (*_ROW_FORMATS, "annotate", "crops") if getattr(config, name) is not None]
         if others:
@@ -241,7 +244,7 @@ def check_options(config: PredictConfig) -> None:
     if config.resume:
         resumable = [kind for kind, target in config.outputs.items() if kind != "json" and target != "-"]
         if len(resumable) != 1 or len(config.outputs) > 1:
-            raise AgegenError("--resume requires exactly one output: --csv FILE or --jsonl FILE")
+            raise AgegenError("--resume requires exactly one output: either --csv FILE or --jsonl FILE")
 
 
 def _format(value: object) -> str:

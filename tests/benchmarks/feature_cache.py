@@ -3,10 +3,10 @@
     python tests/benchmarks/feature_cache.py --data data/utkface [--model vgg16] [--cache-dir DIR]
     python tests/benchmarks/feature_cache.py --data data/utkface --growth 1000 2000 4000
 
-Without: one full epoch in which the backbone sees every (augmented) picture, its validation included,
-times ten. With: ten epochs on cached features; what the extraction itself took is printed apart, and
-is 0 where the cache was there before. `--growth` fills caches of so many faces, two views each, and
-opens each once more. Not a test: it asserts nothing about speed.
+Without the cache: one epoch in which the backbone processes every (augmented) image, including validation, times ten.
+With it: ten epochs on cached features; the time of the extraction is printed separately, and is 0 if the features were
+already cached. `--growth` fills caches of these numbers of faces with two views each, and opens each once more. Not a
+test: it asserts nothing about speed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Time one process against two, in turns: training that computes, and the extraction of frozen features.
+"""Compare the speed of one process and two, in training and in extracting the features of a frozen backbone.
 
     HF_HOME=../shared/hf HF_HUB_OFFLINE=1 python tests/benchmarks/many_processes.py --data data/utkface [--rounds 3]
 
-The batch is the same for all; one process has all cores, two have half of them each. Prints medians.
+The batch size is the same; one process uses all cores, two use half of them each. Alternates and prints medians.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BATCH = 64
 
 
 def train(count: int, model: str, data: Path, folder: Path) -> dict[str, float]:
-    """Train one epoch in some processes; return images/s, and images/s of extracting features where there are any."""
+    """Train one epoch in some processes; return images/s of training and, if there is one, of the extraction."""
     threads = max(1, (os.cpu_count() or 1) // count)
     launch = (
         ["-m"] if count == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]

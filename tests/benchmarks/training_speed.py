@@ -1,13 +1,12 @@
-"""Time training: agegen's images/s beside Keras', and the minutes until the original's claim is reached.
+"""Time training: images/s compared with Keras, and the minutes until the accuracy of the original project is reached.
 
     python tests/benchmarks/training_speed.py --data data/utkface --keras keras-env/bin/python [--rounds 5] [--count N]
     python tests/benchmarks/training_speed.py --data data/utkface --until-claim
 
-The first form trains the backbone scratch on 4,000 faces (or N) for one epoch, in turns with
-`tests/benchmarks/keras/train_scratch.py`, which needs a virtual environment of its own (see there). The second
-runs `agegen train --model scratch --epochs 2` on all faces (other options as given) and prints when validation
-first had an MAE of at most 7.3 years and a gender accuracy of at least 85.8 %. Not a test: it asserts nothing
-about speed.
+The first form trains the backbone scratch on 4,000 faces (or N) for one epoch, alternating with
+`tests/benchmarks/keras/train_scratch.py`, which requires a separate virtual environment (see there). The second form
+runs `agegen train --model scratch --epochs 2` on all faces and prints when validation first reaches an MAE of at most
+7.3 years and a gender accuracy of at least 85.8 %. Not a test: it asserts nothing about speed.
 """
 
 from __future__ import annotations
@@ -21,24 +20,16 @@ import tempfile
 from pathlib import Path
 
 from agegen.train.config import TrainConfig
-from agegen.train.loop import BatchResult, EpochResult, TrainNotice
+from agegen.train.loop import EpochResult
 from agegen.train.train import train_run
 
 CLAIM_MAE, CLAIM_ACCURACY = 7.3, 0.858
 
 
 def train_agegen(folder: Path, out: Path) -> float:
-    """Return the images/s of one epoch."""
-    last = None
-    for event in train_run(TrainConfig("scratch", (str(folder),), out, epochs=1)):
-        if isinstance(event, BatchResult):
-            last = event
-        elif isinstance(event, TrainNotice):
-            print(f"    {event.notices[0]}")
-        elif isinstance(event, EpochResult):
-            break
-    assert last is not None
-    return last.images_per_second
+    """Train one epoch and return its images/s."""
+    events = train_run(TrainConfig("scratch", (str(folder),), out, epochs=1))
+    return next(event.images_per_second for event in events if isinstance(event, EpochResult))
 
 
 def train_keras(python: Path, folder: Path, count: int) -> float:
@@ -54,7 +45,7 @@ def compare(data: Path, python: Path, rounds: int, count: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "faces"
         folder.mkdir()
-        # Training takes 80 % of what it is given.
+        # 80 % of the faces are used for training.
         for path in paths[:: max(1, len(paths) * 4 // (count * 5))]:
             (folder / path.name).symlink_to(path.resolve())
         taken: dict[str, list[float]] = {"agegen": [], "Keras": []}
@@ -72,8 +63,6 @@ def time_claim(data: Path, epochs: int, batch_size: int | None, age_balance: flo
         out = Path(name) / "run"
         config = TrainConfig("scratch", (str(data),), out, epochs, batch_size=batch_size, age_balance=age_balance)
         for event in train_run(config):
-            if isinstance(event, TrainNotice):
-                print(event.notices[0])
             if isinstance(event, EpochResult):
                 reached = event.val_mae <= CLAIM_MAE and event.val_accuracy >= CLAIM_ACCURACY
                 print(
@@ -87,7 +76,7 @@ def time_claim(data: Path, epochs: int, batch_size: int | None, age_balance: flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--keras", type=Path, help="the Python of the environment that has Keras")
+    parser.add_argument("--keras", type=Path, help="the Python of the environment with Keras")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--until-claim", action="store_true")

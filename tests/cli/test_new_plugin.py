@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import agegen.cli
-from agegen.cli.new_plugin import NewPluginConfig, write_plugin
+from agegen.cli.new_plugin import write_plugin
 from agegen.errors import AgegenError
 
 TOPIC = Path(agegen.cli.__file__).with_name("topics") / "plugins.md"
@@ -82,13 +82,13 @@ def test_ruff_has_no_complaints(installed):
 
 @pytest.mark.parametrize("name", ["Tiny", "1st", "a b", "../x", "", "tiny-", "class"])
 def test_invalid_names_are_rejected(name, tmp_path):
-    with pytest.raises(AgegenError, match="is no name for a plugin"):
-        write_plugin(NewPluginConfig(name, tmp_path / "p"))
+    with pytest.raises(AgegenError, match="is not a valid plugin name"):
+        write_plugin(name, tmp_path / "p")
 
 
 def test_existing_names_and_files_are_kept(tmp_path, agegen):
     with pytest.raises(AgegenError, match="the name 'scratch' is taken by agegen"):
-        write_plugin(NewPluginConfig("scratch", tmp_path / "p"))
+        write_plugin("scratch", tmp_path / "p")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     result = agegen("new-plugin", "mine", "--out", tmp_path / "full")

@@ -25,9 +25,9 @@ from agegen.errors import DataError
 SKIN = (200, 150, 120)
 
 
-def encode(picture, kind="PNG", **options):
+def encode(pil_image, kind="PNG", **options):
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    pil_image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -116,10 +116,10 @@ def test_the_error_for_heic_names_the_package_to_install(monkeypatch):
         decode_image(b"\x00\x00\x00\x18ftypheic" + bytes(100))
 
 
-def convert_to_profile(picture, profile):
+def convert_to_profile(pil_image, profile):
     """Return an sRGB image converted to another color space."""
     target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    return ImageCms.profileToProfile(picture, ImageCms.createProfile("sRGB"), target, outputMode="RGB")
+    return ImageCms.profileToProfile(pil_image, ImageCms.createProfile("sRGB"), target, outputMode="RGB")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
@@ -145,26 +145,26 @@ def test_srgb_and_damaged_profiles_change_nothing():
 
 def test_threads_can_share_a_color_transform():
     profile = make_profile("Adobe RGB")
-    pictures = [Image.effect_noise((64, 64), 10 + number).convert("RGB") for number in range(16)]
-    for picture in pictures:
-        picture.info["icc_profile"] = profile
-    alone = [np.asarray(convert_to_srgb(picture)) for picture in pictures]
+    pil_images = [Image.effect_noise((64, 64), 10 + number).convert("RGB") for number in range(16)]
+    for pil_image in pil_images:
+        pil_image.info["icc_profile"] = profile
+    alone = [np.asarray(convert_to_srgb(pil_image)) for pil_image in pil_images]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda picture: np.asarray(convert_to_srgb(picture)), pictures * 8))
+        together = list(pool.map(lambda pil_image: np.asarray(convert_to_srgb(pil_image)), pil_images * 8))
     assert all(np.array_equal(found, alone[index % 16]) for index, found in enumerate(together))
 
 
 @pytest.mark.parametrize("inverted", [True, False])
 def test_cmyk_with_and_without_adobes_inversion(inverted):
     """Adobe stores no ink as 255 and marks that in the file; without the marker, 255 is full ink."""
-    picture = Image.new("RGB", (32, 32), SKIN).convert("CMYK")
-    content = encode(picture, "JPEG", quality=95)
+    pil_image = Image.new("RGB", (32, 32), SKIN).convert("CMYK")
+    content = encode(pil_image, "JPEG", quality=95)
     marker = content.find(b"Adobe")
     assert marker > 0, "Pillow writes Adobe's marker, and inverts"
     if not inverted:
         start = marker - 4
         length = struct.unpack(">H", content[start + 2 : start + 4])[0]
-        whole = Image.eval(picture, lambda value: 255 - value)
+        whole = Image.eval(pil_image, lambda value: 255 - value)
         content = encode(whole, "JPEG", quality=95)
         content = content[:start] + content[start + 2 + length :]
     assert np.abs(decode_image(content)[16, 16].astype(int) - SKIN).max() <= 6

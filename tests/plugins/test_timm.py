@@ -120,7 +120,7 @@ def test_a_training_from_scratch_records_its_argument(agegen, faces_folder, tmp_
 def test_a_frozen_backbone_requires_weights(agegen, faces_folder):
     result = agegen("train", "--model", "timm:lcnet_035", "--no-pretrained", "--freeze", "--data", faces_folder)
     assert result.exit_code == 1
-    assert "'timm:lcnet_035' is frozen: with --no-pretrained it would know nothing" in result.stderr
+    assert "'timm:lcnet_035' is frozen and requires pretrained weights; remove --no-pretrained" in result.stderr
 
 
 @pytest.mark.usefixtures("real_vgg16")

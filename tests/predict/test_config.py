@@ -7,6 +7,7 @@ import pytest
 from agegen.errors import AgegenError
 from agegen.predict.config import PredictConfig, check_options
 from agegen.predict.estimator import Estimator
+from agegen.predict.predict import make_video_options
 from agegen.predict.video import Sampling, VideoOptions
 
 
@@ -27,8 +28,8 @@ def test_only_non_default_options_are_recorded_in_rows():
 
 
 def test_video_options():
-    assert PredictConfig(()).video == VideoOptions()
-    assert PredictConfig((), fps=4.0, frames=True).video == VideoOptions(Sampling(4.0), frames=True)
+    assert make_video_options(PredictConfig(())) == VideoOptions()
+    assert make_video_options(PredictConfig((), fps=4.0, frames=True)) == VideoOptions(Sampling(4.0), frames=True)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from holding import listen
+from holding import restore_ctrl_c
 from PIL import Image
 
 
@@ -32,7 +32,7 @@ def folder(portrait, tmp_path):
 def test_table(agegen, trained_run, folder):
     done = agegen("predict", folder, "--run", trained_run)
     assert done.exit_code == 1
-    for text in ("90 % interval", "faces: mtcnn", "no_face", "unreadable: not a readable picture", "webp"):
+    for text in ("90 % interval", "faces: mtcnn", "no_face", "unreadable: not a readable image", "webp"):
         assert text in done.stdout
     assert "2 faces in 4 photographs, 1 without a face, 1 unreadable" in done.stderr
     assert agegen("predict", folder / "1.jpg", "--run", trained_run).exit_code == 0
@@ -44,7 +44,7 @@ def test_json_rows(agegen, trained_run, folder):
     assert [row["status"] for row in rows] == ["ok", "no_face", "unreadable", "ok"]
     assert 0 <= rows[0]["age_low"] <= rows[0]["age"] <= rows[0]["age_high"] <= 116
     assert rows[0]["gender"] in ("female", "male", "uncertain")
-    assert rows[2]["reason"].startswith("not a readable picture")
+    assert rows[2]["reason"].startswith("not a readable image")
     assert done.exit_code == 1
 
 
@@ -92,7 +92,7 @@ def test_resume_continues_after_the_last_finished_file(agegen, trained_run, fold
     output.write_text("\n".join(complete.splitlines()[:3]) + "\n/tmp/ph")
     done = agegen("predict", folder, "--run", trained_run, "--csv", output, "--resume")
     assert output.read_text() == complete
-    assert "1 files were finished before" in done.stderr
+    assert "1 files already processed" in done.stderr
 
 
 def test_demo(agegen, trained_run):
@@ -132,7 +132,7 @@ def test_ctrl_c_leaves_complete_rows(trained_run, folder, tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=listen,
+        preexec_fn=restore_ctrl_c,
     )
     process.stdin.write(f"{folder / '1.jpg'}\n".encode() * 20)
     process.stdin.flush()

@@ -85,7 +85,8 @@ def site(tmp_path_factory):
 
 
 def make_env(site):
-    return os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 
 
 def start(site, count, *words, launcher=None):

@@ -89,7 +89,7 @@ def test_there_are_no_import_cycles():
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("agegen.cli")])
 def test_commands_import_no_heavy_library_at_module_level(module):
-    """Nor any module that imports one at module level, transitively."""
+    """Neither directly nor through other modules of agegen."""
 
     def list_top(name):
         body = ast.parse(MODULES[name].read_text(encoding="utf-8")).body

@@ -1,4 +1,4 @@
-"""Faults that a reading of the whole code found, each with what it did."""
+"""Regression tests for faults that code reviews found, in all packages."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from agegen.predict.rows import load_resume_state, open_writer
 from agegen.runs import RunFolder
 
 
-def test_threads_that_decode_leave_the_warnings_of_the_process_alone(portrait):
+def test_decoding_threads_do_not_change_the_warning_filters(portrait):
     content = portrait.read_bytes()
     before = list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
@@ -42,26 +42,26 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path):
         read_image_file(path)
 
 
-def test_hidden_names_and_what_systems_leave_are_passed_over(portrait, tmp_path):
+def test_hidden_files_and_system_folders_are_skipped(portrait, tmp_path):
     for name in ("a.jpg", "._a.jpg", ".hidden/b.jpg", "@eaDir/a.jpg", "__MACOSX/a.jpg", "sub/c.jpg"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(portrait, path)
     found = find_inputs([str(tmp_path / "photos")])
     assert [os.path.relpath(name, tmp_path / "photos") for name in found.names] == ["a.jpg", "sub/c.jpg"]
-    # What is named outright is meant.
+    # A file that is named explicitly is not skipped.
     assert len(find_inputs([str(tmp_path / "photos" / "._a.jpg")]).names) == 1
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_can_not_be_listed_is_a_row(portrait, tmp_path):
+def test_a_folder_that_cannot_be_listed_is_a_row(portrait, tmp_path):
     shutil.copy(portrait, tmp_path / "a.jpg")
     (tmp_path / "shut").mkdir(mode=0)
     assert str(tmp_path / "shut") in find_inputs([str(tmp_path)]).names
 
 
-def test_a_refused_folder_becomes_an_input(monkeypatch, portrait, tmp_path):
-    """As root, who may list everything: the system's refusal is played."""
+def test_a_folder_without_permission_is_an_input(monkeypatch, portrait, tmp_path):
+    """Simulated, because root may list every folder."""
     shutil.copy(portrait, tmp_path / "a.jpg")
 
     def walk(folder, onerror):
@@ -72,7 +72,7 @@ def test_a_refused_folder_becomes_an_input(monkeypatch, portrait, tmp_path):
     assert find_inputs([str(tmp_path)]).names == [str(tmp_path / "a.jpg"), str(tmp_path / "shut")]
 
 
-def test_copies_of_a_glob_over_folders_lie_below_its_plain_part(tmp_path):
+def test_copies_of_a_glob_keep_the_folders_below_its_fixed_part(tmp_path):
     for name in ("x", "y"):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "a.jpg").touch()
@@ -81,7 +81,7 @@ def test_copies_of_a_glob_over_folders_lie_below_its_plain_part(tmp_path):
     assert make_copy_path(str(tmp_path / "in" / "x" / "a.jpg"), Path("out"), base, "") == Path("out/x/a.jpg")
 
 
-def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path):
+def test_cells_that_look_like_formulas_are_written_as_text(tmp_path):
     names = ["=1+1.jpg", "@x.jpg", "-y.jpg", "'=z.jpg", "plain.jpg"]
     target = tmp_path / "rows.csv"
     with open_writer("csv", str(target), sys.stdout.buffer) as writer:
@@ -89,12 +89,12 @@ def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path):
             writer.write(PhotoPrediction(name, "no_face"))
     lines = target.read_text().splitlines()[1:]
     assert [line[0] for line in lines] == ["'", "'", "'", "'", "p"]
-    # And --resume knows them by their own names; the last file is done again.
+    # --resume recognises the original names; the last file is processed again.
     assert load_resume_state("csv", target) == set(names[:4])
     assert target.read_text().splitlines()[1:] == lines[:4]
 
 
-def test_only_what_concerns_the_file_itself_is_a_failure_to_write_it(tmp_path):
+def test_only_errors_of_the_written_file_are_reported_as_write_errors(tmp_path):
     with pytest.raises(FileNotFoundError), replace_atomically(tmp_path / "a.txt"):
         (tmp_path / "none").read_text()
     with pytest.raises(AgegenError, match="cannot write"), replace_atomically(tmp_path / "a.txt"):
@@ -102,7 +102,7 @@ def test_only_what_concerns_the_file_itself_is_a_failure_to_write_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path):
+def test_temporary_files_of_killed_processes_are_deleted_after_a_day(tmp_path):
     old, new, other = (tmp_path / name for name in (".a-12345678.txt", ".a-87654321.txt", ".b-12345678.txt"))
     for path in (old, new, other):
         path.touch()
@@ -115,17 +115,17 @@ def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path):
     assert other.exists()
 
 
-def test_writing_files_never_touches_the_umask(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask is the process's"))
+def test_writing_a_file_does_not_change_the_umask(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask belongs to the whole process"))
     write_text(tmp_path / "a.txt", "x")
 
 
-def test_a_lock_is_held_by_one_alone(tmp_path):
+def test_only_one_process_holds_the_lock(tmp_path):
     run = RunFolder(tmp_path)
     with run.lock():
         with pytest.raises(AgegenError, match="in use by another process"), run.lock():
             pass
-        # Whoever failed to get it leaves it to its holder.
+        # A failed attempt does not release the lock of its holder.
         with pytest.raises(AgegenError, match="in use by another process"), run.lock():
             pass
     with pytest.raises(ZeroDivisionError), run.lock():
@@ -134,22 +134,22 @@ def test_a_lock_is_held_by_one_alone(tmp_path):
         pass
 
 
-def test_an_error_inside_the_lock_is_not_taken_for_another_process(tmp_path):
+def test_a_timeout_inside_the_lock_is_not_reported_as_a_locked_run(tmp_path):
     from filelock import Timeout
 
     with pytest.raises(Timeout), RunFolder(tmp_path).lock():
         raise Timeout("elsewhere")
 
 
-def test_a_cache_whose_notes_are_a_list_is_damaged_no_traceback(tmp_path):
+def test_a_cache_with_invalid_metadata_is_listed_as_damaged(tmp_path):
     folder = tmp_path / "features" / "abc"
     folder.mkdir(parents=True)
     (folder / "meta.json").write_text("[1, 2]")
     assert [entry.identity for entry in list_cache(tmp_path)] == ["damaged"]
 
 
-def test_an_input_that_is_gone_is_named_not_the_output(trained_run, tmp_path, agegen):
-    """`compare` on a run without its checkpoint said "cannot write the output"."""
+def test_a_missing_input_file_is_named(trained_run, tmp_path, agegen):
+    """`compare` on a run without a checkpoint reported that the output could not be written."""
     for name in ("one", "two"):
         shutil.copytree(trained_run, tmp_path / name)
     (tmp_path / "one" / "best.safetensors").unlink()
@@ -160,7 +160,7 @@ def test_an_input_that_is_gone_is_named_not_the_output(trained_run, tmp_path, ag
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_names_that_the_terminal_has_no_letters_for(trained_run, portrait, tmp_path, encoding):
+def test_names_with_letters_that_the_terminal_lacks_are_printed(trained_run, portrait, tmp_path, encoding):
     shutil.copy(portrait, tmp_path / "김철수.jpg")
     done = subprocess.run(
         [sys.executable, "-m", "agegen", "predict", str(tmp_path / "김철수.jpg"), "--run", str(trained_run)],
@@ -171,7 +171,7 @@ def test_names_that_the_terminal_has_no_letters_for(trained_run, portrait, tmp_p
     assert "???.jpg" in done.stdout.decode(encoding)
 
 
-def test_dollars_in_names_are_no_formulas(trained_run, faces_folder, tmp_path, agegen):
+def test_dollars_in_names_are_not_read_as_math(trained_run, faces_folder, tmp_path, agegen):
     rows = ["path,age,gender,club"]
     for number, path in enumerate(sorted(faces_folder.iterdir())):
         age, gender = path.name.split("_")[:2]
@@ -185,7 +185,7 @@ def test_dollars_in_names_are_no_formulas(trained_run, faces_folder, tmp_path, a
     assert agegen("compare", *runs, "--report", tmp_path / "compare.html").exit_code == 0
 
 
-def test_bars_and_line_breaks_in_groups_leave_the_card_a_table():
+def test_bars_and_line_breaks_in_group_names_keep_the_card_table_intact():
     from agegen.export.card import _describe_group
 
     nothing = {"mae": None, "accuracy": None, "coverage": None}
@@ -194,8 +194,8 @@ def test_bars_and_line_breaks_in_groups_leave_the_card_a_table():
     assert cells[:2] == ["a\\|b", "x \\|y"]
 
 
-def test_a_row_of_every_photograph_is_bounded_in_memory(portrait):
-    """With --annotate photographs wait for their batch: by bytes, not by their number alone."""
+def test_photos_that_wait_for_their_batch_are_bounded_in_memory(portrait):
+    """With --annotate, photos wait for their batch: limited by bytes, not only by their number."""
     from agegen.data.images import Photo
     from agegen.predict.estimator import _BATCH_BYTES, _is_full
     from agegen.predict.results import ExtractedFaces
@@ -207,7 +207,7 @@ def test_a_row_of_every_photograph_is_bounded_in_memory(portrait):
     assert not _is_full([ExtractedFaces("x")] * 100)
 
 
-def test_a_crowd_is_estimated_in_batches(trained_run):
+def test_many_faces_are_estimated_in_batches(trained_run):
     from agegen import Estimator
 
     estimator = Estimator.load(run=trained_run, detector="none")
@@ -220,8 +220,8 @@ def test_a_crowd_is_estimated_in_batches(trained_run):
     assert estimates[149].age == pytest.approx(estimator.model.estimate([crops[149]])[0].age, abs=0.01)
 
 
-def test_the_shown_portrait_needs_no_folder_to_write_to(tmp_path):
-    """matplotlib wants one before it tells where its data lies; nothing of it is imported."""
+def test_the_demo_portrait_is_found_without_importing_matplotlib(tmp_path):
+    """matplotlib requires a writable folder when it is imported."""
     code = (
         "from agegen.files import find_portrait; import sys, os\n"
         "assert os.path.isfile(find_portrait()); assert 'matplotlib' not in sys.modules"
@@ -229,8 +229,8 @@ def test_the_shown_portrait_needs_no_folder_to_write_to(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_contract_checks_stand_under_optimisation():
-    """`python -O` leaves asserts out; a broken backbone must still be found."""
+def test_contract_checks_also_run_with_python_o():
+    """`python -O` skips assert statements; a broken backbone must still be found."""
     code = (
         "from agegen.testing import check_backbone\nfrom agegen_scratch import ScratchBackbone\n"
         "class Broken(ScratchBackbone):\n    feature_dim = 7\n"
@@ -240,27 +240,27 @@ def test_contract_checks_stand_under_optimisation():
     assert "not (2, 7)" in done.stdout
 
 
-def test_a_split_column_without_a_part_says_so(faces_folder, tmp_path, agegen):
+def test_a_split_column_that_lacks_a_split_is_one_line(faces_folder, tmp_path, agegen):
     rows = [f"{path},{path.name.split('_')[0]},{path.name.split('_')[1]},train" for path in faces_folder.iterdir()]
     (tmp_path / "m.csv").write_text("\n".join(["path,age,gender,split", *rows]))
     done = agegen("train", "--model", "scratch", "--data", tmp_path / "m.csv")
     assert done.exit_code == 1
-    assert "the column split names no val row" in done.stderr
+    assert "the column 'split' has no val row" in done.stderr
 
 
 @pytest.mark.usefixtures("quick_training")
-def test_one_gender_alone_is_told_and_stays_uncertain(faces_folder, tmp_path, agegen):
+def test_data_of_one_gender_get_a_notice_and_uncertain_estimates(faces_folder, tmp_path, agegen):
     rows = [f"{path},{path.name.split('_')[0]},m" for path in faces_folder.iterdir()]
     (tmp_path / "m.csv").write_text("\n".join(["path,age,gender", *rows]))
     options = ("--epochs", "1", "--batch-size", "16", "--workers", "0", "--out", tmp_path / "run")
     done = agegen("train", "--model", "scratch", "--data", tmp_path / "m.csv", *options)
-    assert "every face is male: of gender nothing can be learnt" in done.stderr
+    assert "every face is male: the gender head cannot be trained" in done.stderr
     done = agegen("predict", next(faces_folder.iterdir()), "--run", tmp_path / "run", "--no-detect", "--json", "-")
     assert json.loads(done.stdout)[0]["gender"] == "uncertain"
 
 
-def test_a_list_on_stdin_can_be_interrupted_anywhere(tmp_path):
-    """A thread that waits in Python's own buffer when the program ends makes it abort; ours waits below it."""
+def test_a_list_on_stdin_can_be_interrupted(tmp_path):
+    """A thread that waits in Python's buffered stdin makes the program abort when it ends; this one does not use it."""
     from agegen.predict.inputs import read_stdin
 
     reader, writer = os.pipe()
@@ -272,7 +272,7 @@ def test_a_list_on_stdin_can_be_interrupted_anywhere(tmp_path):
         assert list(lines) == ["b.jpg", "c"]
 
 
-def test_no_model_is_built_of_weights_that_half_precision_can_not_hold(trained_run, tmp_path):
+def test_weights_too_large_for_half_precision_are_not_exported(trained_run, tmp_path):
     from agegen.export.export import ExportConfig, export_run
     from agegen.model.checkpoint import load_checkpoint, save_checkpoint
 
@@ -284,12 +284,12 @@ def test_no_model_is_built_of_weights_that_half_precision_can_not_hold(trained_r
         export_run(ExportConfig(tmp_path / "run", tmp_path / "w.safetensors"))
 
 
-def test_a_good_picture_is_no_copy_of_one_that_goes_itself(faces_folder, tmp_path):
+def test_the_good_image_of_near_duplicates_is_kept_if_the_other_is_removed(faces_folder, tmp_path):
     from agegen.datatools.check import check_data, list_removals
     from agegen.datatools.config import CheckConfig
 
     first, second, *_ = sorted(faces_folder.iterdir())
-    # The first of two near-duplicates is tiny, and goes: the second, full-sized one stays.
+    # The first of two near-duplicates is tiny and is removed, so the second one is kept.
     Image.open(second).resize((40, 40)).save(tmp_path / "30_0_0_201701010000000001.png")
     shutil.copy(second, tmp_path / "30_0_0_201701010000000002.png")
     shutil.copy(first, tmp_path / "40_1_0_201701010000000003.png")
@@ -298,7 +298,7 @@ def test_a_good_picture_is_no_copy_of_one_that_goes_itself(faces_folder, tmp_pat
     assert [item.path for item in list_removals(report)] == ["30_0_0_201701010000000001.png"]
 
 
-def test_fresh_heads_begin_at_what_the_labels_say():
+def test_new_heads_start_at_the_distribution_of_the_labels():
     import torch
 
     from agegen.backbone import HeadConfig
@@ -316,8 +316,8 @@ def test_fresh_heads_begin_at_what_the_labels_say():
     assert outputs.gender_logit.sigmoid().tolist() == pytest.approx([0.745] * 3, abs=0.01)
 
 
-def test_a_plugin_whose_package_raises_disturbs_nothing(tmp_path, monkeypatch):
-    """Looking for `pkg.mod` imports `pkg`, which may raise anything."""
+def test_a_plugin_whose_package_raises_an_error_is_ignored(tmp_path, monkeypatch):
+    """Finding `pkg.mod` imports `pkg`, which may raise any error."""
     from dataclasses import replace
     from importlib.metadata import EntryPoint
 
@@ -339,7 +339,7 @@ def test_a_plugin_whose_package_raises_disturbs_nothing(tmp_path, monkeypatch):
         (["data", "check", "{faces}", "--html", "/tmp/c.html"], "set MPLCONFIGDIR or TMPDIR"),
     ],
 )
-def test_on_a_read_only_system_without_a_home_what_can_be_done_is_done(faces_folder, arguments, said):
+def test_commands_work_on_a_read_only_system_without_a_home_folder(faces_folder, arguments, said):
     words = " ".join([sys.executable, "-m", "agegen", *(word.format(faces=faces_folder) for word in arguments)])
     kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")}
     done = subprocess.run(
@@ -354,7 +354,7 @@ def test_on_a_read_only_system_without_a_home_what_can_be_done_is_done(faces_fol
     assert "Traceback" not in done.stderr
 
 
-def test_the_systems_refusals_are_told_by_name():
+def test_system_errors_name_the_file():
     from agegen.cli.app import explain_os_error
 
     assert explain_os_error(FileNotFoundError(2, "No such file", "x.bin")) == "x.bin: No such file"

@@ -153,12 +153,12 @@ def test_starting_from_trained_weights(run, datasets, tmp_path, agegen):
     done = agegen("train", "--model", "compact", "--init", run, "--out", tmp_path / "more", *arguments)
     assert done.exit_code == 0, done.stderr
     assert "starting from the weights of" in done.stderr
-    assert "saw" not in done.stderr
+    assert "were trained on" not in done.stderr
     record = json.loads((tmp_path / "more" / "run.json").read_text())
     assert record["settings"]["lr"] == pytest.approx(1e-3)
     assert record["start"]["seen"] == {"val": 0, "test": 0}
     other = agegen("train", "--model", "compact", "--init", run, "--seed", "9", "--out", tmp_path / "seen", *arguments)
-    assert "metrics on these flatter" in other.stderr
+    assert "metrics on these faces are optimistic" in other.stderr
     wrong = agegen("train", "--model", "scratch", "--init", run, "--out", tmp_path / "wrong", *arguments)
     assert wrong.exit_code == 1
-    assert "holds weights of 'compact', which don't fit --model scratch" in wrong.stderr
+    assert "has weights of 'compact', which do not fit --model scratch" in wrong.stderr

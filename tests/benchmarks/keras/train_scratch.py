@@ -1,10 +1,10 @@
-"""Train the architecture of the backbone scratch in Keras 3 on TensorFlow, as notebooks do; print images/s.
+"""Train the architecture of the backbone scratch in Keras 3 on TensorFlow, as in a notebook; print images/s.
 
     python -m venv keras-env && keras-env/bin/pip install -r tests/benchmarks/keras/requirements.txt
     keras-env/bin/python tests/benchmarks/keras/train_scratch.py --data data/utkface [--count 4000] [--epochs 2]
 
-Batches of 32, float32, 96×96, a tf.data pipeline that decodes, resizes and mirrors in parallel. The first
-epoch warms up (tracing, file cache); the best of the others counts. Prints one line of JSON.
+Batches of 32, float32, 96×96, a tf.data pipeline that decodes, resizes and mirrors in parallel. The first epoch is a
+warm-up (tracing, file cache); the fastest of the others counts. Prints one line of JSON.
 """
 
 from __future__ import annotations
