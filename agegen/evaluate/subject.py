@@ -182,7 +182,9 @@ class EvaluationSubject:
         """Return a notice if it is unknown which of the faces the training has seen."""
         if self.training.table is not None:
             return []
-        return [f"the overlap with the model's training set is unknown: {self.source} is not exactly the data of its training"]
+        return [
+            f"the overlap with the model's training set is unknown: {self.source} is not exactly the data of its training"
+        ]
 
 
 def open_subject(
