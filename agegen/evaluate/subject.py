@@ -183,7 +183,8 @@ class EvaluationSubject:
         if self.training.table is not None:
             return []
         return [
-            f"the overlap with the model's training set is unknown: {self.source} is not exactly the data of its training"
+            f"the overlap with the model's training set is unknown: {self.source} is not exactly the data that it was "
+            "trained on"
         ]
 
 
