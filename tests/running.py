@@ -11,12 +11,12 @@ from contextlib import contextmanager
 SCRIPT = """
 import logging, sys
 from agegen.errors import AgegenError
-from agegen.serve.limits import Limits
-from agegen.serve.serve import ServeConfig, serve
+from agegen.serve.config import Limits, ServeConfig
+from agegen.serve.serve import serve
 
 logging.basicConfig()
 logging.getLogger("agegen.serve").setLevel(logging.INFO)
-for start in serve(ServeConfig(port=0, limits=Limits({limits}), {options})):
+for start in serve(ServeConfig(port=0, {options}), Limits({limits})):
     print(start.address, file=sys.stderr, flush=True)
 """
 

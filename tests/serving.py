@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback, as far as downloading files asks for one."""
+"""A Hugging Face Hub on loopback that serves files for download."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-# What the Hub calls a revision; clients name the folder of their cache by it.
+# The commit of all files; clients name a folder of their cache after it.
 COMMIT = "c" * 40
 
 
 @contextmanager
 def serve_hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """Serve files by their paths, whatever stands behind a ``?``; yield the address, and all paths asked for so far."""
-    asked: list[str] = []
+    """Serve files by path, ignoring queries; yield the address and the list of all requested paths so far."""
+    requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            self._answer(body=False)
+            self._send(body=False)
 
         def do_GET(self) -> None:
-            self._answer(body=True)
+            self._send(body=True)
 
-        def _answer(self, body: bool) -> None:
-            asked.append(self.path)
+        def _send(self, body: bool) -> None:
+            requests.append(self.path)
             content = files.get(self.path.partition("?")[0])
             self.send_response(404 if content is None else 200)
             content = b"" if content is None else content
@@ -42,7 +42,7 @@ def serve_hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         server.server_close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -87,8 +88,14 @@ app.add_typer(data_app, name="data", rich_help_panel=DATA)
 def add_command(
     name: str, example: str, panel: str | None = None, group: typer.Typer = app
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command, with an example at the end of its help."""
-    return group.command(name=name, rich_help_panel=panel, epilog=f"Example: {example}")
+    """Register a command: its docstring is its help, each paragraph on one line, with an example at the end."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        return group.command(name=name, help=text, rich_help_panel=panel, epilog=f"Example: {example}")(function)
+
+    return register
 
 
 JsonOut = Annotated[

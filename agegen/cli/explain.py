@@ -13,7 +13,7 @@ def explain(config: ExplainConfig) -> None:
     """Show which image regions drive the age and gender estimates."""
     notices = make_notice_console()
     with show_work(notices):
-        from agegen.explain import explain_face
+        from agegen.predict.explain import explain_face
 
     with show_work(notices, "computing the maps"):
         found = explain_face(config).face

@@ -32,10 +32,10 @@ def export(
     """
     notices = make_notice_console()
     with show_work(notices, "exporting"):
-        from agegen.export.export import ExportConfig, export_run
+        from agegen.export.export import export_run
         from agegen.render.tables import format_size
 
-        written = export_run(ExportConfig(run, weights, onnx, tuple(repeat or ())))
+        written = export_run(run, weights, onnx, tuple(repeat or ()))
     output = make_output_console()
     for path in written:
         output.print(f"{path} ({format_size(path.stat().st_size)})", soft_wrap=True)

@@ -24,9 +24,9 @@ def push(
     """
     notices = make_notice_console()
     with show_work(notices, "uploading"):
-        from agegen.export.push import PushConfig, push_run
+        from agegen.export.push import push_run
 
-        pushed = push_run(PushConfig(run, repository, private))
+        pushed = push_run(run, repository, private)
     output = make_output_console()
     output.print(pushed.url, soft_wrap=True)
     output.print(f"agegen predict face.jpg --run {pushed.name}", soft_wrap=True)

@@ -1,11 +1,11 @@
-"""What runs a model on aligned crops: onnxruntime, which starts at once, or torch."""
+"""Choose the engine for a checkpoint: onnxruntime, which starts faster, or torch."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
 
-from agegen.engines.engine import Engine
+from agegen.engines.engine import Engine, load_onnx
 from agegen.errors import AgegenError, CheckpointError
 from agegen.model.metadata import CheckpointInfo
 
@@ -16,32 +16,30 @@ ONNX_SUFFIX = ".onnx"
 def load_engine(
     path: Path, engine: str = "auto", device: str = "auto", precision: str = "auto", distribution: bool = False
 ) -> tuple[CheckpointInfo, Engine]:
-    """Load a checkpoint, or an exported ``.onnx`` file, into the engine that suits it.
+    """Load a checkpoint, or an exported ``.onnx`` file, into an engine.
 
-    ``auto`` takes onnxruntime where the checkpoint's ONNX file lies beside it (same name, ``.onnx``) and
-    neither CUDA nor bfloat16 is asked for, which are torch's. ``distribution``: whether P(age) is wanted.
+    ``auto`` prefers onnxruntime if the checkpoint's ONNX file is in the same folder (same name, ``.onnx``) and the
+    options do not require torch, as CUDA and bfloat16 do. ``distribution``: P(age) will be requested.
 
     Raises:
-        AgegenError: the file can't be used, or ``engine``, ``device`` and ``precision`` don't fit it.
+        AgegenError: the file cannot be used, or ``engine``, ``device`` and ``precision`` do not fit it.
     """
-    from agegen.engines.engine import load_onnx
-
     if engine not in ENGINES:
-        raise AgegenError(f"--engine is one of {', '.join(ENGINES)}")
+        raise AgegenError(f"invalid value for --engine: '{engine}'. Choose {', '.join(ENGINES)}.")
     plain = device in ("auto", "cpu") and precision in ("auto", "fp32")
     if engine == "onnx" and not plain:
-        raise AgegenError("--engine onnx computes on the CPU in float32; leave --device and --precision, or use torch")
+        raise AgegenError("--engine onnx runs on the CPU in float32. Remove --device and --precision, or use torch.")
     if path.suffix == ONNX_SUFFIX:
         if engine == "torch" or not plain:
-            raise AgegenError(f"{path} runs with --engine onnx alone, on the CPU in float32; give the run instead")
+            raise AgegenError(f"{path} requires --engine onnx, on the CPU in float32. For torch, give its run instead.")
         return load_onnx(path, distribution=distribution)
-    beside = path.with_suffix(ONNX_SUFFIX)
+    exported = path.with_suffix(ONNX_SUFFIX)
     if engine == "onnx":
-        return load_onnx(beside, path, distribution)
-    if engine == "auto" and plain and beside.is_file():
-        # One that is damaged or left over from another checkpoint is no reason to fail: torch reads the checkpoint.
+        return load_onnx(exported, path, distribution)
+    if engine == "auto" and plain and exported.is_file():
+        # If it is damaged or was exported from another checkpoint, torch can still read this one.
         with suppress(CheckpointError):
-            return load_onnx(beside, path, distribution)
+            return load_onnx(exported, path, distribution)
     from agegen.engines.torch_engine import load_torch
 
     return load_torch(path, device, precision)

@@ -1,4 +1,4 @@
-"""Export a checkpoint to ONNX: one file that takes raw crops and gives ages and genders, whatever reads it."""
+"""Export a checkpoint to ONNX: one file that maps raw crops to age and gender in any ONNX runtime."""
 
 from __future__ import annotations
 
@@ -25,12 +25,50 @@ from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import CheckpointInfo, format_info
 from agegen.model.network import AgeGenderModel, Outputs, average_outputs, compute_std, expect_age
 
-# Smaller tensors (biases, norms) stay in single precision.
-_LEAST_HALVED = 1024
+# Tensors with fewer elements (biases, normalization) stay in float32.
+_MIN_HALF_ELEMENTS = 1024
+# Largest differences from torch's outputs that an export may have: years, years, probability.
+_TOLERANCES = 0.05, 0.05, 0.005
+
+
+def export_onnx(checkpoint: Path, target: Path, backbone: Backbone | None = None) -> None:
+    """Write a checkpoint's model as ONNX, with float16 weights and the checkpoint's metadata.
+
+    The input ``crops`` (N, size, size, 3) is uint8 RGB. The outputs ``age`` and ``spread`` (years), ``p_female`` (0–1),
+    (N,) each, and ``distribution`` (N, 117) are averaged over the crop and its mirror image. The computation is in
+    float32. ``backbone``: an instance to load the checkpoint's tensors into, instead of a new one.
+
+    Raises:
+        AgegenError: the checkpoint cannot be loaded, the backbone cannot be exported, or the file cannot be written.
+    """
+    info, model = load_checkpoint(checkpoint, backbone)
+    export_model(info, model, checkpoint, target)
+
+
+def export_model(
+    info: CheckpointInfo,
+    model: AgeGenderModel,
+    checkpoint: Path,
+    target: Path,
+    crops: NDArray[np.uint8] | None = None,
+) -> None:
+    """Write a model that was loaded from ``checkpoint``; see :func:`export_onnx`.
+
+    ``crops`` (N, size, size, 3): faces for which the outputs of the file must also match those of the model.
+    """
+    from onnx import helper
+
+    proto = convert_model(model.cpu(), info.model)
+    halve_weights(proto)
+    helper.set_model_props(proto, format_info(info) | {SOURCE_KEY: digest_file(checkpoint)})
+    content = proto.SerializeToString(deterministic=True)
+    if not outputs_match(model, content, crops):
+        raise AgegenError(f"cannot export backbone '{info.model}' to ONNX: the outputs differ from those of torch")
+    write_bytes(target, content)
 
 
 class DeployedModel(nn.Module):
-    """A model with all that surrounds it, from raw crops to :class:`agegen.engines.engine.CropOutputs`."""
+    """A model with its pre- and postprocessing: raw crops to :class:`agegen.engines.engine.CropOutputs`."""
 
     def __init__(self, model: AgeGenderModel) -> None:
         super().__init__()
@@ -46,65 +84,16 @@ class DeployedModel(nn.Module):
         return expect_age(ages), compute_std(ages), p_female, ages
 
 
-def export_onnx(checkpoint: Path, target: Path, backbone: Backbone | None = None) -> None:
-    """Write a checkpoint's model as ONNX, with its weights in half precision and its metadata.
-
-    The input ``crops`` (N, size, size, 3) is uint8 RGB; the outputs ``age``, ``spread`` (years) and ``p_female``
-    (0–1), (N,) each, and ``distribution`` (N, 117), are averaged over the plain and the mirrored crop. The computation
-    is in float32. ``backbone`` is one that is built already, to be filled with the checkpoint's tensors.
-
-    Raises:
-        AgegenError: the checkpoint can't be loaded, the backbone can't be expressed in ONNX, or the file written.
-    """
-    info, model = load_checkpoint(checkpoint, backbone)
-    export_model(info, model, checkpoint, target)
-
-
-def export_model(
-    info: CheckpointInfo,
-    model: AgeGenderModel,
-    checkpoint: Path,
-    target: Path,
-    crops: NDArray[np.uint8] | None = None,
-) -> None:
-    """Write a model that is loaded already, from ``checkpoint``; see :func:`export_onnx`.
-
-    ``crops`` (N, size, size, 3), where faces are at hand, are what the file must agree with the model on.
-    """
-    from onnx import helper
-
-    content = convert_model(model.cpu(), info.model)
-    halve_weights(content)
-    helper.set_model_props(content, format_info(info) | {SOURCE_KEY: digest_file(checkpoint)})
-    written = content.SerializeToString(deterministic=True)
-    if not agrees_with(model, written, crops):
-        raise AgegenError(f"backbone '{info.model}' can't be exported to ONNX: it computes something else there")
-    write_bytes(target, written)
-
-
-def agrees_with(model: AgeGenderModel, content: bytes, faces: NDArray[np.uint8] | None = None) -> bool:
-    """Return whether an ONNX file gives what the model gives, within 0.05 years and 0.005 of probability."""
-    torch_engine = TorchEngine(model, choose_compute("cpu", "fp32"))
-    size = torch_engine.input_size
-    crops = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
-    # Noise alone leads through parts of a network that no face leads through.
-    crops = crops if faces is None else np.concatenate([crops, faces])
-    expected, found = torch_engine.run(crops), OnnxEngine(open_session(content, count_cores()), size).run(crops)
-    limits = 0.05, 0.05, 0.005
-    pairs = zip(expected[:3], found[:3], limits, strict=True)
-    return all((np.abs(a - b) < limit).all() for a, b, limit in pairs)
-
-
 def convert_model(model: AgeGenderModel, name: str) -> Any:
-    """Return a model as an ``onnx.ModelProto``; errors call its backbone ``name``.
+    """Return a model as ``onnx.ModelProto``; ``name`` is that of its backbone, for errors.
 
     Raises:
-        AgegenError: torch's exporter can't express it.
+        AgegenError: torch's exporter does not support the backbone.
     """
     size = model.backbone.input_spec.size
     crops = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     try:
-        with _hush():
+        with _silence_exporter():
             program = torch.onnx.export(
                 DeployedModel(model).eval(),
                 (crops,),
@@ -114,40 +103,21 @@ def convert_model(model: AgeGenderModel, name: str) -> Any:
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # the exporter wraps whatever it meets
+    except Exception as error:  # the exporter wraps errors of any class
         cause = str(error.__cause__ or error).strip().splitlines()[0]
-        raise AgegenError(f"backbone '{name}' can't be exported to ONNX: {cause}") from error
+        raise AgegenError(f"cannot export backbone '{name}' to ONNX: {cause}") from error
     assert program is not None
-    content = program.model_proto
-    for node in content.graph.node:
-        # The exporter notes where in whose files each operation was written.
+    proto = program.model_proto
+    for node in proto.graph.node:
+        # The exporter stores the source file and line of each operation, with the paths of this machine.
         del node.metadata_props[:]
         node.doc_string = ""
-    return content
-
-
-def halve_weights(content: Any) -> None:
-    """Store an ``onnx.ModelProto``'s large float32 tensors as float16, to be cast back when it is loaded."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    casts = []
-    for tensor in content.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _LEAST_HALVED:
-            continue
-        values = numpy_helper.to_array(tensor)
-        if np.abs(values).max() > np.finfo(np.float16).max:
-            continue
-        half = numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}.half")
-        casts.append(helper.make_node("Cast", [half.name], [tensor.name], to=TensorProto.FLOAT))
-        tensor.CopyFrom(half)
-    nodes = [*casts, *content.graph.node]
-    del content.graph.node[:]
-    content.graph.node.extend(nodes)
+    return proto
 
 
 @contextmanager
-def _hush() -> Iterator[None]:
-    """Keep the exporter's remarks from the terminal."""
+def _silence_exporter() -> Iterator[None]:
+    """Suppress the exporter's logs, warnings and prints."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -156,3 +126,37 @@ def _hush() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+def halve_weights(proto: Any) -> None:
+    """Store the large float32 tensors of an ``onnx.ModelProto`` as float16, with a cast to float32 at load time."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _MIN_HALF_ELEMENTS:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if np.abs(values).max() > np.finfo(np.float16).max:
+            continue
+        half = numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}.half")
+        casts.append(helper.make_node("Cast", [half.name], [tensor.name], to=TensorProto.FLOAT))
+        tensor.CopyFrom(half)
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def outputs_match(model: AgeGenderModel, content: bytes, faces: NDArray[np.uint8] | None = None) -> bool:
+    """Return whether an ONNX file's outputs match those of its model, within 0.05 years and 0.005 of probability.
+
+    They are compared on random noise and on ``faces`` (N, size, size, 3): noise alone does not activate all parts of a
+    network that faces do.
+    """
+    torch_engine = TorchEngine(model, choose_compute("cpu", "fp32"))
+    size = torch_engine.input_size
+    crops = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
+    crops = crops if faces is None else np.concatenate([crops, faces])
+    expected, found = torch_engine.run(crops), OnnxEngine(open_session(content, count_cores()), size).run(crops)
+    pairs = zip(expected[:3], found[:3], _TOLERANCES, strict=True)
+    return all((np.abs(a - b) < tolerance).all() for a, b, tolerance in pairs)

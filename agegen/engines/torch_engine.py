@@ -1,4 +1,4 @@
-"""Running a checkpoint's model on crops with torch."""
+"""The torch engine."""
 
 from __future__ import annotations
 
@@ -16,17 +16,6 @@ from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel, average_outputs, compute_std, expect_age, make_views, run_views
 
 
-def _go_single() -> None:
-    """Compute with one thread: the threads that OpenMP had in the parent are not in a forked child, which would wait
-    for them for ever (gunicorn --preload, multiprocessing with fork).
-    """
-    torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_go_single)
-
-
 class TorchEngine:
     """A model on a device; see :class:`agegen.engines.engine.Engine`."""
 
@@ -38,7 +27,7 @@ class TorchEngine:
         self._compute = compute
 
     def run(self, crops: NDArray[np.uint8], distribution: bool = False) -> CropOutputs:
-        """Return estimates for RGB crops (N, input_size, input_size, 3); with P(age) where ``distribution`` says."""
+        """Return the outputs for RGB crops (N, input_size, input_size, 3); ``distribution``: also return P(age)."""
         with torch.inference_mode():
             ages, p_female = average_outputs(run_views(self._model, make_views(list(crops)), self._compute))
         outputs = expect_age(ages), compute_std(ages), p_female, *([ages] if distribution else [])
@@ -46,11 +35,23 @@ class TorchEngine:
 
 
 def load_torch(path: Path, device: str = "auto", precision: str = "auto") -> tuple[CheckpointInfo, TorchEngine]:
-    """Load a checkpoint.
+    """Load a checkpoint into the torch engine.
 
     Raises:
-        AgegenError: as :func:`agegen.model.checkpoint.load_checkpoint` and :func:`agegen.machine.choose_compute`.
+        AgegenError: see :func:`agegen.model.checkpoint.load_checkpoint` and :func:`agegen.machine.choose_compute`.
     """
     compute = choose_compute(device, precision)
     info, model = load_checkpoint(path)
     return info, TorchEngine(model, compute)
+
+
+def _use_one_thread() -> None:
+    """Use one thread in forked processes (gunicorn --preload, multiprocessing with fork).
+
+    The parent's OpenMP threads do not exist in the child, which would wait for them for ever.
+    """
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread)

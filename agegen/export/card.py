@@ -1,4 +1,4 @@
-"""The model card: what a trained model is, where it comes from, how good it is and where it fails."""
+"""The model card: a trained model's intended use, training data, recipe, metrics and limitations, as Markdown."""
 
 from __future__ import annotations
 
@@ -15,15 +15,27 @@ from agegen.render.tables import METRIC_TITLES, format_bounds, format_value
 from agegen.runs import RunFolder, compute_training_seconds, list_sources
 
 UNKNOWN_TERMS = "those of the training data"
-# The worst few; the table above has them all.
-_FAILURES_SHOWN = 3
-# A worst group of fewer faces is chance.
-_LEAST_FACES = 30
+# Worst groups listed per metric under "Limitations"; the table of groups has them all.
+_WORST_GROUPS = 3
+# Groups with fewer faces are not listed there: their metrics are mostly noise.
+_MIN_FACES = 30
+# For these, what is worst: the part of a group's metrics, the metric, title, format, factor, whether higher is better.
+_LIMITATIONS = (
+    ("age", "mae", "Largest age errors", "MAE {:.1f} years", 1, False),
+    ("bracket", "in_bracket", "Lowest accuracy of age brackets", "{:.1f} %", 100, True),
+    ("gender", "accuracy", "Lowest gender accuracy", "{:.1f} %", 100, True),
+)
+# The validation metrics of an epoch: key in run.json, metric, format.
+_VALIDATION = (
+    ("val_mae", "mae", "MAE {} years"),
+    ("val_in_bracket", "in_bracket", "{} in the bracket"),
+    ("val_accuracy", "accuracy", "gender accuracy {}"),
+)
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a card is made from."""
+    """The sources of a card: ``run.json``, ``eval.json`` and the checkpoint's metadata."""
 
     record: dict[str, Any]
     report: dict[str, Any]
@@ -37,17 +49,17 @@ def write_card(
     repeats: tuple[RunFolder, ...] = (),
     record: dict[str, Any] | None = None,
 ) -> None:
-    """Write the card of a finished run.
+    """Write the model card of a finished run.
 
     Args:
         path: of the card.
         run: whose ``run.json``, ``eval.json`` and checkpoint are read.
-        weights: the file that the card describes: the checkpoint, or what was exported from it.
-        repeats: further runs of the same command, to be reported beside it.
-        record: what ``run.json`` is about to hold; None reads it.
+        weights: the file that the card describes: the run's checkpoint, or one exported from it.
+        repeats: further runs of the same command, whose metrics are listed for comparison.
+        record: the content of ``run.json`` if it has not been written yet.
 
     Raises:
-        CheckpointError: the run isn't finished or lacks a file.
+        CheckpointError: the run is not finished, or a file is missing or invalid.
     """
     write_text(path, render_card(run, weights, repeats, record))
 
@@ -68,166 +80,160 @@ def render_card(
         agegen=version("agegen"),
         weights=f"{weights.name}, {weights.stat().st_size / 1e6:.1f} MB",
         max_age=MAX_AGE,
-        repeats=[_describe_repeat(other) for other in (run, *repeats)] if repeats else [],
-        **_describe_model(facts),
-        **_describe_quality(facts),
+        repeats=[_make_repeat_row(other) for other in (run, *repeats)] if repeats else [],
+        **_describe_training(facts.record, facts.info),
+        **_describe_metrics(facts.report),
+        calibration=facts.info.calibration,
     )
 
 
 def _read_facts(run: RunFolder, record: dict[str, Any] | None = None) -> _Facts:
     record = run.read() if record is None else record
     if not record.get("finished"):
-        raise CheckpointError(f"{run.path} is not finished; there is no card to write yet")
-    return _Facts(record, _read_report(run), read_info(run.checkpoint))
+        raise CheckpointError(f"{run.path} is not finished. Finish it with `agegen train --resume {run.path}`.")
+    return _Facts(record, _read_report(run.evaluation), read_info(run.checkpoint))
 
 
-def _read_report(run: RunFolder) -> dict[str, Any]:
+def _read_report(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(run.evaluation.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"can't read {run.evaluation}: {error}") from error
+        raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(report, dict) or not {"age", "gender", "groups", "interval"} <= report.keys():
-        raise CheckpointError(f"{run.evaluation} has another form than this agegen writes")
+        raise CheckpointError(f"{path} has an unsupported format. Evaluate the run again with `agegen eval`.")
     return report
 
 
-def _describe_model(facts: _Facts) -> dict[str, Any]:
-    record, info = facts.record, facts.info
+def _describe_training(record: dict[str, Any], info: CheckpointInfo) -> dict[str, Any]:
+    """Return the template's values about the model, its data and its training."""
     data, settings = record["data"], record["settings"]
-    terms = data.get("terms") or UNKNOWN_TERMS
-    frozen = "its heads trained on a frozen base" if info.base else "all of it trained"
-    balance = record["options"].get("age_balance")
-    recipe = (
-        f"AdamW, peak learning rate {settings['lr']:g}, weight decay {settings['weight_decay']:g}, batches of "
-        f"{record['options']['batch_size']}, {settings['epochs']} epochs, warm-up and cosine decay, EMA of the weights"
-        + (f", starting from {_name_start(record)}" if record.get("start") else "")
-        + (f", taught by {'; '.join(teachers)} (soft labels)" if (teachers := record.get("teachers")) else "")
-        + (f", rare ages favoured with exponent {balance:g}" if balance else "")
-        + (f", {settings['views']} fixed views of each face" if info.base else ", augmented anew in each epoch")
-        + "."
-    )
+    trained = "only the heads were trained, on a frozen backbone" if info.base else "all layers were trained"
     return {
         "model": info.model,
-        "summary": f"Estimates age and gender from an aligned photograph of a face; {frozen}.",
+        "summary": f"Estimates age and gender from an aligned face crop; {trained}.",
         "plugin": record["plugin"],
         "parameters": record["parameters"],
         "base": info.base,
         "input_size": info.input_spec["size"],
-        "terms": terms,
-        "data": {
-            **data,
-            "source_name": " and ".join(Path(one.partition("::")[0]).name for one in list_sources(record)),
-        },
+        "terms": data.get("terms") or UNKNOWN_TERMS,
+        "data": {**data, "source_name": " and ".join(list_dataset_names(record))},
         "split_origin": data.get("split_origin", "seed"),
         "leaks": data.get("leaking_groups", 0),
-        "notices": data.get("notices", []),
+        "persons": bool(data.get("persons")),
         "counts": ", ".join(f"{count:,} {name}" for name, count in data.get("counts", {}).items()),
         "seed": record["seed"],
         "command": record.get("command", f"agegen train --model {info.model}"),
-        "recipe": recipe,
+        "recipe": _format_recipe(record, frozen=bool(info.base)),
         "minutes": round(compute_training_seconds(record) / 60),
         "feature_minutes": round(record["seconds"].get("features", 0) / 60),
         "machine": record["machine"],
         "libraries": record["libraries"],
         "best": record["best"],
-        "validation": _phrase_validation(record["best"]),
-        "persons": bool(data.get("persons")),
+        "validation": _format_validation(record["best"]),
         "epochs": settings["epochs"],
     }
 
 
-def _name_start(record: dict[str, Any]) -> str:
-    """Return what a training began with, in words, and how much of its test part that had been trained on."""
-    start = record["start"]
+def list_dataset_names(record: dict[str, Any]) -> list[str]:
+    """Return the names of a run's datasets: the last part of each path, without the weight after ``::``."""
+    return [Path(source.partition("::")[0]).name for source in list_sources(record)]
+
+
+def _format_recipe(record: dict[str, Any], frozen: bool) -> str:
+    settings, options = record["settings"], record["options"]
+    parts = [
+        f"AdamW, peak learning rate {settings['lr']:g}, weight decay {settings['weight_decay']:g}",
+        f"batch size {options['batch_size']}, {settings['epochs']} epochs",
+        "warm-up and cosine decay, EMA of the weights",
+    ]
+    if record.get("start"):
+        parts.append(f"initialized with {_format_start(record['start'])}")
+    if teachers := record.get("teachers"):
+        parts.append(f"distilled from {'; '.join(teachers)} (soft labels)")
+    if balance := options.get("age_balance"):
+        parts.append(f"rare ages oversampled with exponent {balance:g}")
+    parts.append(f"{settings['views']} fixed views of each face" if frozen else "new random augmentation in each epoch")
+    return ", ".join(parts) + "."
+
+
+def _format_start(start: dict[str, Any]) -> str:
+    """Return the weights that a training started from, and how many faces of the test set these were trained on."""
     seen = start.get("seen", {}).get("test")
-    told = "" if seen is None else f" ({seen:,} of the test faces had been trained on then)"
-    return f"the weights of `{Path(start['checkpoint']).parent.name}`{told}"
+    leak = "" if seen is None else f" (their training set contained {seen:,} faces of this test set)"
+    return f"the weights of `{Path(start['checkpoint']).parent.name}`{leak}"
 
 
-def _phrase_validation(best: dict[str, Any]) -> str:
-    kinds = (
-        ("val_mae", "mae", "MAE {} years"),
-        ("val_in_bracket", "in_bracket", "{} in the bracket"),
-        ("val_accuracy", "accuracy", "accuracy {}"),
-    )
+def _format_validation(best: dict[str, Any]) -> str:
     return ", ".join(
-        form.format(format_value(name, best[key])) for key, name, form in kinds if best.get(key) is not None
+        form.format(format_value(name, best[key])) for key, name, form in _VALIDATION if best.get(key) is not None
     )
 
 
-def _describe_quality(facts: _Facts) -> dict[str, Any]:
-    report = facts.report
+def _describe_metrics(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the template's values about the metrics on the test set."""
     parts = ("age", "bracket", "interval", "gender", "confident")
     flat = {name: value for part in parts for name, value in report.get(part, {}).items()}
     trivial = {name: value for part in report["baseline"].values() for name, value in part.items()}
     metrics = [
-        [title, format_value(name, flat[name]), _format_bounds(name, flat), format_value(name, trivial.get(name))]
+        [title, format_value(name, flat[name]), _format_interval(name, flat), format_value(name, trivial.get(name))]
         for name, title in METRIC_TITLES.items()
         if flat.get(name) is not None
     ]
     return {
         "evaluation": report,
         "metrics": metrics,
-        "groups": [_describe_group(group) for group in report["groups"]],
-        "calibration": facts.info.calibration,
-        "coverage": format_value("coverage", flat["coverage"]),
+        "groups": [_make_group_row(group) for group in report["groups"]],
+        "coverage": None if flat["coverage"] is None else format_value("coverage", flat["coverage"]),
         "named": format_value("named", flat["named"]),
         "named_accuracy": format_value("named_accuracy", flat["named_accuracy"]),
-        "failures": list_failures(report["groups"]),
+        "limitations": list_limitations(report["groups"]),
     }
 
 
-def list_failures(groups: list[dict[str, Any]]) -> list[str]:
-    """Return in words where a model is worst: the groups with the largest MAE, the fewest ages in their brackets, and
-    the lowest accuracy.
-    """
-    large = [group for group in groups if group["n"] >= _LEAST_FACES]
-    kinds = (
-        ("age", "mae", "Age", "{:.1f} years MAE", 1, False),
-        ("bracket", "in_bracket", "Age in brackets", "{:.1f} % in theirs", 100, True),
-        ("gender", "accuracy", "Gender", "{:.1f} % right", 100, True),
-    )
+def list_limitations(groups: list[dict[str, Any]]) -> list[str]:
+    """Return sentences that name the groups with the largest MAE and with the lowest accuracies."""
+    large = [group for group in groups if group["n"] >= _MIN_FACES]
     lines = []
-    for part, name, title, form, factor, more_is_better in kinds:
+    for part, name, title, form, factor, higher_is_better in _LIMITATIONS:
         known = [group for group in large if group.get(part, {}).get(name) is not None]
-        worst = sorted(known, key=lambda group: group[part][name], reverse=not more_is_better)[:_FAILURES_SHOWN]
-        said = [f"{one['column']} {one['value']} ({form.format(one[part][name] * factor)})" for one in worst]
-        lines += [f"{title} is worst for {', '.join(said)}."] if said else []
+        worst = sorted(known, key=lambda group: group[part][name], reverse=not higher_is_better)[:_WORST_GROUPS]
+        shown = [f"{one['column']} {one['value']} ({form.format(one[part][name] * factor)})" for one in worst]
+        lines += [f"{title}: {', '.join(shown)}."] if shown else []
     return lines
 
 
-def _describe_group(group: dict[str, Any]) -> list[str]:
+def _make_group_row(group: dict[str, Any]) -> list[str]:
     bracket = group.get("bracket", {})
     return [
         _escape(group["column"]),
         _escape(group["value"]),
         f"{group['n']:,}{'*' if group['small'] else ''}",
         format_value("mae", group["age"]["mae"]),
-        _format_bounds("mae", group["age"]),
+        _format_interval("mae", group["age"]),
         format_value("coverage", group["interval"]["coverage"]),
         format_value("in_bracket", bracket.get("in_bracket")),
         format_value("accuracy", group["gender"]["accuracy"]),
-        _format_bounds("accuracy", group["gender"]),
+        _format_interval("accuracy", group["gender"]),
     ]
 
 
 def _escape(value: Any) -> str:
-    """Return a cell of a Markdown table: a bar in it would end it, a line break the row."""
+    """Return a value as a cell of a Markdown table: without line breaks, vertical bars escaped."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def _describe_repeat(run: RunFolder) -> list[str]:
+def _make_repeat_row(run: RunFolder) -> list[str]:
     facts = _read_facts(run)
     best, report = facts.record["best"], facts.report
     return [
         run.path.name,
         format_value("mae", best["val_mae"]),
         format_value("accuracy", best["val_accuracy"]),
-        f"{format_value('mae', report['age']['mae'])} ({_format_bounds('mae', report['age'])})",
-        f"{format_value('accuracy', report['gender']['accuracy'])} ({_format_bounds('accuracy', report['gender'])})",
+        f"{format_value('mae', report['age']['mae'])} ({_format_interval('mae', report['age'])})",
+        f"{format_value('accuracy', report['gender']['accuracy'])} ({_format_interval('accuracy', report['gender'])})",
     ]
 
 
-def _format_bounds(name: str, flat: dict[str, Any]) -> str:
-    bounds = flat.get(f"{name}_ci95")
+def _format_interval(name: str, metrics: dict[str, Any]) -> str:
+    bounds = metrics.get(f"{name}_ci95")
     return "–" if bounds is None else format_bounds(name, *bounds)

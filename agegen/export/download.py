@@ -1,4 +1,4 @@
-"""``agegen download``: what models and detectors want from elsewhere, fetched before it is wanted."""
+"""``agegen download``: fetch the files of detectors and models ahead of their first use."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from agegen.plugins import build_backbone, list_plugins, load_plugin
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """One thing that is wanted, and what stood in the way, None where it is at hand now."""
+class Download:
+    """A detector or a model's files; ``problem`` is None if they are available."""
 
     name: str
     problem: str | None = None
 
 
-def download_all(everything: bool = False) -> Iterator[Fetched]:
-    """Fetch what ``agegen predict`` prefers, and yield each thing; what is at hand already is checked alone.
+def download_all(everything: bool = False) -> Iterator[Download]:
+    """Download the preferred face detector and yield it; files that are available already are only checked.
 
-    ``everything``: also the weights on the Hub of all models, and those that backbones begin with in training, other
-    packages' too. Detectors and weights are checked against their SHA-256; each backbone and detector is built once,
-    which is what fetches its files, whoever wrote it.
+    ``everything``: also all other detectors, all models' weights on the Hub, and the pretrained weights of all
+    backbones, including those of other packages. Detectors and weights are checked against their SHA-256. Detectors
+    and backbones are built once, since that downloads whatever files they need.
     """
-    yield fetch(f"detector {PREFERRED_DETECTOR}", partial(create_detector, PREFERRED_DETECTOR))
+    yield _download(f"detector {PREFERRED_DETECTOR}", partial(create_detector, PREFERRED_DETECTOR))
     if not everything:
         return
     for name in list_detectors():
         if name != PREFERRED_DETECTOR:
-            yield fetch(f"detector {name}", partial(create_detector, name))
+            yield _download(f"detector {name}", partial(create_detector, name))
     for plugin in list_plugins():
         if plugin.taken_by is not None:
             continue
@@ -40,20 +40,19 @@ def download_all(everything: bool = False) -> Iterator[Fetched]:
             listed = [weights for weights in list_weights(plugin) if weights.remote]
             backbone = load_plugin(plugin)
         except AgegenError as error:
-            yield Fetched(f"model {plugin.name}", str(error))
+            yield Download(f"model {plugin.name}", str(error))
             continue
         for weights in listed:
             label = f"weights {plugin.name}, {weights.name}"
-            yield fetch(label, partial(find_weights, plugin.name, weights.name))
-        # Of those that take an argument, such as timm's, nobody knows which ones are wanted.
+            yield _download(label, partial(find_weights, plugin.name, weights.name))
+        # Backbones with an argument, such as timm's, are families of networks: which of them is needed is unknown.
         if not backbone.argument_name:
-            yield fetch(f"backbone {plugin.name}", partial(build_backbone, plugin, backbone))
+            yield _download(f"backbone {plugin.name}", partial(build_backbone, plugin, backbone))
 
 
-def fetch(name: str, get: Callable[[], object]) -> Fetched:
-    """Return what came of fetching one thing."""
+def _download(name: str, get: Callable[[], object]) -> Download:
     try:
         get()
     except AgegenError as error:
-        return Fetched(name, str(error))
-    return Fetched(name)
+        return Download(name, str(error))
+    return Download(name)

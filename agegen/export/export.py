@@ -1,8 +1,8 @@
-"""Export a run's model: its weights in half precision with the model card beside them, or ONNX."""
+"""``agegen export``: a run's model as float16 weights with a model card, or as ONNX."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,45 +16,42 @@ from agegen.model.weights import CARD_FILE
 from agegen.runs import RunFolder, open_run
 
 
-@dataclass(frozen=True)
-class ExportConfig:
-    """Options of ``agegen export``; ``repeats`` are further runs of the same command, for the card."""
+def export_run(
+    run: Path, weights: Path | None = None, onnx: Path | None = None, repeats: tuple[Path, ...] = ()
+) -> list[Path]:
+    """Write the requested files of a finished run's best model; return their paths.
 
-    run: Path
-    weights: Path | None = None
-    onnx: Path | None = None
-    repeats: tuple[Path, ...] = ()
-
-
-def export_run(config: ExportConfig) -> list[Path]:
-    """Write what is asked for of a finished run's best model; return the files written.
-
-    Where both are, the ONNX file is made from the weights written, so that the two belong together.
+    If both are requested, the ONNX file is exported from the written weights, so that the two files match. ``repeats``
+    are further runs of the same command, for the model card.
 
     Raises:
-        AgegenError: nothing is asked for, the run isn't finished or can't be used, or a file can't be written.
+        AgegenError: no file is requested, the run is not finished or not usable, or a file cannot be written.
     """
-    _check_suffix(config.weights, ".safetensors")
-    _check_suffix(config.onnx, ONNX_SUFFIX)
-    if config.weights is None and config.onnx is None:
-        raise AgegenError("give --weights FILE.safetensors, --onnx FILE.onnx, or both")
-    run = open_run(config.run)
+    _check_suffix(weights, ".safetensors")
+    _check_suffix(onnx, ONNX_SUFFIX)
+    if weights is None and onnx is None:
+        raise AgegenError("nothing to export. Give --weights FILE.safetensors, --onnx FILE.onnx, or both.")
+    folder = open_run(run)
     written = []
-    if config.weights is not None:
-        written += export_weights(run, config.weights, config.repeats)
-    if config.onnx is not None:
-        export_onnx(config.weights or run.checkpoint, config.onnx)
-        written.append(config.onnx)
+    if weights is not None:
+        written += export_weights(folder, weights, repeats)
+    if onnx is not None:
+        export_onnx(weights or folder.checkpoint, onnx)
+        written.append(onnx)
     return written
 
 
 def export_weights(run: RunFolder, weights: Path, repeats: tuple[Path, ...]) -> list[Path]:
-    """Write a run's best weights as float16 safetensors, and ``MODEL_CARD.md`` beside them; return both paths."""
+    """Write a run's best weights as float16 safetensors, and ``MODEL_CARD.md`` in the same folder; return both paths.
+
+    Raises:
+        AgegenError: the run is not finished, a value exceeds float16's range, or a file cannot be written.
+    """
     info, model = load_checkpoint(run.checkpoint)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.abs().max() > torch.finfo(torch.float16).max:
             raise AgegenError(f"{run.checkpoint}: the tensor {name} has values too large for half precision")
-    # Runs of before kept these in their record alone; by them the same data gives the same split again.
+    # Older runs have the crop boxes only in run.json. With them, the same dataset gets the same split again.
     trims = run.read()["data"].get("trims", {})
     save_checkpoint(weights, model.half(), replace(info, training={"trims": trims, **info.training}))
     card = weights.parent / CARD_FILE
@@ -64,4 +61,4 @@ def export_weights(run: RunFolder, weights: Path, repeats: tuple[Path, ...]) -> 
 
 def _check_suffix(path: Path | None, suffix: str) -> None:
     if path is not None and path.suffix != suffix:
-        raise AgegenError(f"{path}: give a name that ends in {suffix}")
+        raise AgegenError(f"invalid file name: {path}. It must end in {suffix}.")

@@ -1,4 +1,4 @@
-"""``agegen push``: a finished run on the Hugging Face Hub, with its card, for others to load by name."""
+"""``agegen push``: upload a finished run, with its model card, to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -12,75 +12,71 @@ from typing import Any
 
 from agegen.engines.loading import ONNX_SUFFIX
 from agegen.errors import AgegenError
-from agegen.export.export import ExportConfig, export_run
+from agegen.export.card import list_dataset_names
+from agegen.export.export import export_run
 from agegen.files import write_text
 from agegen.hub import explain_failure, quiet_hub
 from agegen.model.weights import CARD_FILE, HUB_CHECKPOINT, parse_repository
-from agegen.runs import list_sources, open_run
+from agegen.runs import open_run
 
-# What the Hub's search knows licences and data sets by, told by words in the terms of the weights.
+# The Hub's identifier of a licence, by words in the terms of the weights; the first match counts.
 _LICENSES = (("non-commercial", "other"), ("CC BY 4.0", "cc-by-4.0"))
 _TASK = {"type": "image-classification", "name": "Age and gender estimation"}
 
 
 @dataclass(frozen=True)
-class PushConfig:
-    """Options of ``agegen push``."""
-
-    run: Path
-    repository: str
-    private: bool = False
-
-
-@dataclass(frozen=True)
 class Pushed:
-    """What is on the Hub now: where, at which commit, and the name by which ``--run`` loads it."""
+    """An uploaded run: the URL and the hash of its commit, and the value of ``--run`` that loads it."""
 
     url: str
     commit: str
     name: str
 
 
-def push_run(config: PushConfig) -> Pushed:
-    """Upload a run's weights (safetensors, half precision), ONNX file, configuration and card, in one commit.
+def push_run(run: Path, repository: str, private: bool = False) -> Pushed:
+    """Upload a run's weights (float16 safetensors), ONNX file, configuration and model card in one commit.
 
     Raises:
-        AgegenError: the run isn't finished, the name isn't OWNER/NAME, or the Hub refuses or can't be reached.
+        AgegenError: the run is not finished, the repository is not OWNER/NAME, or the upload failed.
     """
-    repository = parse_repository(config.repository)
-    run = open_run(config.run)
-    record, report = run.read(), read_report(run.evaluation)
-    with explain_refusal(repository):
+    repository = parse_repository(repository)
+    folder = open_run(run)
+    record, report = folder.read(), read_report(folder.evaluation)
+    with explain_errors(repository):
         from huggingface_hub import HfApi
 
-        # First of all: who isn't online, or may not write there, learns it before anything is exported.
+        # Before the export, so that missing permissions or a missing network are reported at once.
         api = HfApi()
-        api.create_repo(repository, private=config.private, exist_ok=True)
+        api.create_repo(repository, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        checkpoint = folder / HUB_CHECKPOINT
-        onnx = checkpoint.with_suffix(ONNX_SUFFIX) if run.onnx.is_file() else None
-        export_run(ExportConfig(config.run, checkpoint, onnx))
-        card = folder / CARD_FILE
-        write_text(folder / "README.md", write_front_matter(record, report, card.read_text(encoding="utf-8")))
-        card.unlink()
-        write_text(folder / "config.json", json.dumps(pick_config(record), indent=2) + "\n")
+        upload = Path(name)
+        write_files(upload, run, record, report, with_onnx=folder.onnx.is_file())
         message = f"{record.get('model', 'model')}, by agegen push"
-        with explain_refusal(repository):
-            done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+        with explain_errors(repository):
+            done = api.upload_folder(repo_id=repository, folder_path=upload, commit_message=message)
     return Pushed(str(done.commit_url), str(done.oid), f"hf://{repository}@{done.oid}")
 
 
+def write_files(folder: Path, run: Path, record: dict[str, Any], report: dict[str, Any], with_onnx: bool) -> None:
+    """Write the files of the repository: weights, ONNX, ``config.json``, and the model card as ``README.md``."""
+    checkpoint = folder / HUB_CHECKPOINT
+    export_run(run, checkpoint, checkpoint.with_suffix(ONNX_SUFFIX) if with_onnx else None)
+    card = folder / CARD_FILE
+    write_text(folder / "README.md", add_front_matter(card.read_text(encoding="utf-8"), record, report))
+    card.unlink()
+    write_text(folder / "config.json", json.dumps(make_config(record), indent=2) + "\n")
+
+
 @contextmanager
-def explain_refusal(repository: str) -> Iterator[None]:
-    """Say in one line what the Hub said, and what to do."""
+def explain_errors(repository: str) -> Iterator[None]:
+    """Raise the errors of the Hub's client as an :class:`AgegenError` of one line that says what to do."""
     try:
         with quiet_hub():
             yield
-    except Exception as error:  # the Hub client raises its own, its HTTP library's and OS errors
+    except Exception as error:  # the client raises its own errors, those of its HTTP library, and OSError
         raise AgegenError(
-            f"can't push to {repository} ({explain_failure(error)}); log in with `hf auth login`, or set HF_TOKEN, and "
-            "be online"
+            f"cannot push to {repository} ({explain_failure(error)}). Check the network, and log in with "
+            "`hf auth login` or set HF_TOKEN."
         ) from error
 
 
@@ -90,8 +86,8 @@ def read_report(path: Path) -> dict[str, Any]:
     return content
 
 
-def pick_config(record: dict[str, Any]) -> dict[str, Any]:
-    """Return of a run's record what others need to know of the model, without paths of this machine."""
+def make_config(record: dict[str, Any]) -> dict[str, Any]:
+    """Return ``config.json``: what describes the model in a run's record, without paths of this machine."""
     return {
         "library_name": "agegen",
         "model": record.get("model"),
@@ -101,36 +97,36 @@ def pick_config(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_front_matter(record: dict[str, Any], report: dict[str, Any], card: str) -> str:
-    """Return a card with the block of metadata before it that the Hub reads: the numbers are the card's own."""
+def add_front_matter(card: str, record: dict[str, Any], report: dict[str, Any]) -> str:
+    """Return a card with the YAML metadata that the Hub reads: licence, datasets, and the metrics of ``eval.json``."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    names = [Path(source).name for source in list_sources(record)]
+    names = list_dataset_names(record)
+    dataset = " + ".join(names)
     model = str(record.get("model", "model"))
-    found = {
+    metrics = {
         ("mae", "MAE (years)"): report["age"]["mae"],
         ("accuracy", "gender accuracy"): report["gender"]["accuracy"],
-        ("in_bracket", "age in the bracket"): report["bracket"]["in_bracket"],
+        ("in_bracket", "age bracket accuracy"): report["bracket"]["in_bracket"],
     }
     results = [
         EvalResult(
             task_type=_TASK["type"],
             task_name=_TASK["name"],
-            dataset_type=name,
-            dataset_name=f"{name}, test split",
+            dataset_type=dataset,
+            dataset_name=f"{dataset}, test split",
             metric_type=kind,
             metric_name=title,
             metric_value=value,
         )
-        for name in (" + ".join(names),)
-        for (kind, title), value in found.items()
+        for (kind, title), value in metrics.items()
         if value is not None
     ]
     data = ModelCardData(
         library_name="agegen",
         license=next((license for words, license in _LICENSES if words in card), "other"),
         datasets=names,
-        metrics=sorted({kind for kind, _ in found}),
+        metrics=sorted({kind for kind, _ in metrics}),
         model_name=model,
         eval_results=results,
         tags=["age-estimation", "gender-classification", "face", f"agegen-{model.partition(':')[0]}"],

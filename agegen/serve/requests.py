@@ -1,10 +1,10 @@
-"""Where requests queue: how many are admitted, what they hold in memory, and the threads that look at pictures."""
+"""The request queue, with its limits on requests and memory, and the reading of images from request bodies."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -18,68 +18,83 @@ from agegen.machine import return_freed_memory
 from agegen.predict.config import STDIN
 from agegen.predict.extraction import FaceExtractor
 from agegen.predict.results import ExtractedFaces, PhotoPrediction
-from agegen.serve.limits import BUSY, STOPPING, Limits, Refusal
-from agegen.serve.models import Asked
+from agegen.serve.config import Limits
+from agegen.serve.models import PredictRequest
+from agegen.serve.responses import RequestError
 
 T = TypeVar("T")
-# After that a client had better try again: a photograph takes some 50 ms.
+# An image and the name that its rows have.
+NamedImage = tuple[str, bytes]
+
+# Sent as Retry-After. A photo takes about 0.05 s, so the queue has moved on by then.
 _RETRY_SECONDS = 2
-# Pictures of more pixels take half a gigabyte and more to decode, but for JPEGs, which are decoded smaller at once.
-_LARGE, _JPEG = 25_000_000, b"\xff\xd8"
+# Decoding an image of more pixels takes 0.5 GB or more; JPEGs are exempt because they are decoded at reduced size.
+_LARGE_PIXELS, _JPEG_START = 25_000_000, b"\xff\xd8"
+# The name of an image that was sent without one; `agegen predict -` uses the same for an image on stdin.
+_UNNAMED = STDIN
+_MULTIPART = "multipart/form-data"
+# Content types of a body that is a single image; the last one is what `curl --data-binary` sends by default.
+_IMAGE_TYPES = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
+# How much of a rejected body is read and discarded: a client that is still sending would not read the response.
+_DRAIN_SECONDS, _DRAIN_BYTES = 2.0, 100_000_000
 
 
-class Desk:
-    """Admits requests up to the bounds and has their pictures looked at; lives on the thread of the event loop."""
+class RequestQueue:
+    """Admits requests up to the limits and computes their predictions; to be used on the event loop's thread only.
+
+    ``requests`` is the number of requests admitted at the moment, ``held`` the size of their bodies in bytes.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.requests = 0
         self.held = 0
-        # Such pictures are decoded one at a time.
+        # Large images are decoded one at a time.
         self._large = threading.Lock()
-        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="look")
+        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="extract")
 
-    def admit(self) -> Ticket:
-        """Return the place of a request in the queue.
+    def admit(self) -> Slot:
+        """Return a slot for a request.
 
         Raises:
-            Refusal: there are too many.
+            RequestError: 429, the queue is full.
         """
         if self.requests >= self.limits.requests:
-            raise Refusal(BUSY, f"{self.requests} requests are under way; try again", _RETRY_SECONDS)
-        return Ticket(self)
+            raise RequestError(429, f"the queue is full ({self.requests} requests). Try again.", _RETRY_SECONDS)
+        return Slot(self)
 
-    async def look(self, asked: Asked, pictures: Sequence[tuple[str, bytes]], ticket: Ticket) -> list[PhotoPrediction]:
-        """Return what is found in each picture, pages apart, with the estimates of a model.
+    async def predict(self, request: PredictRequest, images: Sequence[NamedImage], slot: Slot) -> list[PhotoPrediction]:
+        """Return the predictions of all images, one per page for images with several pages.
 
         Raises:
-            Refusal: 503, they take too long.
+            RequestError: 503, the timeout was exceeded.
         """
-        extractor = asked.extractor
-        cuts = [self._pool.submit(self._cut, extractor, name, content) for name, content in pictures]
-        ticket.watch(cuts)
+        extractor = request.extractor
+        extractions = [self._pool.submit(self._extract, extractor, name, content) for name, content in images]
+        slot.hold_until_done(extractions)
         try:
             async with asyncio.timeout(self.limits.seconds):
-                found = [cut for part in await _gather(cuts) for cut in part]
-                crops = [crop for cut in found for crop in cut.crops]
-                estimated = await asyncio.wrap_future(asked.served.batcher.submit(crops)) if crops else []
+                pages = [page for part in await _gather(extractions) for page in part]
+                crops = [crop for page in pages for crop in page.crops]
+                estimated = await asyncio.wrap_future(request.model.batcher.submit(crops)) if crops else []
         except TimeoutError:
-            raise Refusal(STOPPING, f"no answer within {self.limits.seconds:g} seconds", _RETRY_SECONDS) from None
+            reason = f"no result within {self.limits.seconds:g} seconds. Try again."
+            raise RequestError(503, reason, _RETRY_SECONDS) from None
         finally:
-            # What has not begun need not: the client has gone, or was told to.
-            for future in cuts:
+            # After a timeout or a disconnect nobody needs the extractions that have not started.
+            for future in extractions:
                 future.cancel()
         estimates = iter(estimated)
-        return [asked.describe(cut, [next(estimates) for _ in cut.crops]) for cut in found]
+        return [request.build_prediction(page, [next(estimates) for _ in page.crops]) for page in pages]
 
     def close(self) -> None:
-        """End the threads, after what they do now."""
+        """End the threads after their current image."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _cut(self, extractor: FaceExtractor, name: str, content: bytes) -> list[ExtractedFaces]:
+    def _extract(self, extractor: FaceExtractor, name: str, content: bytes) -> list[ExtractedFaces]:
         if (pages := count_pages(content)) > self.limits.pages:
-            return [ExtractedFaces(name, reason=f"{pages} pages, more than {self.limits.pages}")]
-        if content.startswith(_JPEG) or count_pixels(content) < _LARGE:
+            return [ExtractedFaces(name, reason=f"too many pages: {pages}. At most {self.limits.pages} are allowed.")]
+        if content.startswith(_JPEG_START) or count_pixels(content) < _LARGE_PIXELS:
             return extractor.extract_file(name, content)
         with self._large:
             try:
@@ -88,123 +103,116 @@ class Desk:
                 return_freed_memory()
 
 
-class Ticket:
-    """A request's place: what it holds in memory, until it is answered and no thread works on it any more."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk, self._bytes, self._open = desk, 0, 1
-        self._loop = asyncio.get_running_loop()
-        desk.requests += 1
-
-    def hold(self, count: int) -> None:
-        """Take memory for part of the body.
-
-        Raises:
-            Refusal: the bodies of all requests take too much.
-        """
-        if self._desk.held + count > self._desk.limits.held:
-            raise Refusal(BUSY, "requests under way take all the memory that is allowed; try again", _RETRY_SECONDS)
-        self._desk.held += count
-        self._bytes += count
-
-    def watch(self, futures: Iterable[Future[T]]) -> None:
-        """Keep the place until these have ended: a thread can't be stopped in the midst of its work."""
-        for future in futures:
-            self._open += 1
-            future.add_done_callback(self._wake(self.release))
-
-    def release(self) -> None:
-        """Give the place back, once for the request and once for each piece of work."""
-        self._open -= 1
-        if not self._open:
-            self._desk.requests -= 1
-            self._desk.held -= self._bytes
-
-    def _wake(self, call: Callable[[], None]) -> Callable[[Future[T]], None]:
-        def wake(_: Future[T]) -> None:
-            # Work that ends when the service has stopped has nobody to tell.
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(call)
-
-        return wake
-
-
-async def _gather(futures: Sequence[Future[T]]) -> list[T]:
+async def _gather(futures: Iterable[Future[T]]) -> list[T]:
     return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
 
 
-# A picture that comes without a name is called as the one on stdin of `agegen predict -` is.
-UNNAMED = STDIN
-MULTIPART = "multipart/form-data"
-# What bare pictures are sent as; the last is what `curl --data-binary` says of anything.
-_BARE = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
-# For how long, and how much of it, the rest of a refused body is read: a client that still sends sees no answer else.
-_LINGER_SECONDS, _LINGER_BYTES = 2.0, 100_000_000
+class Slot:
+    """A request's place in the queue and the memory it holds.
+
+    It stays occupied until the request has been answered and no thread works on it any more.
+    """
+
+    def __init__(self, queue: RequestQueue) -> None:
+        self._queue, self._bytes = queue, 0
+        # The request itself, and each image that a thread has not finished.
+        self._pending = 1
+        self._loop = asyncio.get_running_loop()
+        queue.requests += 1
+
+    def reserve(self, size: int) -> None:
+        """Account for ``size`` further bytes of the body.
+
+        Raises:
+            RequestError: 429, the bodies of all requests exceed the memory limit.
+        """
+        if self._queue.held + size > self._queue.limits.held:
+            raise RequestError(429, "the memory limit for request bodies is reached. Try again.", _RETRY_SECONDS)
+        self._queue.held += size
+        self._bytes += size
+
+    def hold_until_done(self, futures: Iterable[Future[T]]) -> None:
+        """Keep the slot until these are done: a thread cannot be stopped while it works on an image."""
+        for future in futures:
+            self._pending += 1
+            future.add_done_callback(self._release_from_thread)
+
+    def release(self) -> None:
+        """Mark the request, or one of its images, as done; free the slot after the last one."""
+        self._pending -= 1
+        if not self._pending:
+            self._queue.requests -= 1
+            self._queue.held -= self._bytes
+
+    def _release_from_thread(self, _: Future[T]) -> None:
+        # The event loop may be closed already if the service is stopping.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.release)
 
 
-async def read_images(request: Request, ticket: Ticket, limits: Limits) -> list[tuple[str, bytes]]:
-    """Return the pictures of a request, each with its name: the body itself, or the files of a form.
+async def read_images(request: Request, slot: Slot, limits: Limits) -> list[NamedImage]:
+    """Return the images of a request: the body itself, or all files of a multipart form.
 
     Raises:
-        Refusal: 408, 413, 415, 422 or 429, each with its reason.
-        ClientDisconnect: the client went away.
+        RequestError: 408, 413, 415, 422 or 429.
+        ClientDisconnect: the client closed the connection.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind and kind != MULTIPART and not kind.startswith(_BARE):
-        raise Refusal(415, f"a body of type {kind[:60]}: send a picture (image/jpeg …), or {MULTIPART} with pictures")
+    if kind and kind != _MULTIPART and not kind.startswith(_IMAGE_TYPES):
+        raise RequestError(415, f"unsupported content type: {kind[:60]}. Send an image (image/jpeg …) or {_MULTIPART}.")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limits.body:
-        raise _refuse_size(limits)
-    chunks = _read_chunks(request, ticket, limits)
+        raise _make_size_error(limits.body)
+    chunks = _read_chunks(request, slot, limits.body)
     try:
         async with asyncio.timeout(limits.seconds):
-            pictures = await (_read_form(request, chunks, limits) if kind == MULTIPART else _read_bare(chunks))
+            images = await (_read_form(request, chunks, limits) if kind == _MULTIPART else _read_body(chunks))
     except TimeoutError:
-        raise Refusal(408, f"the body took longer than {limits.seconds:g} seconds to arrive") from None
-    if not pictures:
-        raise Refusal(422, "no picture: the body is empty")
-    return pictures
+        raise RequestError(408, f"the body was not received within {limits.seconds:g} seconds") from None
+    if not images:
+        raise RequestError(422, "the body is empty. Send an image.")
+    return images
 
 
-async def drop_rest(request: Request) -> None:
-    """Read what a refused client still sends, for a while, so that it comes to read the answer."""
-    dropped = 0
+async def discard_body(request: Request) -> None:
+    """Read and discard the rest of a rejected request's body for a while, so that the client reads the response."""
+    discarded = 0
     with suppress(TimeoutError, ClientDisconnect, RuntimeError):
-        async with asyncio.timeout(_LINGER_SECONDS):
+        async with asyncio.timeout(_DRAIN_SECONDS):
             async for chunk in request.stream():
-                dropped += len(chunk)
-                if dropped > _LINGER_BYTES:
+                discarded += len(chunk)
+                if discarded > _DRAIN_BYTES:
                     return
 
 
-async def _read_chunks(request: Request, ticket: Ticket, limits: Limits) -> AsyncIterator[bytes]:
+async def _read_chunks(request: Request, slot: Slot, limit: int) -> AsyncIterator[bytes]:
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > limits.body:
-            raise _refuse_size(limits)
-        ticket.hold(len(chunk))
+        if size > limit:
+            raise _make_size_error(limit)
+        slot.reserve(len(chunk))
         yield chunk
 
 
-async def _read_bare(chunks: AsyncIterator[bytes]) -> list[tuple[str, bytes]]:
+async def _read_body(chunks: AsyncIterator[bytes]) -> list[NamedImage]:
     content = b"".join([chunk async for chunk in chunks])
-    return [(UNNAMED, content)] if content else []
+    return [(_UNNAMED, content)] if content else []
 
 
-async def _read_form(request: Request, chunks: Any, limits: Limits) -> list[tuple[str, bytes]]:
-    parser = MultiPartParser(request.headers, chunks, max_files=limits.pictures, max_fields=limits.pictures)
-    # What is larger would be put into files.
+async def _read_form(request: Request, chunks: Any, limits: Limits) -> list[NamedImage]:
+    parser = MultiPartParser(request.headers, chunks, max_files=limits.images, max_fields=limits.images)
+    # Starlette writes larger parts to temporary files; images are never written to disk.
     parser.spool_max_size = limits.body + 1
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise Refusal(422, f"the form can't be read: {error.message}") from error
+        raise RequestError(422, f"invalid form: {error.message}") from error
     files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
     if not files:
-        raise Refusal(422, "the form holds no file: send each picture as a part with a file name")
-    return [(part.filename or UNNAMED, await part.read()) for part in files]
+        raise RequestError(422, "the form contains no file. Send each image as a part with a file name.")
+    return [(part.filename or _UNNAMED, await part.read()) for part in files]
 
 
-def _refuse_size(limits: Limits) -> Refusal:
-    return Refusal(413, f"the body is larger than {limits.body / 1e6:g} MB")
+def _make_size_error(limit: int) -> RequestError:
+    return RequestError(413, f"the body is larger than {limit / 1e6:g} MB")

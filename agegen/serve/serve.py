@@ -1,133 +1,74 @@
-"""``agegen serve``, whole: models loaded, a socket bound, requests answered until the process is told to end."""
+"""``agegen serve``: load the models, listen on a socket, and answer requests until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp
 
 from agegen.errors import AgegenError
 from agegen.machine import use_one_thread_each
 from agegen.predict.extraction import NO_DETECTOR
 from agegen.serve.app import Service, make_app
-from agegen.serve.limits import Limits
-from agegen.serve.metrics import Measures
+from agegen.serve.config import Limits, ServeConfig
+from agegen.serve.metrics import ServiceMetrics
 from agegen.serve.models import load_models
-from agegen.serve.requests import Desk
-from agegen.serve.security import is_loopback
+from agegen.serve.requests import RequestQueue
+from agegen.serve.security import ConnectionLimiter, is_loopback
 
-_REASON = {"status": 503, "reason": "too many connections are open; try again"}
-
-
-class BoundedProtocol(H11Protocol):
-    """Closes connections that are silent, or send a head by the drop (slowloris), and refuses more than are allowed.
-
-    Bodies that come by the drop are bounded by who reads them.
-    """
-
-    limits = Limits()
-    _head_due: float | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the head of the first request."""
-        super().connection_made(transport)
-        # asyncio sets it on sockets alone that name their protocol, and an accepted one doesn't: without it the second
-        # part of an answer waits 40 ms for the first to be acknowledged.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(self.connections) > self.limits.connections:
-            transport.write(_format_refusal())
-            transport.close()
-            return
-        self._wait_for_head()
-
-    def data_received(self, data: bytes) -> None:
-        """Take what comes; a head that has begun must end in time."""
-        super().data_received(data)
-        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-            self._head_due = None
-            return
-        self._wait_for_head()
-
-    def _wait_for_head(self) -> None:
-        if self._head_due is None:
-            self._head_due = self.loop.time() + self.limits.head_seconds
-        # The timer that uvicorn has for silence between requests, and cancels when anything comes.
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_at(self._head_due, self.timeout_keep_alive_handler)
-
-
-def _format_refusal() -> bytes:
-    body = json.dumps(_REASON).encode()
-    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}Retry-After: 2\r\nConnection: close\r\n\r\n".encode() + body
-
-
-# Connections that may wait to be accepted; more than clients ever come with at once.
+# Connections that the kernel holds until they are accepted; more than the clients that connect at the same moment.
 _BACKLOG = 512
 
 
 @dataclass(frozen=True)
-class ServeConfig:
-    """Options of ``agegen serve``; no ``models`` and no ``runs`` stand for all that ship ready for onnxruntime."""
-
-    models: tuple[str, ...] = ()
-    runs: tuple[str, ...] = ()
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token: str | None = None
-    detector: str = "auto"
-    limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True)
 class ServeStart:
-    """That the service answers from now on, where, with which models and detector."""
+    """The service accepts connections: its address, its models and its face detector."""
 
     address: str
     models: tuple[str, ...]
     detector: str
 
 
-def serve(config: ServeConfig) -> Iterator[ServeStart]:
-    """Yield once, when the service is about to answer; then answer until SIGTERM or Ctrl-C, and what was begun by then.
+def serve(config: ServeConfig, limits: Limits | None = None) -> Iterator[ServeStart]:
+    """Yield once when the models are loaded and the socket is bound, then answer requests until SIGTERM or Ctrl-C.
+
+    Requests in progress at that time are still answered. ``limits`` replace those of the options.
 
     Raises:
-        AgegenError: a model can't be loaded, the address can't be bound, or one that others reach has no token.
+        AgegenError: a model cannot be loaded, the address cannot be bound, or the token is missing although other
+            machines can reach the address.
     """
     if not is_loopback(config.host) and not config.token:
         raise AgegenError(
-            f"--host {config.host} is reached from other machines: give --token TOKEN (or $AGEGEN_TOKEN), which "
-            "they must send"
+            f"--host {config.host} is reachable from other machines. Give --token TOKEN (or set $AGEGEN_TOKEN); "
+            "clients must send it."
         )
+    limits = config.make_limits() if limits is None else limits
     with closing(_bind(config.host, config.port)) as listener:
-        measures = Measures()
-        models = load_models(config.models, config.runs, config.detector, measures.count_batch)
+        metrics = ServiceMetrics()
+        models = load_models(config.models, config.runs, config.detector, metrics.count_batch)
         use_one_thread_each()
-        desk = Desk(config.limits)
-        app = make_app(Service(models, desk, measures), config.token, config.host)
+        queue = RequestQueue(limits)
+        app = make_app(Service(models, queue, metrics), config.token, config.host)
         detector = next(iter(models.values())).estimator.detector
         yield ServeStart(_format_address(config.host, listener), tuple(models), detector)
         try:
-            _run(app, listener, config.limits)
+            _run(app, listener, limits)
         finally:
-            desk.close()
+            queue.close()
             for model in models.values():
                 model.batcher.close()
 
 
 def describe_detector(detector: str) -> str:
-    """Return in words what finds the faces."""
-    return "pictures are taken as aligned crops" if detector == NO_DETECTOR else f"faces found by {detector}"
+    """Return how faces are found, for the terminal."""
+    return "images are taken as aligned crops" if detector == NO_DETECTOR else f"face detector: {detector}"
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -136,7 +77,9 @@ def _bind(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise AgegenError(f"can't listen on {host}, port {port}: {reason}; choose another with --port") from error
+        raise AgegenError(
+            f"cannot listen on {host}, port {port}: {reason}. Choose another port with --port."
+        ) from error
 
 
 def _format_address(host: str, listener: socket.socket) -> str:
@@ -144,28 +87,33 @@ def _format_address(host: str, listener: socket.socket) -> str:
     return f"http://{name}:{listener.getsockname()[1]}"
 
 
-def _run(app: Any, listener: socket.socket, limits: Limits) -> None:
-    # What it says of requests could hold what clients send; the guard logs a line of its own.
+def _run(app: ASGIApp, listener: socket.socket, limits: Limits) -> None:
+    # uvicorn's messages may contain what clients send; SecurityMiddleware writes its own log.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    protocol = type("Protocol", (BoundedProtocol,), {"limits": limits})
+    limiter = ConnectionLimiter(app, limits.connections, limits.head_seconds)
     settings = uvicorn.Config(
-        app,
-        http=protocol,
+        limiter,
+        http=limiter.make_protocol(),
+        # uvloop's sockets have no options to set.
+        loop="asyncio",
         ws="none",
         lifespan="off",
+        backlog=_BACKLOG,
         log_config=None,
         access_log=False,
         server_header=False,
-        # A body may take so long to arrive, and the estimates as long again.
+        # X-Forwarded-For would replace the client's address, by which ConnectionLimiter knows a connection.
+        proxy_headers=False,
+        # The timeout for receiving a body, then that for its predictions.
         timeout_graceful_shutdown=int(2 * limits.seconds) + 1,
     )
-    with _end_quietly():
+    with _ignore_signals():
         uvicorn.Server(settings).run(sockets=[listener])
 
 
 @contextmanager
-def _end_quietly() -> Iterator[None]:
-    """Let the signals that end the service, which uvicorn raises anew when it has ended, do no more."""
+def _ignore_signals() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM unless uvicorn handles them: once it has stopped, it raises the signal again."""
     names = (signal.SIGINT, signal.SIGTERM)
     before = {name: signal.signal(name, lambda *_: None) for name in names}
     try:

@@ -1,9 +1,9 @@
-"""Load ``agegen serve``: many clients at once, right answers, flat memory, and clients that mean harm.
+"""Load test of ``agegen serve``: throughput, correct responses and constant memory, also with malicious clients.
 
     HF_HOME=../shared/hf HF_HUB_OFFLINE=1 python tests/benchmarks/serving_load.py --data data/utkface [--seconds 15]
 
-The data must be aligned crops; photographs of 1920×1280 are composed of them. Prints requests/s, p50 and p99 beside
-the rate of :meth:`agegen.Estimator.predict_many` in one process on the same pictures, taken in turns.
+The data must be aligned crops, of which photos of 1920×1280 pixels are composed. Prints requests/s, p50 and p99, and
+the rate of :meth:`agegen.Estimator.predict_many` in one process on the same photos, measured alternately.
 """
 
 from __future__ import annotations
@@ -41,48 +41,48 @@ BODY = 20_000_000
 
 
 def read_memory(process: subprocess.Popen[str]) -> float:
-    """Return the megabytes that a process holds."""
+    """Return the resident memory of a process in megabytes."""
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def ask(connection: http.client.HTTPConnection, content: bytes) -> tuple[int, list[dict]]:
+def post(connection: http.client.HTTPConnection, content: bytes) -> tuple[int, list[dict]]:
     connection.request("POST", "/v1/faces", content, {"Content-Type": "image/jpeg"})
-    answer = connection.getresponse()
-    return answer.status, json.loads(answer.read())
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
 
 
-def load(port: int, pictures: list[bytes], right: list[list], clients: int, seconds: float) -> dict[str, object]:
-    """Ask from many clients for some seconds; return counts, times, and how many answers were wrong."""
+def load(port: int, images: list[bytes], expected: list[list], clients: int, seconds: float) -> dict[str, object]:
+    """Send requests from many clients for some seconds; return rate, latencies, and counts of statuses and errors."""
     times: list[float] = []
-    told: Counter[object] = Counter()
+    counts: Counter[object] = Counter()
     until = time.monotonic() + seconds
 
     def work(number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-        place = number
+        index = number
         while time.monotonic() < until:
-            place = (place + 7) % len(pictures)
-            began = time.monotonic()
-            status, rows = ask(connection, pictures[place])
-            times.append(time.monotonic() - began)
-            told[status] += 1
-            told["wrong"] += status == 200 and not agrees(rows, right[place])
+            index = (index + 7) % len(images)
+            started = time.monotonic()
+            status, rows = post(connection, images[index])
+            times.append(time.monotonic() - started)
+            counts[status] += 1
+            counts["wrong"] += status == 200 and not rows_match(rows, expected[index])
         connection.close()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
-    began = time.monotonic()
+    started = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    rate = round(len(times) / (time.monotonic() - began), 1)
+    rate = round(len(times) / (time.monotonic() - started), 1)
     p50, p99 = (round(float(value), 3) for value in np.percentile(times, [50, 99]))
-    return {"rate": rate, "p50": p50, "p99": p99, **{str(key): count for key, count in told.items()}}
+    return {"rate": rate, "p50": p50, "p99": p99, **{str(key): count for key, count in counts.items()}}
 
 
-def agrees(rows: list[dict], expected: list) -> bool:
-    """Return whether rows are the expected faces; in another batch the last digit may differ."""
+def rows_match(rows: list[dict], expected: list) -> bool:
+    """Return whether rows are those of the expected faces; in another batch the last digit may differ."""
     faces = [row for row in rows if row["status"] == "ok"]
     return len(faces) == len(expected) and all(
         tuple(row["box"]) == face.box and abs(row["age"] - face.age) < 0.11 and row["gender"] == face.gender
@@ -90,15 +90,15 @@ def agrees(rows: list[dict], expected: list) -> bool:
     )
 
 
-def predict(estimator: Estimator, pictures: list[bytes]) -> tuple[float, list[list]]:
-    """Return pictures/s in this process, and the faces of each."""
-    began = time.monotonic()
-    found = [list(photo.faces) for photo in estimator.predict_many((f"{i}", one) for i, one in enumerate(pictures))]
-    return len(pictures) / (time.monotonic() - began), found
+def predict(estimator: Estimator, images: list[bytes]) -> tuple[float, list[list]]:
+    """Return images/s in this process, and the faces of each image."""
+    started = time.monotonic()
+    found = [list(photo.faces) for photo in estimator.predict_many((f"{i}", one) for i, one in enumerate(images))]
+    return len(images) / (time.monotonic() - started), found
 
 
-def harm(port: int, stop: threading.Event) -> list[threading.Thread]:
-    """Begin to send what no good client sends: slow heads and bodies, garbage, bombs, and to go away in the midst."""
+def attack(port: int, stop: threading.Event) -> list[threading.Thread]:
+    """Start clients with slow heads and bodies, garbage, decompression bombs, and clients that disconnect early."""
     bomb, large = io.BytesIO(), io.BytesIO()
     Image.fromarray(np.zeros((12_000, 10_000), dtype=np.uint8)).save(bomb, "PNG")
     Image.fromarray(np.zeros((10_000, 10_000), dtype=np.uint8)).save(large, "PNG")
@@ -147,35 +147,35 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         photos = compose_photos(Path(folder) / "photos", PHOTOS, SIZE, options.data)
-        pictures = [path.read_bytes() for path in sorted(photos.glob("*.jpg"))]
+        images = [path.read_bytes() for path in sorted(photos.glob("*.jpg"))]
     estimator = Estimator.load()
-    _, right = predict(estimator, pictures)
+    _, expected = predict(estimator, images)
     command = [sys.executable, "-m", "agegen", "serve", "--port", "0", "--queue", "128", "--no-log"]
     service = Service(command, dict(os.environ))
     try:
-        load(service.port, pictures, right, options.clients, 3)
+        load(service.port, images, expected, options.clients, 3)
         rates: dict[str, list[float]] = {"service": [], "alone": []}
         for _ in range(options.rounds):
-            rates["alone"].append(predict(estimator, pictures * 6)[0])
+            rates["alone"].append(predict(estimator, images * 6)[0])
             before = read_memory(service.process)
-            result = load(service.port, pictures, right, options.clients, options.seconds)
+            result = load(service.port, images, expected, options.clients, options.seconds)
             rates["service"].append(float(result["rate"]))
             print(f"{options.clients} clients: {result}; memory {before:.0f} → {read_memory(service.process):.0f} MB")
-        print({name: round(statistics.median(values), 1) for name, values in rates.items()}, "pictures/s")
-        one = load(service.port, pictures, right, 1, options.seconds)
+        print({name: round(statistics.median(values), 1) for name, values in rates.items()}, "images/s")
+        one = load(service.port, images, expected, 1, options.seconds)
         print(f"1 client: {one}")
         stop = threading.Event()
-        harm(service.port, stop)
+        attack(service.port, stop)
         before = read_memory(service.process)
-        result = load(service.port, pictures, right, 8, options.seconds)
+        result = load(service.port, images, expected, 8, options.seconds)
         stop.set()
-        print(f"8 clients among harm: {result}; memory {before:.0f} → {read_memory(service.process):.0f} MB")
-        # The last bomb takes some seconds.
+        print(f"8 clients during attacks: {result}; memory {before:.0f} → {read_memory(service.process):.0f} MB")
+        # Decoding the last bomb takes some seconds.
         time.sleep(8)
         peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{service.process.pid}/status").read_text())
         print(f"peak {int(peak[1]) / 1e3:.0f} MB; afterwards {read_memory(service.process):.0f} MB")
         code, log = service.stop()
-        print(f"ended with {code}; logged: {log[-500:]!r}")
+        print(f"exit code {code}; end of the log: {log[-500:]!r}")
     finally:
         service.process.kill()
 

@@ -15,6 +15,7 @@ from agegen.datatools.config import CheckConfig, ConvertConfig, CropConfig, Spli
 from agegen.evaluate.config import CalibrateConfig, CompareConfig, EvalConfig
 from agegen.options import from_plain, list_options, select_fields, to_plain, with_options
 from agegen.predict.config import ExplainConfig, PredictConfig
+from agegen.serve.config import ServeConfig
 from agegen.train.config import StudyConfig, TrainConfig
 
 COMMANDS = dict(list_commands())
@@ -29,6 +30,7 @@ CONFIGS = {
     "data check": CheckConfig,
     "data crop": CropConfig,
     "data convert": ConvertConfig,
+    "serve": ServeConfig,
 }
 
 

@@ -67,7 +67,7 @@ def test_a_training_records_its_protocol(agegen, tmp_path):
     assert record["data"]["split_origin"] == "protocol utkface-21-60"
     assert "--protocol utkface-21-60" in record["command"]
     assert pd.read_parquet(tmp_path / "run" / "predictions.parquet")["age"].between(21, 60).all()
-    assert "Ages and fractions of protocol utkface-21-60" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    assert "follow protocol utkface-21-60" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
     again = agegen("eval", tmp_path / "run")
     assert again.exit_code == 0, again.stderr
 

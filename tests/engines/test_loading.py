@@ -1,4 +1,4 @@
-"""Which engine runs a checkpoint, and what is refused."""
+"""The choice of the engine for a checkpoint."""
 
 import shutil
 
@@ -11,15 +11,15 @@ from agegen.errors import AgegenError, CheckpointError
 from agegen.model.checkpoint import save_checkpoint
 
 
-@pytest.mark.parametrize("harm", ["damaged", "foreign", "stale", "missing"])
-def test_where_the_onnx_file_can_not_be_used_torch_reads_the_checkpoint(trained_run, tmp_path, harm):
+@pytest.mark.parametrize("fault", ["damaged", "foreign", "stale", "missing"])
+def test_torch_is_used_if_the_onnx_file_is_unusable(trained_run, tmp_path, fault):
     checkpoint = shutil.copy(trained_run / "best.safetensors", tmp_path / "best.safetensors")
     content = (trained_run / "best.onnx").read_bytes()
-    if harm == "damaged":
+    if fault == "damaged":
         (tmp_path / "best.onnx").write_bytes(content[: len(content) // 2])
-    elif harm == "foreign":
+    elif fault == "foreign":
         (tmp_path / "best.onnx").write_bytes(make_foreign_model().SerializeToString())
-    elif harm == "stale":
+    elif fault == "stale":
         export_onnx(checkpoint, tmp_path / "best.onnx")
         from agegen.model.checkpoint import load_checkpoint
 
@@ -31,15 +31,15 @@ def test_where_the_onnx_file_can_not_be_used_torch_reads_the_checkpoint(trained_
 
 
 @pytest.mark.parametrize(("device", "precision"), [("cuda", "auto"), ("auto", "bf16")])
-def test_the_onnx_engine_has_one_device_and_precision(trained_run, device, precision):
+def test_the_onnx_engine_supports_only_cpu_and_float32(trained_run, device, precision):
     with pytest.raises(AgegenError, match="on the CPU in float32"):
         load_engine(trained_run / "best.safetensors", "onnx", device, precision)
 
 
-def test_unknown_engines_are_refused(trained_run):
-    with pytest.raises(AgegenError, match="--engine is one of auto, onnx, torch"):
+def test_unknown_engines_are_rejected(trained_run):
+    with pytest.raises(AgegenError, match=r"--engine: 'tensorrt'\. Choose auto, onnx, torch"):
         load_engine(trained_run / "best.safetensors", "tensorrt")
 
 
-def test_bf16_is_computed_by_torch(trained_run):
+def test_bf16_uses_torch(trained_run):
     assert load_engine(trained_run / "best.safetensors", "auto", "cpu", "bf16")[1].name == "torch"

@@ -1,4 +1,4 @@
-"""Models exported to ONNX give what torch gives, and whatever is wrong with such a file is said in one line."""
+"""The outputs of exported ONNX files match those of torch, and export errors are one line."""
 
 import json
 
@@ -16,7 +16,7 @@ from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_weights, list_weights
 from agegen.plugins import list_plugins, load_backbone
 
-SHIPPED = [(plugin.name, weights.name) for plugin in list_plugins() for weights in list_weights(plugin)]
+BUNDLED = [(plugin.name, weights.name) for plugin in list_plugins() for weights in list_weights(plugin)]
 
 
 def draw_crops(count, size):
@@ -38,13 +38,13 @@ def check_parity(checkpoint, exported, crops):
 
 
 @pytest.mark.parametrize("count", [1, 3, 64])
-def test_a_trained_run_has_its_onnx_file_and_both_engines_agree(trained_run, count):
+def test_the_onnx_file_of_a_run_matches_torch(trained_run, count):
     check_parity(trained_run / "best.safetensors", trained_run / "best.onnx", draw_crops(count, 96))
     assert load_onnx(trained_run / "best.onnx")[0] == read_info(trained_run / "best.safetensors")
 
 
 @pytest.mark.usefixtures("random_vgg16")
-def test_a_frozen_backbone_is_in_the_file_whole(tmp_path):
+def test_the_file_includes_a_frozen_backbone(tmp_path):
     import torch
 
     plugin, backbone = load_backbone("vgg16")
@@ -56,21 +56,21 @@ def test_a_frozen_backbone_is_in_the_file_whole(tmp_path):
     check_parity(tmp_path / "heads.safetensors", tmp_path / "whole.onnx", draw_crops(2, 96))
 
 
-@pytest.mark.parametrize(("name", "which"), SHIPPED)
-def test_shipped_onnx_files_belong_to_the_shipped_weights(name, which, utkface):
-    """On real faces, where ages and probabilities lie closer together or wider apart than on drawings."""
+@pytest.mark.parametrize(("name", "which"), BUNDLED)
+def test_bundled_onnx_files_match_the_bundled_weights(name, which, utkface):
+    """Uses real faces, whose outputs are distributed differently from those of drawn ones."""
     from agegen.data.images import decode_image, resize_image
 
     weights = find_weights(name, which)
     exported = weights.with_suffix(".onnx")
     if not exported.exists():
-        pytest.skip(f"no ONNX file ships for {name}")
+        pytest.skip(f"{name} has no ONNX file")
     crops = [decode_image(path.read_bytes()) for path in sorted(utkface.glob("*.jpg"))[::200]]
     check_parity(weights, exported, np.stack([resize_image(crop, 96) for crop in crops]))
     assert b"/site-packages/" not in exported.read_bytes()
 
 
-def test_photographs_give_the_same_rows(trained_run, portrait):
+def test_both_engines_give_the_same_rows(trained_run, portrait):
     rows = {}
     for engine in ("auto", "onnx", "torch"):
         estimator = Estimator.load(run=trained_run, engine=engine, device="cpu", precision="auto")
@@ -81,25 +81,25 @@ def test_photographs_give_the_same_rows(trained_run, portrait):
     assert rows["onnx"][1].box == rows["torch"][1].box
 
 
-def test_an_exported_file_stands_alone(agegen, trained_run, tmp_path, portrait):
+def test_an_exported_file_needs_no_run(agegen, trained_run, tmp_path, portrait):
     done = agegen("export", trained_run, "--onnx", tmp_path / "alone.onnx")
     assert f"{tmp_path / 'alone.onnx'} (2 MB)" in done.stdout
     done = agegen("predict", portrait, "--run", tmp_path / "alone.onnx", "--json", "-")
     assert json.loads(done.stdout)[0]["status"] == "ok"
     done = agegen("predict", portrait, "--run", tmp_path / "alone.onnx", "--engine", "torch")
-    assert (done.exit_code, "runs with --engine onnx alone" in done.stderr) == (1, True)
+    assert (done.exit_code, "requires --engine onnx" in done.stderr) == (1, True)
 
 
-def test_what_to_export_must_be_said(agegen, trained_run, tmp_path):
-    assert "give --weights" in agegen("export", trained_run).stderr
-    assert "ends in .onnx" in agegen("export", trained_run, "--onnx", tmp_path / "a.bin").stderr
+def test_export_options_are_checked(agegen, trained_run, tmp_path):
+    assert "Give --weights" in agegen("export", trained_run).stderr
+    assert "must end in .onnx" in agegen("export", trained_run, "--onnx", tmp_path / "a.bin").stderr
     agegen("export", trained_run, "--onnx", tmp_path / "w.onnx", "--weights", tmp_path / "w.safetensors")
     load_onnx(tmp_path / "w.onnx", tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match="was not made from"):
+    with pytest.raises(CheckpointError, match="was not exported from"):
         load_onnx(tmp_path / "w.onnx", trained_run / "best.safetensors")
 
 
-def test_a_backbone_that_onnx_can_not_express_is_told(trained_run, tmp_path, monkeypatch):
+def test_an_unsupported_backbone_is_an_error(trained_run, tmp_path, monkeypatch):
     import agegen_scratch
 
     plain = agegen_scratch.ScratchBackbone.forward
@@ -108,14 +108,14 @@ def test_a_backbone_that_onnx_can_not_express_is_told(trained_run, tmp_path, mon
         return plain(self, images) if images.mean().item() > 0 else plain(self, -images)
 
     monkeypatch.setattr(agegen_scratch.ScratchBackbone, "forward", branch)
-    with pytest.raises(AgegenError, match="backbone 'scratch' can't be exported to ONNX: ") as caught:
+    with pytest.raises(AgegenError, match="cannot export backbone 'scratch' to ONNX: ") as caught:
         export_onnx(trained_run / "best.safetensors", tmp_path / "a.onnx")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_an_export_that_computes_something_else_is_not_kept(trained_run, tmp_path, monkeypatch):
-    """A backbone may do what the exporter can't follow without telling."""
+def test_an_export_with_other_outputs_is_not_written(trained_run, tmp_path, monkeypatch):
+    """The exporter may silently trace another computation than the backbone performs."""
     import agegen_scratch
     import torch
 
@@ -125,6 +125,6 @@ def test_an_export_that_computes_something_else_is_not_kept(trained_run, tmp_pat
         "forward",
         lambda self, images: plain(self, -images if torch.compiler.is_exporting() else images),
     )
-    with pytest.raises(AgegenError, match="exported to ONNX: it computes something else there"):
+    with pytest.raises(AgegenError, match="the outputs differ from those of torch"):
         export_onnx(trained_run / "best.safetensors", tmp_path / "a.onnx")
     assert not (tmp_path / "a.onnx").exists()

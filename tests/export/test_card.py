@@ -1,17 +1,19 @@
+"""The model card, and the export of weights that it describes."""
+
 import json
 import shutil
 
 import pytest
 
 from agegen.errors import AgegenError, CheckpointError
-from agegen.export.card import list_failures, render_card
-from agegen.export.export import ExportConfig, export_run
+from agegen.export.card import list_limitations, render_card
+from agegen.export.export import export_run
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
 from agegen.runs import RunFolder
 
 
-def test_every_run_has_a_card_with_its_own_numbers(trained_run):
+def test_every_run_has_a_card_with_its_metrics(trained_run):
     card = (trained_run / "MODEL_CARD.md").read_text()
     report = json.loads((trained_run / "eval.json").read_text())
     record = json.loads((trained_run / "run.json").read_text())
@@ -25,7 +27,8 @@ def test_every_run_has_a_card_with_its_own_numbers(trained_run):
         "binary guesses",
         "age_band",
         "split-conformal",
-        "## Known",
+        "## Intended use",
+        "## Limitations",
     ):
         assert text in card
     for line in card.splitlines():
@@ -33,9 +36,9 @@ def test_every_run_has_a_card_with_its_own_numbers(trained_run):
         assert "None" not in line and "nan" not in line.split()
 
 
-def test_exported_weights_are_half_the_size_and_as_good(trained_run, tmp_path):
+def test_exported_weights_are_float16(trained_run, tmp_path):
     target = tmp_path / "out" / "weights.safetensors"
-    written, card_path = export_run(ExportConfig(trained_run, target, repeats=(trained_run,)))
+    written, card_path = export_run(trained_run, target, repeats=(trained_run,))
     assert written == target
     assert written.stat().st_size < 0.51 * (trained_run / "best.safetensors").stat().st_size
     info, model = load_checkpoint(target)
@@ -44,38 +47,37 @@ def test_exported_weights_are_half_the_size_and_as_good(trained_run, tmp_path):
     assert all((half[name] - value).abs().max() < 0.01 * value.abs().max() + 1e-3 for name, value in whole.items())
     card = card_path.read_text()
     assert "weights.safetensors, 2.0 MB" in card
-    assert "## The same command again" in card
+    assert "## Repeated runs" in card
     assert card.count("| scratch | ") == 2
 
 
-def test_features_that_a_run_computed_are_told_apart_from_its_training(trained_run, tmp_path):
+def test_training_time_excludes_feature_extraction(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
     record["seconds"] |= {"total": 4200.0, "preparing": 3900.0, "features": 3840.0}
     (run / "run.json").write_text(json.dumps(record))
-    assert "It took 5 minutes, after 64 for the features, once," in render_card(
-        RunFolder(run), run / "best.safetensors"
-    )
+    card = render_card(RunFolder(run), run / "best.safetensors")
+    assert "Training took 5 minutes, after 64 minutes for extracting the features once, on" in card
 
 
 def test_only_finished_runs_are_exported(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run")
-    with pytest.raises(AgegenError, match=r"ends in \.safetensors"):
-        export_run(ExportConfig(run, tmp_path / "weights.pt"))
+    with pytest.raises(AgegenError, match=r"must end in \.safetensors"):
+        export_run(run, tmp_path / "weights.pt")
     (run / "eval.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="another form"):
-        export_run(ExportConfig(run, tmp_path / "w.safetensors"))
+    with pytest.raises(CheckpointError, match="unsupported format"):
+        export_run(run, tmp_path / "w.safetensors")
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "finished": None}))
     with pytest.raises(CheckpointError, match="is not finished"):
-        export_run(ExportConfig(run, tmp_path / "w.safetensors"))
+        export_run(run, tmp_path / "w.safetensors")
 
 
-def test_failures_name_the_worst_groups_that_are_large_enough():
+def test_limitations_list_the_worst_groups_that_are_large_enough():
     def make(value, n, mae, accuracy):
         return {"column": "age_band", "value": value, "n": n, "age": {"mae": mae}, "gender": {"accuracy": accuracy}}
 
-    lines = list_failures([make("0–2", 50, 1, 0.6), make("20–29", 50, 3, 0.99), make("80–116", 5, 30, 0.1)])
-    assert lines[0] == "Age is worst for age_band 20–29 (3.0 years MAE), age_band 0–2 (1.0 years MAE)."
-    assert lines[1].startswith("Gender is worst for age_band 0–2 (60.0 % right)")
-    assert list_failures([]) == []
+    lines = list_limitations([make("0–2", 50, 1, 0.6), make("20–29", 50, 3, 0.99), make("80–116", 5, 30, 0.1)])
+    assert lines[0] == "Largest age errors: age_band 20–29 (MAE 3.0 years), age_band 0–2 (MAE 1.0 years)."
+    assert lines[1].startswith("Lowest gender accuracy: age_band 0–2 (60.0 %)")
+    assert list_limitations([]) == []

@@ -1,4 +1,4 @@
-"""``agegen download`` against a Hub on loopback, and without any network."""
+"""``agegen download`` against a Hub on loopback, and without a network."""
 
 import os
 import subprocess
@@ -21,44 +21,44 @@ def run(arguments, home, **env):
 
 
 @pytest.mark.real
-def test_yunet_is_fetched_and_then_preferred(tmp_path, portrait):
+def test_yunet_is_downloaded_and_then_preferred(tmp_path, portrait):
     folder = require_shared("hf") / "hub" / f"models--{YUNET_REPO.replace('/', '--')}" / "snapshots"
     content = next(folder.glob(f"*/{YUNET_FILE}")).read_bytes()
     before = run(["predict", portrait, "--csv", "-", "--offline"], tmp_path)
     assert ",mtcnn," in before.stdout
-    with serve_hub({PLACE: content}) as (address, asked):
+    with serve_hub({PLACE: content}) as (address, requests):
         done = run(["download"], tmp_path, HF_ENDPOINT=address)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "detector yunet: available\n"
-        assert asked
-        count = len(asked)
-        # It is at hand: nothing more is asked for, by nobody.
+        assert done.stdout == "detector yunet: at hand\n"
+        assert requests
+        count = len(requests)
+        # The file is available, so there are no further requests.
         after = run(["predict", portrait, "--csv", "-"], tmp_path, HF_ENDPOINT=address)
         assert run(["download", "--offline"], tmp_path, HF_ENDPOINT=address).returncode == 0
-        assert len(asked) == count
+        assert len(requests) == count
     assert ",yunet," in after.stdout
 
 
-def test_another_file_of_that_name_is_refused(tmp_path):
+def test_another_file_with_that_name_is_rejected(tmp_path):
     with serve_hub({PLACE: b"another detector"}) as (address, _):
         done = run(["download"], tmp_path, HF_ENDPOINT=address)
     assert done.returncode == 1
-    assert "is not the expected YuNet file" in done.stderr
+    assert "is not the detector that agegen knows" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("words", [["download", "--offline"], ["--offline", "download"]])
-def test_offline_never_asks(tmp_path, words):
-    with serve_hub({PLACE: b"another detector"}) as (address, asked):
+def test_offline_sends_no_request(tmp_path, words):
+    with serve_hub({PLACE: b"another detector"}) as (address, requests):
         done = run(words, tmp_path, HF_ENDPOINT=address)
-    assert (done.returncode, asked) == (1, [])
-    assert "cannot be downloaded" in done.stderr
+    assert (done.returncode, requests) == (1, [])
+    assert "can't be downloaded" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_all_names_what_is_missing_and_goes_on(tmp_path):
+def test_all_lists_missing_files_and_continues(tmp_path):
     done = run(["download", "--all", "--offline"], tmp_path)
     assert done.returncode == 1
-    assert "detector mtcnn: available" in done.stdout
-    assert "backbone compact: available" in done.stdout
+    assert "detector mtcnn: at hand" in done.stdout
+    assert "backbone compact: at hand" in done.stdout
     assert "timm/vgg16.tv_in1k are not in the Hugging Face cache" in done.stderr

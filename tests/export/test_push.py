@@ -1,4 +1,4 @@
-"""Runs on the Hub: uploaded to one made here, and loaded from it by everything that takes a run."""
+"""Runs on the Hub: uploaded to a local stand-in, and loaded from it by every command that takes a run."""
 
 import base64
 import json
@@ -23,34 +23,34 @@ COMMIT = "d" * 40
 
 @contextmanager
 def run_hub(files):
-    """A Hub on loopback that takes commits and serves what was committed; ``files`` holds both, by name."""
+    """Run a Hub on loopback that accepts commits and serves their files; ``files`` has their contents by name."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.path == "/api/repos/create":
                 files["created"] = json.loads(body)
-                self._answer({"url": f"http://{self.headers['Host']}/me/faces"})
+                self._send_json({"url": f"http://{self.headers['Host']}/me/faces"})
             elif "/preupload/" in self.path:
                 names = [file["path"] for file in json.loads(body)["files"]]
                 plain = {"uploadMode": "regular", "shouldIgnore": False}
-                self._answer({"files": [{"path": name} | plain for name in names]})
+                self._send_json({"files": [{"path": name} | plain for name in names]})
             elif "/commit/" in self.path:
                 for line in map(json.loads, body.decode().splitlines()):
                     if line["key"] == "file":
                         files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 address = f"http://{self.headers['Host']}/me/faces/commit/{COMMIT}"
-                self._answer({"commitUrl": address, "commitOid": COMMIT, "success": True})
+                self._send_json({"commitUrl": address, "commitOid": COMMIT, "success": True})
             else:
-                self._answer({})
+                self._send_json({})
 
         def do_GET(self):
-            self._give(body=True)
+            self._send_file(body=True)
 
         def do_HEAD(self):
-            self._give(body=False)
+            self._send_file(body=False)
 
-        def _give(self, body):
+        def _send_file(self, body):
             match = re.fullmatch(r"/me/faces/resolve/([^/]+)/(.+)", self.path)
             content = files.get(match[2]) if match and match[1] in ("main", COMMIT) else None
             self.send_response(200 if content is not None else 404)
@@ -61,7 +61,7 @@ def run_hub(files):
             if body and content is not None:
                 self.wfile.write(content)
 
-        def _answer(self, content):
+        def _send_json(self, content):
             text = json.dumps(content).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
@@ -88,7 +88,7 @@ def run(words, home, **env):
     return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_a_run_goes_up_and_comes_down(trained_run, faces_folder, portrait, tmp_path):
+def test_a_pushed_run_can_be_loaded_again(trained_run, faces_folder, portrait, tmp_path):
     files = {}
     with run_hub(files) as address:
         done = run(["push", trained_run, "me/faces", "--private"], tmp_path / "a", HF_ENDPOINT=address)
@@ -105,7 +105,7 @@ def test_a_run_goes_up_and_comes_down(trained_run, faces_folder, portrait, tmp_p
     assert rows["hf://me/faces"] == rows[f"hf://me/faces@{COMMIT}"]
     own = json.loads(run(["predict", portrait, "--run", trained_run, "--json", "-"], tmp_path / "b").stdout)
     assert rows["hf://me/faces"][0]["age"] == pytest.approx(own[0]["age"], abs=0.2)
-    # From the cache now, with no Hub there.
+    # From the cache, without the Hub.
     again = run(["predict", portrait, "--run", "hf://me/faces", "--json", "-", "--offline"], tmp_path / "b")
     assert json.loads(again.stdout) == rows["hf://me/faces"]
     evaluated = run(["eval", "hf://me/faces", "--data", faces_folder, "--split", "all", "--json", "-"], tmp_path / "b")
@@ -134,12 +134,12 @@ def check_card(card, trained_run):
     assert "# Model card" in card
 
 
-def test_without_a_network_it_is_one_line(trained_run, tmp_path, portrait):
+def test_network_errors_are_one_line(trained_run, tmp_path, portrait):
     done = run(
         ["push", trained_run, "me/faces"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_DOWNLOAD_TIMEOUT="1"
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: can't push to me/faces")
+    assert done.stderr.startswith("error: cannot push to me/faces")
     assert len(done.stderr.strip().splitlines()) == 1
     gone = run(["predict", portrait, "--run", "hf://me/faces", "--offline"], tmp_path)
     assert "model.safetensors of me/faces is not in the Hugging Face cache" in gone.stderr
@@ -147,14 +147,14 @@ def test_without_a_network_it_is_one_line(trained_run, tmp_path, portrait):
 
 
 @pytest.mark.parametrize("name", ["faces", "me/faces/more", "../etc/passwd", "me/", "-/x", ""])
-def test_names_that_are_none(name):
+def test_invalid_repository_names(name):
     with pytest.raises(AgegenError, match="OWNER/NAME"):
         parse_repository(name)
     with pytest.raises(AgegenError):
         fetch_hub_run(f"hf://{name}")
 
 
-def test_addresses():
+def test_hub_addresses():
     assert is_hub_run("hf://a/b")
     assert is_hub_run("hf:/a/b")
     assert not is_hub_run("runs/a")

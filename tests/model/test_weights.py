@@ -11,7 +11,7 @@ import pytest
 from serving import serve_hub
 
 from agegen.errors import AgegenError, CheckpointError
-from agegen.export.export import ExportConfig, export_run
+from agegen.export.export import export_run
 from agegen.model.weights import WEIGHTS_FILE, find_checkpoint, find_weights, list_weights, read_card
 from agegen.plugins import find_plugin
 
@@ -20,7 +20,7 @@ from agegen.plugins import find_plugin
 def bundled(trained_run, tmp_path, monkeypatch):
     """Bundle the weights of the run on drawn faces with the backbone scratch, and none with any other."""
     folder = tmp_path / "plugin"
-    export_run(ExportConfig(trained_run, folder / WEIGHTS_FILE))
+    export_run(trained_run, folder / WEIGHTS_FILE)
 
     def locate(plugin, name):
         path = folder / name

@@ -1,4 +1,4 @@
-"""The page in a real browser: what it shows equals what `predict` gives, and its console stays empty."""
+"""The web page in a real browser: it shows the values that `predict` returns, and its console stays empty."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from PIL import Image
 from running import run_service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def chromium(portrait, tmp_path_factory):
     from playwright.sync_api import sync_playwright
 
     film = tmp_path_factory.mktemp("film") / "webcam.mjpeg"
-    with Image.open(portrait) as picture:
-        picture.convert("RGB").resize((512, 600)).save(film, "JPEG", quality=90)
+    with Image.open(portrait) as image:
+        image.convert("RGB").resize((512, 600)).save(film, "JPEG", quality=90)
     film.write_bytes(film.read_bytes() * 5)
     options = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     options += [f"--use-file-for-fake-video-capture={film}", "--disable-background-networking"]
@@ -39,9 +39,9 @@ def page(chromium, request):
     width, scheme = request.param
     page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page.set_default_timeout(20_000)
-    page.told = []
-    page.on("console", lambda message: page.told.append(message.text))
-    page.on("pageerror", lambda error: page.told.append(str(error)))
+    page.messages = []
+    page.on("console", lambda message: page.messages.append(message.text))
+    page.on("pageerror", lambda error: page.messages.append(str(error)))
     yield page
     page.close()
 
@@ -64,18 +64,18 @@ def read_cells(figure):
 
 
 def test_two_models_side_by_side(page, service, agegen, portrait, tmp_path):
-    # As phones write them: on its side, with a note to turn it.
+    # As phones store photos: on the side, with an EXIF orientation.
     turned = tmp_path / "turned.jpg"
-    with Image.open(portrait) as picture:
+    with Image.open(portrait) as image:
         exif = Image.Exif()
         exif[0x0112] = 6
-        picture.convert("RGB").rotate(90, expand=True).save(turned, exif=exif, quality=95)
+        image.convert("RGB").rotate(90, expand=True).save(turned, exif=exif, quality=95)
     page.goto(service.address)
-    page.locator("#beside").select_option("scratch")
+    page.locator("#second").select_option("scratch")
     page.locator("#files").set_input_files([portrait, turned])
-    page.get_by_text("2 faces in 2 pictures.").wait_for()
+    page.get_by_text("2 faces in 2 images.").wait_for()
     articles = page.locator("#results article").all()
-    # The newest is on top.
+    # The newest result comes first.
     for article, path in zip(articles, (turned, portrait), strict=True):
         assert article.locator("h2").inner_text() == path.name
         for figure, model in zip(article.locator("figure").all(), ("compact", "scratch"), strict=True):
@@ -85,11 +85,11 @@ def test_two_models_side_by_side(page, service, agegen, portrait, tmp_path):
             check_box(figure, rows[0])
     width = page.viewport_size["width"]
     assert page.locator("html").evaluate("root => root.scrollWidth") == width
-    assert page.told == []
+    assert page.messages == []
 
 
 def check_box(figure, row):
-    """The box lies on the picture where the row says, and its label has age, interval and gender."""
+    """The box is where the row says, and its label has age, interval and gender."""
     image, box = figure.locator("img").bounding_box(), figure.locator(".box").bounding_box()
     across, down = figure.locator("img").evaluate("image => [image.naturalWidth, image.naturalHeight]")
     left, top, right, bottom = row["box"]
@@ -102,14 +102,14 @@ def check_box(figure, row):
     assert figure.locator(".box").inner_text() == f"{age} ({interval}) {gender}"
 
 
-def test_pictures_without_faces_and_files_without_pictures(page, service, tmp_path):
+def test_images_without_a_face_and_files_that_are_not_images(page, service, tmp_path):
     empty, text = tmp_path / "empty.png", tmp_path / "text.png"
     Image.new("RGB", (300, 200), "navy").save(empty)
-    text.write_text("no picture")
+    text.write_text("not an image")
     page.goto(service.address)
     page.locator("#model option").first.wait_for(state="attached")
     page.locator("#files").set_input_files([empty, text])
-    page.get_by_text("0 faces in 2 pictures.").wait_for()
+    page.get_by_text("0 faces in 2 images.").wait_for()
     assert page.locator("#results article").nth(1).locator("tbody").inner_text() == "no face found"
     assert "not a readable image" in page.locator("#results article").nth(0).inner_text()
     page.get_by_role("button", name="Clear").click()
@@ -117,7 +117,7 @@ def test_pictures_without_faces_and_files_without_pictures(page, service, tmp_pa
 
 
 def press_for_files(page):
-    """Press Enter until the browser asks for files: on a machine that is busy it may miss that a key was a person's."""
+    """Press Enter until the file chooser opens: a busy browser may not recognize the key as a user gesture."""
     from playwright.sync_api import TimeoutError
 
     for _ in range(4):
@@ -127,7 +127,7 @@ def press_for_files(page):
             return chosen.value
         except TimeoutError:
             page.bring_to_front()
-    raise AssertionError("no files are asked for")
+    raise AssertionError("the file chooser did not open")
 
 
 def read_focus(page):
@@ -141,14 +141,14 @@ def test_by_keyboard_and_by_paste(page, service, portrait):
     page.keyboard.press("Tab")
     assert read_focus(page) == "choose"
     press_for_files(page).set_files(portrait)
-    page.get_by_text("1 face in 1 picture.").wait_for()
-    # The dialog has taken the focus, and gives it back in its own time.
+    page.get_by_text("1 face in 1 image.").wait_for()
+    # The dialog took the focus and returns it with a delay.
     page.locator("#choose").focus()
     names = []
     for _ in range(4):
         page.keyboard.press("Tab")
         names.append(read_focus(page))
-    assert names == ["webcam", "model", "beside", "clear"]
+    assert names == ["webcam", "model", "second", "clear"]
     content = list(portrait.read_bytes())
     page.locator("body").evaluate(
         """(body, content) => {
@@ -159,14 +159,14 @@ def test_by_keyboard_and_by_paste(page, service, portrait):
         content,
     )
     page.locator("#results article h2", has_text="pasted.jpg").wait_for()
-    page.get_by_text("1 face in 1 picture.").wait_for()
+    page.get_by_text("1 face in 1 image.").wait_for()
     assert page.locator("#results .box").count() == 2
-    assert page.told == []
+    assert page.messages == []
 
 
 def test_the_webcam(page, service):
     page.goto(service.address)
-    page.locator("#beside").select_option("scratch")
+    page.locator("#second").select_option("scratch")
     page.get_by_role("button", name="Use the webcam").click()
     page.locator("#live .box").nth(1).wait_for()
     assert page.locator("#live video").count() == 2
@@ -174,24 +174,24 @@ def test_the_webcam(page, service):
     assert all(60 < age < 100 for age in ages)
     page.get_by_role("button", name="Stop the webcam").click()
     assert page.locator("#live video").count() == 0
-    assert page.told == []
+    assert page.messages == []
 
 
-def test_the_token_is_asked_for(page, portrait):
+def test_the_page_asks_for_the_token(page, portrait):
     with run_service("--model", "compact", AGEGEN_TOKEN="sesame") as service:
         page.goto(service.address)
-        page.get_by_text("this service wants a token").wait_for()
+        page.get_by_text("missing or invalid token").wait_for()
         page.get_by_label("Token").fill("sesame")
         page.keyboard.press("Tab")
         page.locator("#model option").first.wait_for(state="attached")
         page.locator("#files").set_input_files(portrait)
-        page.get_by_text("1 face in 1 picture.").wait_for()
+        page.get_by_text("1 face in 1 image.").wait_for()
 
 
-def test_its_policy(page, service):
-    """It asks its own server alone, and no script but its own runs."""
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
+def test_the_content_security_policy(page, service):
+    """The page only sends requests to its own server, and runs no script but its own."""
+    requested = []
+    page.on("request", lambda request: requested.append(request.url))
     response = page.goto(service.address)
     page.locator("#model option").first.wait_for(state="attached")
     policy = response.headers["content-security-policy"]
@@ -200,4 +200,4 @@ def test_its_policy(page, service):
     page.locator("body").evaluate("body => { body.innerHTML += '<img src=x onerror=\"document.title = 1\">'; }")
     page.wait_for_timeout(200)
     assert page.title() == "agegen"
-    assert all(url.startswith((service.address, "data:")) for url in asked)
+    assert all(url.startswith((service.address, "data:")) for url in requested)

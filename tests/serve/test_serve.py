@@ -1,4 +1,4 @@
-"""The service, asked over a socket: rows as `predict` gives them, refusals with reasons, and no harm from anyone."""
+"""The service over a socket: the same rows as `predict`, errors with reasons, and protection from bad clients."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def predict(agegen, *words):
     return json.loads(result.stdout)
 
 
-def leave_out_names(rows):
+def drop_file_names(rows):
     return [{name: value for name, value in row.items() if name != "file"} for row in rows]
 
 
@@ -53,20 +53,20 @@ def read_metric(client, name):
 
 
 @pytest.mark.parametrize("model", ["compact", "scratch"])
-def test_rows_are_those_of_predict(client, agegen, portrait, model):
+def test_rows_equal_those_of_predict(client, agegen, portrait, model):
     answer = client.post("/v1/faces", params={"model": model}, content=portrait.read_bytes(), headers=JPEG)
     expected = predict(agegen, portrait, "--model", model)
     assert answer.status_code == 200
     assert [row["file"] for row in answer.json()] == ["-"]
-    assert leave_out_names(answer.json()) == leave_out_names(expected)
+    assert drop_file_names(answer.json()) == drop_file_names(expected)
     assert len(expected) == 1
 
 
-def test_a_form_with_many_pictures(client, agegen, portrait, tmp_path):
+def test_a_form_with_several_images(client, agegen, portrait, tmp_path):
     (tmp_path / "empty.png").write_bytes(encode(Image.new("RGB", (300, 200), "navy")))
     (tmp_path / "broken.jpg").write_bytes(portrait.read_bytes()[:3000])
     names = [portrait, tmp_path / "empty.png", tmp_path / "broken.jpg"]
-    files = [("picture", (path.name, path.read_bytes(), "image/jpeg")) for path in names]
+    files = [("image", (path.name, path.read_bytes(), "image/jpeg")) for path in names]
     answer = client.post("/v1/faces", files=files)
     assert answer.status_code == 200
     rows = answer.json()
@@ -75,10 +75,10 @@ def test_a_form_with_many_pictures(client, agegen, portrait, tmp_path):
         ("empty.png", "no_face"),
         ("broken.jpg", "unreadable"),
     ]
-    assert leave_out_names(rows) == leave_out_names(predict(agegen, *names))
+    assert drop_file_names(rows) == drop_file_names(predict(agegen, *names))
 
 
-def test_what_can_be_asked_for(client, agegen, portrait):
+def test_query_parameters(client, agegen, portrait):
     content = portrait.read_bytes()
     with_ages = client.post("/v1/faces?distribution=1", content=content).json()[0]
     assert with_ages == predict(agegen, portrait, "--distribution")[0] | {"file": "-"}
@@ -86,7 +86,7 @@ def test_what_can_be_asked_for(client, agegen, portrait):
     score = with_ages["score"]
     assert client.post("/v1/faces?min_score=1", content=content).json()[0]["status"] == "no_face"
     assert client.post(f"/v1/faces?min_score={score - 0.001}", content=content).json()[0]["status"] == "ok"
-    # What one request asks for concerns no other.
+    # Parameters of one request do not affect the next.
     assert client.post("/v1/faces", content=content).json()[0]["status"] == "ok"
 
 
@@ -96,15 +96,15 @@ def test_what_can_be_asked_for(client, agegen, portrait):
         ("GET", "/v1/faces", 405, "Method Not Allowed"),
         ("POST", "/v1/models", 405, "Method Not Allowed"),
         ("GET", "/nothing", 404, "Not Found"),
-        ("POST", "/v1/faces?model=vgg17", 422, "no model is called 'vgg17' here; there are compact, scratch"),
-        ("POST", "/v1/faces?modle=compact", 422, "no parameter is called 'modle'"),
-        ("POST", "/v1/faces?min_score=high", 422, "min_score is a number from 0 to 1"),
-        ("POST", "/v1/faces?min_score=nan", 422, "min_score is a number from 0 to 1"),
-        ("POST", "/v1/faces?distribution=2", 422, "distribution is 0 or 1"),
-        ("POST", "/v1/faces", 422, "no picture: the body is empty"),
+        ("POST", "/v1/faces?model=vgg17", 422, "unknown model: 'vgg17'. Choose from compact, scratch."),
+        ("POST", "/v1/faces?modle=compact", 422, "unknown parameter: 'modle'. Use model, min_score, distribution."),
+        ("POST", "/v1/faces?min_score=high", 422, "min_score must be a number from 0 to 1"),
+        ("POST", "/v1/faces?min_score=nan", 422, "min_score must be a number from 0 to 1"),
+        ("POST", "/v1/faces?distribution=2", 422, "distribution must be 0 or 1"),
+        ("POST", "/v1/faces", 422, "the body is empty. Send an image."),
     ],
 )
-def test_what_can_not_be_asked_for(client, method, path, status, reason):
+def test_invalid_requests_get_a_status_and_a_reason(client, method, path, status, reason):
     answer = client.request(method, path)
     assert answer.status_code == status == answer.json()["status"]
     assert reason in answer.json()["reason"]
@@ -115,27 +115,27 @@ def test_what_can_not_be_asked_for(client, method, path, status, reason):
     [
         ("application/json", b"{}", 415, "application/json"),
         ("text/html", b"<html>", 415, "text/html"),
-        ("image/jpeg", b"no picture at all", 422, "not a readable image"),
-        ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(500), 422, "not a readable image"),
+        ("image/jpeg", b"not an image", 422, "not a readable picture"),
+        ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(500), 422, "not a readable picture"),
         ("multipart/form-data", b"x", 422, "Missing boundary"),
-        ("multipart/form-data; boundary=a", b"garbage", 422, "the form"),
-        ("multipart/form-data; boundary=a", b"--a\r\nX: y\r\n\r\nz\r\n--a--\r\n", 422, "the form"),
+        ("multipart/form-data; boundary=a", b"garbage", 422, "invalid form"),
+        ("multipart/form-data; boundary=a", b"--a\r\nX: y\r\n\r\nz\r\n--a--\r\n", 422, "invalid form"),
         (
             "multipart/form-data; boundary=a",
             b'--a\r\nContent-Disposition: form-data; name="a"\r\n\r\nz\r\n--a--\r\n',
             422,
-            "holds no file",
+            "contains no file",
         ),
     ],
 )
-def test_bodies_that_are_no_pictures(client, kind, content, status, reason):
+def test_bodies_without_an_image(client, kind, content, status, reason):
     answer = client.post("/v1/faces", content=content, headers={"Content-Type": kind})
     assert answer.status_code == status == answer.json()["status"]
     assert reason in answer.json()["reason"]
     assert "Traceback" not in answer.text
 
 
-def test_bombs_and_long_files(client):
+def test_decompression_bombs_and_many_pages(client):
     large = encode(Image.fromarray(np.zeros((10_000, 10_000), dtype=np.uint8)))
     assert client.post("/v1/faces", content=large).json()[0]["status"] == "no_face"
     bomb = encode(Image.fromarray(np.zeros((12_000, 10_000), dtype=np.uint8)))
@@ -144,17 +144,17 @@ def test_bombs_and_long_files(client):
     assert "12000 pixels are too many" in answer.json()["reason"]
     pages = [Image.new("L", (8, 8))] * 40
     answer = client.post("/v1/faces", content=encode(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
-    assert (answer.status_code, answer.json()["reason"]) == (422, "40 pages, more than 32")
+    assert (answer.status_code, answer.json()["reason"]) == (422, "too many pages: 40. At most 32 are allowed.")
 
 
-def test_too_large_a_body(portrait):
+def test_bodies_that_are_too_large(portrait):
     with (
         run_service("--model", "compact", "--max-body", 1) as service,
         httpx.Client(base_url=service.address) as client,
     ):
         content = bytes(3_000_000)
         answers = [client.post("/v1/faces", content=content), client.post("/v1/faces", content=iter([content] * 3))]
-        files = {"picture": ("a.jpg", content)}
+        files = {"image": ("a.jpg", content)}
         answers.append(client.post("/v1/faces", files=files))
         for answer in answers:
             assert (answer.status_code, answer.json()["reason"]) == (413, "the body is larger than 1 MB")
@@ -162,7 +162,7 @@ def test_too_large_a_body(portrait):
         assert read_metric(client, "agegen_held_bytes") == 0
 
 
-def test_what_it_says_of_itself(client, portrait):
+def test_health_models_and_document(client, portrait):
     assert client.get("/healthz").json() == {"status": "ok"}
     models = client.get("/v1/models").json()
     assert models["default"] == "compact"
@@ -170,14 +170,15 @@ def test_what_it_says_of_itself(client, portrait):
     assert "UTKFace" in models["models"][0]["licence"]
     document = client.get("/openapi.json").json()
     validate(document)
-    check = {"components": document["components"], "$ref": "#/components/schemas/Rows"}
+    check = {"components": document["components"], "$ref": "#/components/schemas/Row"}
     for query in ("", "?distribution=1"):
         rows = client.post(f"/v1/faces{query}", content=portrait.read_bytes()).json()
-        Draft202012Validator(check).validate(rows)
+        for row in rows:
+            Draft202012Validator(check).validate(row)
     Draft202012Validator(check | {"$ref": "#/components/schemas/Models"}).validate(models)
     wrong = client.post("/v1/faces").json()
-    Draft202012Validator(check | {"$ref": "#/components/schemas/Refusal"}).validate(wrong)
-    assert not Draft202012Validator(check).is_valid([{"file": "a"}])
+    Draft202012Validator(check | {"$ref": "#/components/schemas/Error"}).validate(wrong)
+    assert not Draft202012Validator(check).is_valid({"file": "a"})
 
 
 def test_metrics_count(client, portrait):
@@ -193,7 +194,7 @@ def test_metrics_count(client, portrait):
     assert "secret" not in client.get("/metrics").text
 
 
-def test_strangers_are_kept_out(service):
+def test_other_host_names_and_other_web_pages_are_rejected(service):
     with httpx.Client(base_url=service.address) as client:
         for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Origin": "null"}):
             answer = client.post("/v1/faces", headers=headers)
@@ -204,10 +205,10 @@ def test_strangers_are_kept_out(service):
         assert "access-control-allow-origin" not in client.get("/v1/models", headers=own).headers
 
 
-def test_a_token(agegen, portrait):
+def test_the_token(agegen, portrait):
     result = agegen("serve", "--host", "0.0.0.0", "--port", 0)
     assert result.exit_code == 1
-    assert "give --token TOKEN" in result.stderr
+    assert "Give --token TOKEN" in result.stderr
     with run_service("--model", "compact", "--host", "0.0.0.0", AGEGEN_TOKEN="sesame") as service:
         with httpx.Client(base_url=f"http://127.0.0.1:{service.port}") as client:
             for path in ("/v1/models", "/metrics"):
@@ -221,7 +222,7 @@ def test_a_token(agegen, portrait):
             )
             for path in ("/", "/healthz", "/openapi.json"):
                 assert client.get(path).status_code == 200
-            # As a proxy asks that stands before it.
+            # A request forwarded by a reverse proxy.
             headers = {"Authorization": "Bearer sesame", "Host": "faces.example", "Origin": "https://faces.example"}
             assert client.post("/v1/faces", content=portrait.read_bytes(), headers=headers).status_code == 200
         _, log = service.stop()
@@ -239,7 +240,7 @@ def test_fifty_at_once(client, service, portrait):
 
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(ask, range(50)))
-    # In a batch a sum may be taken in another order, which a rounded digit may show.
+    # In another batch the order of summation may differ, and with it the last digit.
     for status, rows in answers:
         assert status == 200
         assert rows[0]["box"] == expected[0]["box"]
@@ -247,7 +248,7 @@ def test_fifty_at_once(client, service, portrait):
     assert read_metric(client, "agegen_requests_under_way") == 0
 
 
-def test_the_queue_is_bounded(portrait):
+def test_the_queue_is_limited(portrait):
     with (
         run_service("--model", "compact", "--queue", 1) as service,
         httpx.Client(base_url=service.address) as client,
@@ -258,8 +259,8 @@ def test_the_queue_is_bounded(portrait):
         answer = client.post("/v1/faces", content=portrait.read_bytes())
         assert answer.status_code == 429
         assert int(answer.headers["retry-after"]) > 0
-        assert "1 requests are under way" in answer.json()["reason"]
-        # Who goes away in the midst gives the place back.
+        assert "the queue is full (1 requests)" in answer.json()["reason"]
+        # A client that disconnects frees its slot.
         slow.close()
         wait_for(client, "agegen_requests_under_way", 0)
         assert client.post("/v1/faces", content=portrait.read_bytes()).status_code == 200
@@ -274,7 +275,7 @@ def wait_for(client, name, value):
     raise AssertionError(f"{name} is not {value}")
 
 
-def test_slow_ones_are_cut_off(portrait):
+def test_slow_clients_are_disconnected(portrait):
     with run_service(limits="seconds=1.0, head_seconds=1.0, connections=8") as service:
 
         def open_one(start):
@@ -297,17 +298,17 @@ def test_slow_ones_are_cut_off(portrait):
 
         thread = threading.Thread(target=drip)
         thread.start()
-        # Others are answered meanwhile.
+        # Other clients are answered meanwhile.
         answer = httpx.post(f"{service.address}/v1/faces", content=portrait.read_bytes(), timeout=30)
         assert answer.status_code == 200
         assert silent.recv(100) == b""
-        # What was sent into a closed connection resets it.
+        # Sending to a closed connection resets it.
         with suppress(ConnectionResetError):
             assert dripping.recv(100) == b""
         assert time.monotonic() - began < 4
-        told = b"".join(iter(lambda: body.recv(1000), b"")).decode()
-        assert told.startswith("HTTP/1.1 408")
-        assert "took longer than 1 seconds" in told
+        answer = b"".join(iter(lambda: body.recv(1000), b"")).decode()
+        assert answer.startswith("HTTP/1.1 408")
+        assert "not received within 1 seconds" in answer
         thread.join()
         crowd = [open_one(b"") for _ in range(8)]
         with socket.create_connection(("127.0.0.1", service.port)) as late:
@@ -320,7 +321,7 @@ def test_slow_ones_are_cut_off(portrait):
                 assert one.recv(100).startswith(b"HTTP/1.1 400")
 
 
-def test_sigterm_answers_what_has_begun(portrait):
+def test_requests_in_progress_are_answered_after_sigterm(portrait):
     with run_service("--model", "compact") as service:
         content = portrait.read_bytes()
         with socket.create_connection(("127.0.0.1", service.port)) as one:
@@ -332,19 +333,19 @@ def test_sigterm_answers_what_has_begun(portrait):
             time.sleep(0.3)
             one.sendall(content[1000:])
             one.settimeout(20)
-            told = b"".join(iter(lambda: one.recv(65536), b""))
-        assert told.startswith(b"HTTP/1.1 200")
-        assert json.loads(told.partition(b"\r\n\r\n")[2])[0]["status"] == "ok"
+            answer = b"".join(iter(lambda: one.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])[0]["status"] == "ok"
         code, log = service.process.wait(20), service.process.stderr.read()
     assert code == 0, log
     assert "Traceback" not in log
 
 
-def test_nothing_is_kept(portrait, tmp_path):
+def test_nothing_is_stored_or_logged(portrait, tmp_path):
     with run_service("--model", "compact", TMPDIR=str(tmp_path / "none")) as service:
-        files = {"picture": ("secret-name.jpg", portrait.read_bytes() + bytes(4_000_000))}
+        files = {"image": ("secret-name.jpg", portrait.read_bytes() + bytes(4_000_000))}
         answer = httpx.post(f"{service.address}/v1/faces?min_score=0.125", files=files, timeout=30)
-        # A part of so many megabytes would be put into a file, and there is no folder for it.
+        # A part of this size would be written to a temporary file, and the folder for these does not exist.
         assert answer.json()[0]["file"] == "secret-name.jpg"
         code, log = service.stop()
     assert code == 0
@@ -353,15 +354,15 @@ def test_nothing_is_kept(portrait, tmp_path):
     assert "0.125" not in log
 
 
-def test_clear_words(agegen, tmp_path):
+def test_startup_errors_are_one_line(agegen, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = agegen("serve", "--port", taken.getsockname()[1])
     assert result.exit_code == 1
-    assert "choose another with --port" in result.stderr
+    assert "Choose another port with --port" in result.stderr
     for words, reason in (
         (["--model", "vgg17"], "vgg17"),
-        (["--model", "compact/closed"], "no bundled weights 'closed'"),
-        (["--model", "compact", "--model", "compact"], "two models are called 'compact'"),
+        (["--model", "compact/closed"], "no weights 'closed'"),
+        (["--model", "compact", "--model", "compact"], "two models have the name 'compact'"),
         (["--run", tmp_path / "none"], "none"),
     ):
         result = agegen("serve", "--port", 0, *words)
@@ -370,7 +371,7 @@ def test_clear_words(agegen, tmp_path):
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_a_run_of_ones_own(trained_run, portrait, agegen):
+def test_a_run_is_served_by_its_name(trained_run, portrait, agegen):
     with run_service("--run", trained_run, "--model", "compact") as service:
         answer = httpx.post(f"{service.address}/v1/faces?model=scratch", content=portrait.read_bytes(), timeout=30)
-    assert leave_out_names(answer.json()) == leave_out_names(predict(agegen, portrait, "--run", trained_run))
+    assert drop_file_names(answer.json()) == drop_file_names(predict(agegen, portrait, "--run", trained_run))

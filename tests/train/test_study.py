@@ -199,7 +199,7 @@ def test_soft_labels_of_test_faces_are_refused_and_others_used(study, faces_fold
     assert record["teachers"] == [f"scratch (agegen {record['plugin']['version']}), 2 folds, {len(held)} faces"]
     assert record["settings"]["loss"]["soft"] == 0.8
     assert f"--soft-labels {estimates} --soft-weight 0.8" in record["command"]
-    assert "taught by scratch" in (run / "MODEL_CARD.md").read_text()
+    assert "distilled from scratch" in (run / "MODEL_CARD.md").read_text()
 
 
 def write_soft(path, **columns):

@@ -19,7 +19,7 @@ LAYERS = (
     {"engines", "batches"},
     {"export"},
     {"evaluate", "predict"},
-    {"train", "compare", "datatools", "explain", "serve"},
+    {"train", "compare", "datatools", "serve"},
     {"testing", "cli"},
     {"__main__"},
 )

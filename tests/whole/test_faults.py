@@ -273,7 +273,7 @@ def test_a_list_on_stdin_can_be_interrupted(tmp_path):
 
 
 def test_weights_too_large_for_half_precision_are_not_exported(trained_run, tmp_path):
-    from agegen.export.export import ExportConfig, export_run
+    from agegen.export.export import export_run
     from agegen.model.checkpoint import load_checkpoint, save_checkpoint
 
     shutil.copytree(trained_run, tmp_path / "run")
@@ -281,7 +281,7 @@ def test_weights_too_large_for_half_precision_are_not_exported(trained_run, tmp_
     model.heads.age[0].weight.data[0, 0] = 1e6
     save_checkpoint(tmp_path / "run" / "best.safetensors", model, info)
     with pytest.raises(AgegenError, match=r"the tensor heads\.age\.0\.weight has values too large for half precision"):
-        export_run(ExportConfig(tmp_path / "run", tmp_path / "w.safetensors"))
+        export_run(tmp_path / "run", tmp_path / "w.safetensors")
 
 
 def test_the_good_image_of_near_duplicates_is_kept_if_the_other_is_removed(faces_folder, tmp_path):

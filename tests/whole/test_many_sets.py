@@ -57,7 +57,7 @@ def test_a_training_on_both_reports_each(run, datasets):
     assert sources["wide"]["age"]["mae"] is None
     assert sources["wide"]["bracket"]["in_bracket"] is not None
     card = (run / "MODEL_CARD.md").read_text()
-    assert "exact and wide:" in card
+    assert "exact and wide," in card
     assert "in the bracket" in card
     record = json.loads((run / "run.json").read_text())
     assert record["data"]["source"] == [str(path) for path in datasets]

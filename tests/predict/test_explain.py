@@ -1,4 +1,4 @@
-"""Maps of what estimates rest on: they belong to the model and to the face, and can be looked at."""
+"""Explanation maps depend on the model's weights and on the image, and are drawn."""
 
 import numpy as np
 import pytest
@@ -9,19 +9,19 @@ from agegen import Estimator
 from agegen.data.images import resize_image
 from agegen.engines.torch_engine import TorchEngine
 from agegen.errors import AgegenError
-from agegen.explain import ExplainConfig, explain_face, map_gradients, map_occlusion
 from agegen.machine import choose_compute
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_weights
 from agegen.plugins import load_backbone
+from agegen.predict.explain import ExplainConfig, compute_grad_cam, compute_occlusion, explain_face
 
 COMPUTE = choose_compute("cpu", "fp32")
 
 
 @pytest.fixture(scope="module")
 def crop(portrait):
-    """The portrait's face as the model takes it."""
+    """The aligned crop of the portrait, in the model's input size."""
     estimator = Estimator.load("compact", detector="mtcnn")
     (photo,) = estimator.predict_many([portrait], keep_crops=True)
     return resize_image(photo.crops[0], 96)
@@ -43,7 +43,9 @@ def test_random_weights_give_another_map(crop, method):
     """Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018."""
 
     def explain(model):
-        return map_gradients(model, crop) if method == "grad-cam" else map_occlusion(TorchEngine(model, COMPUTE), crop)
+        if method == "grad-cam":
+            return compute_grad_cam(model, crop)
+        return compute_occlusion(TorchEngine(model, COMPUTE), crop)
 
     trained, again, random = explain(load_compact()), explain(load_compact()), explain(load_compact(random=True))
     for task in ("age", "gender"):
@@ -52,7 +54,7 @@ def test_random_weights_give_another_map(crop, method):
         assert np.isfinite(found).all()
         assert found.max() > 0
         assert np.array_equal(found, getattr(again, task))
-        # Of a map that is empty nothing correlates, either.
+        # The correlation of a constant map is NaN.
         assert not correlate(found, getattr(random, task)) >= 0.7
 
 
@@ -62,10 +64,10 @@ def test_a_blanked_mouth_changes_the_map_there(crop):
     outside = np.ones(crop.shape[:2], dtype=bool)
     outside[mouth] = False
     blanked = crop.copy()
-    # In the mean colour of the rest, which so is the mean of all: what patches are covered with.
+    # The mean colour of the rest is then that of the whole crop, which is the colour of the patches.
     blanked[mouth] = crop[outside].mean(axis=0).round()
-    before, after = map_occlusion(engine, crop), map_occlusion(engine, blanked)
-    # Every patch of 16 pixels that covers one of these lies inside the blank: to cover it again changes nothing.
+    before, after = compute_occlusion(engine, crop), compute_occlusion(engine, blanked)
+    # Every patch of 16 pixels that covers one of these is inside the blanked region, so it changes nothing.
     inner = slice(68, 77), slice(36, 60)
     for found, blank in zip(before, after, strict=True):
         assert found[inner].mean() > 0
@@ -74,7 +76,7 @@ def test_a_blanked_mouth_changes_the_map_there(crop):
 
 
 @pytest.mark.parametrize("model", ["compact", "scratch"])
-def test_the_command_draws_it_for_the_models_that_ship(agegen, portrait, tmp_path, model):
+def test_the_command_draws_maps_of_the_bundled_models(agegen, portrait, tmp_path, model):
     for method in ("occlusion", "grad-cam"):
         out = tmp_path / f"{method}.png"
         done = agegen("explain", portrait, "-o", out, "--model", model, "--method", method)
@@ -84,20 +86,20 @@ def test_the_command_draws_it_for_the_models_that_ship(agegen, portrait, tmp_pat
 
 
 @pytest.mark.usefixtures("random_vgg16")
-def test_a_frozen_base_can_be_followed_too(crop):
+def test_grad_cam_works_with_a_frozen_backbone(crop):
     backbone = load_backbone("vgg16")[1](pretrained=False)
-    maps = map_gradients(AgeGenderModel(backbone), resize_image(crop, backbone.input_spec.size))
+    maps = compute_grad_cam(AgeGenderModel(backbone), resize_image(crop, backbone.input_spec.size))
     assert maps.age.max() > 0
 
 
-def test_mistakes_are_one_line(agegen, portrait, tmp_path):
+def test_errors_are_one_line(agegen, portrait, tmp_path):
     Image.new("RGB", (300, 200), "green").save(tmp_path / "empty.png")
     for words, message in (
-        ([portrait, "--face", 2], "has 1 faces (mtcnn), no number 2"),
-        ([tmp_path / "empty.png"], "has 0 faces"),
+        ([portrait, "--face", 2], "no face 2 in"),
+        ([tmp_path / "empty.png"], "0 found (detector mtcnn)"),
         ([tmp_path / "none.jpg"], "no such file"),
-        ([portrait, "-o", tmp_path / "map.txt"], "ends in .png"),
-        ([portrait, "--method", "guess"], "--method is one of occlusion, grad-cam"),
+        ([portrait, "-o", tmp_path / "map.txt"], "unsupported image format"),
+        ([portrait, "--method", "guess"], "--method: 'guess'. Choose occlusion or grad-cam"),
     ):
         done = agegen("explain", *words)
         assert done.exit_code == 1

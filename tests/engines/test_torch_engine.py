@@ -1,4 +1,4 @@
-"""A model loaded before a fork answers in the child: gunicorn --preload, multiprocessing with fork."""
+"""Models loaded before a fork run in the child (gunicorn --preload, multiprocessing with fork)."""
 
 import multiprocessing
 import sys
@@ -9,24 +9,24 @@ import pytest
 from agegen.engines.loading import load_engine
 
 
-def run_crops(engine, crops, answers):
-    answers.put(engine.run(crops).age.tolist())
+def run_crops(engine, crops, results):
+    results.put(engine.run(crops).age.tolist())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="fork")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
 @pytest.mark.parametrize("name", ["torch", "onnx"])
 @pytest.mark.parametrize("used_before", [False, True])
-def test_a_forked_child_answers(trained_run, name, used_before):
+def test_inference_works_in_a_forked_child(trained_run, name, used_before):
     _, engine = load_engine(trained_run / "best.safetensors", name)
     crops = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3)).astype(np.uint8)
     if used_before:
         engine.run(crops)
     context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    child = context.Process(target=run_crops, args=(engine, crops, answers))
+    results = context.Queue()
+    child = context.Process(target=run_crops, args=(engine, crops, results))
     child.start()
     try:
-        assert answers.get(timeout=60) == pytest.approx(engine.run(crops).age.tolist(), abs=0.01)
+        assert results.get(timeout=60) == pytest.approx(engine.run(crops).age.tolist(), abs=0.01)
         child.join(20)
         assert child.exitcode == 0
     finally:
