@@ -27,7 +27,7 @@ class Service:
     def __init__(self, command, env):
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env=env, text=True)
         first = self.process.stderr.readline()
-        match = re.search(r"http://\S+", first)
+        match = re.search(r"http://[^\s;]+", first)
         assert match, first + self.process.stderr.read()
         self.address = match[0]
         self.port = int(self.address.rpartition(":")[2])

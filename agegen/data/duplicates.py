@@ -138,3 +138,33 @@ def join_pairs(count: int, pairs: Pairs) -> NDArray[np.int64]:
     firsts = np.full(labels.max(initial=-1) + 1, count, dtype=np.int64)
     np.minimum.at(firsts, labels, np.arange(count))
     return np.asarray(firsts[labels], dtype=np.int64)
+
+
+# Of the 16×16 DCT terms by rising frequency: the lowest say only that an image is an aligned face, the highest do not
+# survive compression.
+_FINGERPRINT_TERMS = slice(40, 104)
+# Bits out of 64. Measured on UTKFace and FairFace (57,689 faces): JPEG at quality 20, and 64 pixels, change at most 5
+# bits; of 11,303 faces of another collection, 0.06 % are as close to one of them by chance.
+_MAX_FINGERPRINT_DISTANCE = 5
+
+
+def compute_fingerprints(hashes: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Return a 64-bit fingerprint (N,) of each perceptual hash (N, 256), for models that remember their faces.
+
+    A re-encoded or resized copy has nearly the same fingerprint; see :func:`match_fingerprints`.
+    """
+    rows, columns = np.divmod(np.arange(HASH_BITS), HASH_SIDE)
+    terms = np.argsort(rows + columns, kind="stable")[_FINGERPRINT_TERMS]
+    packed = np.ascontiguousarray(np.packbits(hashes[:, terms], axis=1))
+    return packed.view(np.uint64).reshape(-1)
+
+
+def match_fingerprints(fingerprints: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which fingerprints (N,) are those of one of the ``known`` (M,) images, or of a re-encoded copy."""
+    index = _make_index(64)
+    index.add(np.ascontiguousarray(known).view(np.uint8).reshape(-1, 8))
+    packed = np.ascontiguousarray(fingerprints).view(np.uint8).reshape(-1, 8)
+    queries, _ = _search(index, packed, _MAX_FINGERPRINT_DISTANCE)
+    matched = np.zeros(len(fingerprints), dtype=bool)
+    matched[queries] = True
+    return matched

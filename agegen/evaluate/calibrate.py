@@ -92,7 +92,7 @@ def _describe_seen(seen: int) -> list[str]:
 def _write_model(out: Path, subject: EvaluationSubject, calibration: Calibration) -> tuple[Path, ...]:
     """Write the checkpoint, and an ONNX file if the original has one; return their paths."""
     info = replace(subject.info, calibration=calibration.to_json())
-    save_checkpoint(out, subject.model, info)
+    save_checkpoint(out, subject.model, info, subject.training.used)
     if not subject.checkpoint.with_suffix(ONNX_SUFFIX).is_file():
         return (out,)
     onnx = out.with_suffix(ONNX_SUFFIX)

@@ -58,14 +58,14 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
     subject = open_subject(
         config.data, config.run, config.model, config.weights, config.detector, config.reading, on_progress
     )
-    chosen = subject.select_faces(config.split)
+    chosen, left_out = subject.select_faces(config.split)
     estimates, _ = subject.estimate(chosen, compute, config.cache_dir, on_progress, config.distributions)
     evaluation, predictions = evaluate_faces(estimates, subject.scan, chosen, subject.baseline, subject.calibration)
     bundled_by_default = subject.run is None and config.model is None and config.run is None
     notices = [
         *subject.notices,
         *_describe_data(subject, bundled_by_default),
-        *_describe_overlap(subject, chosen, config.split),
+        *_describe_overlap(subject, chosen, left_out, config.split),
         *describe_swapped_genders(evaluation.gender.accuracy.value, evaluation.counts["gender"]),
     ]
     seen = subject.seen[chosen]
@@ -103,8 +103,13 @@ def _describe_data(subject: EvaluationSubject, bundled_by_default: bool) -> list
     return notices
 
 
-def _describe_overlap(subject: EvaluationSubject, chosen: NDArray[np.bool_], split: str) -> list[str]:
+def _describe_overlap(subject: EvaluationSubject, chosen: NDArray[np.bool_], left_out: int, split: str) -> list[str]:
     notices = []
+    if left_out:
+        notices.append(
+            f"{left_out:,} faces left out: the model's training used them or near-duplicates of them; --split all "
+            "includes them"
+        )
     seen = int(subject.seen[chosen].sum())
     if seen and not (subject.own_data and split == "train"):
         notices.append(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
+from agegen.data.duplicates import compute_fingerprints, match_fingerprints
 from agegen.data.labels import Baseline, Labels, compute_baseline
 from agegen.data.loading import load_sources, resolve_data
 from agegen.data.records import FaceRecords
@@ -35,7 +36,7 @@ from agegen.faces.detection import LargestFaceCropper
 from agegen.faces.matching import LandmarkStats, make_crop_notices, match_crops, read_crop_boxes
 from agegen.machine import Compute
 from agegen.model.calibration import Calibration, read_calibration
-from agegen.model.checkpoint import load_checkpoint
+from agegen.model.checkpoint import UsedFaces, load_checkpoint, read_used_faces
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_checkpoint, is_hub_run
@@ -51,11 +52,20 @@ ALL_FACES = "all"
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """The split that a model was trained with; ``table`` is that of :func:`agegen.data.splits.split_scan`, None if the
-    split is unknown.
+    """What is known of the faces that a model was trained with.
+
+    Attributes:
+        table: the split of its run; see :func:`agegen.data.splits.split_scan`. None without it.
+        used: what the checkpoint remembers of the faces; None if it remembers nothing.
     """
 
     table: pd.DataFrame | None = None
+    used: UsedFaces | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it can be told which faces the training used."""
+        return self.table is not None or self.used is not None
 
     def find_splits(self, sha256: Sequence[str]) -> NDArray[np.str_]:
         """Return the split (N,) that each face was in (train, val or test) by its checksum; "" if unknown."""
@@ -64,22 +74,21 @@ class TrainingSplit:
         known = dict(zip(self.table["sha256"], self.table["split"], strict=True))
         return np.array([known.get(digest, "") for digest in sha256], dtype=str)
 
-    def find_seen(self, sha256: Sequence[str], hashes: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-        """Return which faces (N,) the training has seen, themselves or a near-duplicate; all False if unknown.
+    def find_seen(self, sha256: Sequence[str], hashes: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which faces (N,) the training used, themselves or a near-duplicate; all False if that is unknown.
 
-        ``hashes``: perceptual hashes (N, 256); None finds only identical files.
+        ``hashes``: their perceptual hashes (N, 256).
         """
-        if self.table is None:
-            return np.zeros(len(sha256), dtype=bool)
-        if hashes is None:
-            return np.asarray(self.find_splits(sha256) == "train", dtype=bool)
-        return find_training_overlap(self.table, sha256, hashes)
+        seen = np.zeros(len(sha256), dtype=bool)
+        if self.table is not None:
+            seen |= find_training_overlap(self.table, sha256, hashes)
+        if self.used is not None:
+            seen |= match_fingerprints(compute_fingerprints(hashes), np.concatenate(self.used))
+        return seen
 
-    def find_hashes(self, sha256: Sequence[str]) -> NDArray[np.bool_] | None:
-        """Return the perceptual hashes (N, 256) of faces that are all in the split; None if it has no hashes."""
-        if self.table is None or HASH_COLUMN not in self.table.columns:
-            return None
-        known = dict(zip(self.table["sha256"], self.table[HASH_COLUMN], strict=True))
+    def find_hashes(self, sha256: Sequence[str]) -> NDArray[np.bool_]:
+        """Return the perceptual hashes (N, 256) of faces that are all in the run's split."""
+        known = {} if self.table is None else dict(zip(self.table["sha256"], self.table[HASH_COLUMN], strict=True))
         return unpack_hashes(known[digest] for digest in sha256)
 
 
@@ -94,7 +103,7 @@ class EvaluationSubject:
         scan: the readable images, cropped as the model expects them.
         training: the split that the model was trained with.
         splits: the model's split (N,) of each face; "" if unknown.
-        seen: whether the training has seen each face (N,) or a near-duplicate.
+        seen: whether the training has used each face (N,) or a near-duplicate.
         notices: what the user should know about how the images are cropped.
     """
 
@@ -133,29 +142,40 @@ class EvaluationSubject:
         except (KeyError, TypeError):
             return compute_baseline(self.scan.records.frame)
 
-    def select_faces(self, split: str) -> NDArray[np.bool_]:
-        """Return which faces (N,) to evaluate: those of a split, or all with ``all``.
+    def select_faces(self, split: str) -> tuple[NDArray[np.bool_], int]:
+        """Return which faces (N,) to evaluate, and the number of faces left out because the training used them.
 
-        The model's own split is used if it covers all faces, else the data's column ``split``.
+        The model's own split is used if it covers all faces. On other data, ``test`` means all faces that the training
+        has not used, of the data's own test set if there is a column ``split``; ``all`` means all faces.
 
         Raises:
             DataError: the split is unknown, or no face is in it.
         """
         if split == ALL_FACES:
-            return np.ones(len(self.splits), dtype=bool)
-        names = self.splits
-        if not (names != "").all():
-            frame = self.scan.records.frame
-            if "split" not in frame.columns:
-                raise DataError(
-                    f"the split of the faces of {self.source} is unknown: they are not exactly the data that the model "
-                    "was trained on, and have no column 'split'. Evaluate all of them with --split all."
-                )
-            names = frame["split"].to_numpy(dtype=str)
-        chosen: NDArray[np.bool_] = names == split
-        if not chosen.any():
-            raise DataError(f"no face of {self.source} is in the split '{split}'")
-        return chosen
+            return np.ones(len(self.splits), dtype=bool), 0
+        candidates = self._find_candidates(split)
+        own = bool((self.splits != "").all())
+        unseen = candidates & ~self.seen
+        if own or split == "train" or not candidates.any():
+            unseen = candidates
+        if not unseen.any():
+            reason = "is new to the model: its training used all" if candidates.any() else f"is in the split '{split}'"
+            raise DataError(f"no face of {self.source} {reason}. Evaluate all of them with --split all.")
+        return unseen, int(candidates.sum() - unseen.sum())
+
+    def _find_candidates(self, split: str) -> NDArray[np.bool_]:
+        """Return which faces (N,) belong to a split: the model's, the data's, or all of data without a split."""
+        if (self.splits != "").all():
+            return np.asarray(self.splits == split, dtype=bool)
+        frame = self.scan.records.frame
+        if "split" in frame.columns:
+            return np.asarray(frame["split"].to_numpy(dtype=str) == split, dtype=bool)
+        if split == "test" and self.training.is_known:
+            return np.ones(len(frame), dtype=bool)
+        raise DataError(
+            f"the split '{split}' of the faces of {self.source} is unknown: the model does not know which of them its "
+            "training used, and they have no column 'split'. Evaluate all of them with --split all."
+        )
 
     def estimate(
         self,
@@ -179,13 +199,10 @@ class EvaluationSubject:
         return estimate_batches(network.to(compute.device), source, compute, keep=keep), source.labels
 
     def describe_overlap(self) -> list[str]:
-        """Return a notice if it is unknown which of the faces the training has seen."""
-        if self.training.table is not None:
+        """Return a notice if it is unknown which of the faces the training used."""
+        if self.training.is_known:
             return []
-        return [
-            f"the overlap with the model's training set is unknown: {self.source} is not exactly the data that it was "
-            "trained on"
-        ]
+        return ["the overlap with the model's training set is unknown: the checkpoint does not contain it"]
 
 
 def open_subject(
@@ -225,7 +242,7 @@ def open_subject(
     else:
         records, notices = _crop_as_trained(scan.records, info, record, detector)
         scan = replace(scan, records=records)
-    scan, training = _find_training_split(scan, info, folder, own_data=record is not None)
+    scan, training = _find_training_split(scan, info, folder, checkpoint, own_data=record is not None)
     splits = training.find_splits(scan.sha256)
     return EvaluationSubject(
         run=folder,
@@ -237,8 +254,8 @@ def open_subject(
         scan=scan,
         training=training,
         splits=splits,
-        # Near-duplicates across the run's own splits, if any, are reported by the training and stay in the test set.
-        seen=splits == "train" if record is not None else training.find_seen(scan.sha256, scan.hashes),
+        # Near-duplicates across the model's own splits, if any, are reported by the training and stay in the test set.
+        seen=splits == "train" if (splits != "").all() else training.find_seen(scan.sha256, scan.hashes),
         notices=tuple(notices),
     )
 
@@ -249,7 +266,7 @@ def read_training_split(run: RunFolder) -> TrainingSplit:
     Raises:
         DataError: its split.csv is missing or damaged.
     """
-    return TrainingSplit(read_split(run.split))
+    return TrainingSplit(read_split(run.split), read_used_faces(run.checkpoint))
 
 
 def _find_model(
@@ -288,18 +305,19 @@ def _crop_as_trained(
 
 
 def _find_training_split(
-    scan: Scan, info: CheckpointInfo, folder: RunFolder | None, own_data: bool
+    scan: Scan, info: CheckpointInfo, folder: RunFolder | None, checkpoint: Path, own_data: bool
 ) -> tuple[Scan, TrainingSplit]:
     """Return the split of the model's training; on its own data also restrict the faces to those of the split.
 
-    Without a run folder it is recovered: the same data and seed give the same split, which the checkpoint's fingerprint
-    confirms. On any other data it is unknown.
+    Without a run folder it is recovered on the same data: data and seed give the same split, which the checkpoint's
+    fingerprint confirms. On any other data, the checkpoint knows the faces that its training used.
     """
+    used = read_used_faces(checkpoint)
     if folder is None:
         table = split_scan(scan, int(info.training.get("seed", 0)))
         known = fingerprint_split(table) == info.training.get("split")
-        return scan, TrainingSplit(table if known else None)
+        return scan, TrainingSplit(table if known else None, used)
     table = read_split(folder.split)
     if own_data:
         scan, table = apply_split(scan, table, "the run's split.csv")
-    return scan, TrainingSplit(table)
+    return scan, TrainingSplit(table, used)

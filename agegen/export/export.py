@@ -11,7 +11,7 @@ from agegen.engines.loading import ONNX_SUFFIX
 from agegen.engines.onnx_export import export_onnx
 from agegen.errors import AgegenError
 from agegen.export.card import write_card
-from agegen.model.checkpoint import load_checkpoint, save_checkpoint
+from agegen.model.checkpoint import load_checkpoint, read_used_faces, save_checkpoint
 from agegen.model.weights import CARD_FILE
 from agegen.runs import RunFolder, open_run
 
@@ -53,7 +53,8 @@ def export_weights(run: RunFolder, weights: Path, repeats: tuple[Path, ...]) -> 
             raise AgegenError(f"{run.checkpoint}: the tensor {name} has values too large for half precision")
     # Older runs have the crop boxes only in run.json. With them, the same dataset gets the same split again.
     trims = run.read()["data"].get("trims", {})
-    save_checkpoint(weights, model.half(), replace(info, training={"trims": trims, **info.training}))
+    info = replace(info, training={"trims": trims, **info.training})
+    save_checkpoint(weights, model.half(), info, read_used_faces(run.checkpoint))
     card = weights.parent / CARD_FILE
     write_card(card, run, weights, tuple(open_run(path) for path in repeats))
     return [weights, card]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agegen.backbone import Backbone, HeadConfig
@@ -16,6 +18,20 @@ from agegen.files import write_bytes
 from agegen.model.metadata import CheckpointInfo, format_info, open_safetensors, parse_info
 from agegen.model.network import AgeGenderModel
 from agegen.plugins import Plugin, build_backbone, load_backbone
+
+# Begins the names of the tensors with the fingerprints of the faces that the training used.
+_USED_FACES = "used_faces."
+
+
+class UsedFaces(NamedTuple):
+    """Fingerprints of the faces that a training used; see :func:`agegen.data.duplicates.compute_fingerprints`.
+
+    ``train`` (n,) includes the training set of the weights that a fine-tuning started from; ``val`` (m,) chose the
+    epoch and calibrated the model. Metrics on any other face are unbiased.
+    """
+
+    train: NDArray[np.uint64]
+    val: NDArray[np.uint64]
 
 
 def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, Any]) -> CheckpointInfo:
@@ -29,12 +45,33 @@ def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, An
     return CheckpointInfo(plugin.name, plugin.distribution, plugin.version, heads, spec, base, training, build=build)
 
 
-def save_checkpoint(path: Path, model: AgeGenderModel, info: CheckpointInfo) -> None:
-    """Write a model's tensors and metadata; of a frozen backbone's model only the heads are written."""
+def save_checkpoint(
+    path: Path, model: AgeGenderModel, info: CheckpointInfo, used_faces: UsedFaces | None = None
+) -> None:
+    """Write a model's tensors, its metadata and what it remembers of its faces.
+
+    Of a frozen backbone's model only the heads are written.
+    """
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _select_stored_tensors(model).items()}
+    if used_faces is not None:
+        for name, fingerprints in used_faces._asdict().items():
+            tensors[_USED_FACES + name] = torch.from_numpy(np.unique(fingerprints).view(np.int64))
     write_bytes(path, save(tensors, metadata=format_info(info)))
+
+
+def read_used_faces(path: Path) -> UsedFaces | None:
+    """Return the faces that a checkpoint's training used; None if the file does not know them.
+
+    Raises:
+        CheckpointError: the file is damaged or not a checkpoint.
+    """
+    with open_safetensors(path, "numpy") as file:
+        if not any(name.startswith(_USED_FACES) for name in file.keys()):  # noqa: SIM118 - not a mapping
+            return None
+        tensors = (np.asarray(file.get_tensor(_USED_FACES + name)) for name in UsedFaces._fields)
+        return UsedFaces(*(tensor.view(np.uint64) for tensor in tensors))
 
 
 def load_checkpoint(path: Path, backbone: Backbone | None = None) -> tuple[CheckpointInfo, AgeGenderModel]:
@@ -61,8 +98,8 @@ def load_checkpoint(path: Path, backbone: Backbone | None = None) -> tuple[Check
 
 def _read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     with open_safetensors(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        return parse_info(path, file.metadata()), tensors
+        names = [name for name in file.keys() if not name.startswith(_USED_FACES)]  # noqa: SIM118 - not a mapping
+        return parse_info(path, file.metadata()), {name: file.get_tensor(name) for name in names}
 
 
 def _build_backbone(path: Path, info: CheckpointInfo) -> Backbone:

@@ -174,6 +174,7 @@ def _import_av() -> Any:
         import av
     except ImportError as error:
         raise DataError('videos require another package: pip install "agegen[video]"') from error
-    # FFmpeg's messages about each damaged packet would fill the terminal.
-    av.logging.set_level(av.logging.PANIC)
+    # Discard FFmpeg's messages about damaged packets. Any other level installs a callback that takes the GIL, even for
+    # errors below that level: closing a video while its decoder threads report errors would deadlock.
+    av.logging.set_level(None)
     return av

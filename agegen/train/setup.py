@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from agegen.backbone import Backbone
 from agegen.batches.sources import SourceOptions, scan_for
+from agegen.data.duplicates import compute_fingerprints, match_fingerprints
 from agegen.data.labels import Baseline, compute_baseline
 from agegen.data.scan import ProgressHook, Scan
 from agegen.data.soft_labels import DistillationTargets, read_soft_labels
@@ -20,7 +21,6 @@ from agegen.data.splits import (
     apply_protocol,
     apply_split,
     find_protocol,
-    find_training_overlap,
     fingerprint_split,
     read_split,
     split_scan,
@@ -31,7 +31,7 @@ from agegen.errors import AgegenError, CheckpointError, DataError, PluginError
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.matching import LandmarkStats, load_cropped, measure_dataset, read_crop_boxes
 from agegen.machine import Compute, choose_compute
-from agegen.model.checkpoint import load_checkpoint
+from agegen.model.checkpoint import UsedFaces, load_checkpoint, read_used_faces
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_checkpoint, find_weights, parse_weights_name
@@ -65,6 +65,7 @@ class TrainingContext:
         run: the run folder.
         baseline: the trivial estimate for the training split.
         landmarks: where the faces are in a sample of the images.
+        used_faces: what the checkpoint will remember of the faces.
         start: the checkpoint to start from (``--init``); None for new weights.
         seen: how many validation and test faces the training of ``start`` saw; empty if unknown.
         distillation: the soft labels of the images of ``scan``.
@@ -79,6 +80,7 @@ class TrainingContext:
     run: RunFolder
     baseline: Baseline
     landmarks: LandmarkStats
+    used_faces: UsedFaces
     start: Path | None = None
     seen: dict[str, int] = field(default_factory=dict)
     distillation: DistillationTargets | None = None
@@ -111,6 +113,7 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     else:
         scan, split = apply_split(scan, read_split(resumed.split), "the run's split.csv")
         check_unchanged(resumed, split, plugin, settings, options)
+    earlier = None if start is None else read_used_faces(start)
     distillation = read_distillation(config.soft_labels, scan.sha256, split) if config.soft_labels else None
     landmarks = measure_dataset(scan.records)
     # Created last, so that a start that fails leaves no folder.
@@ -126,7 +129,8 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         baseline=compute_baseline(scan.records.frame[(split["split"] == "train").to_numpy()]),
         landmarks=landmarks,
         start=start,
-        seen={} if start is None else count_seen(start, split, scan.hashes),
+        seen=count_seen(earlier, split, scan.hashes),
+        used_faces=collect_used_faces(split, scan.hashes, earlier),
         distillation=distillation,
     )
 
@@ -219,17 +223,21 @@ def load_weights(model: AgeGenderModel, checkpoint: Path) -> None:
     model.load_state_dict(loaded.state_dict())
 
 
-def count_seen(checkpoint: Path, split: pd.DataFrame, hashes: NDArray[np.bool_]) -> dict[str, int]:
-    """Return how many validation and test faces the training of a checkpoint saw; empty without its run folder."""
-    run = RunFolder(checkpoint.parent)
-    if not run.split.is_file():
+def count_seen(used: UsedFaces | None, split: pd.DataFrame, hashes: NDArray[np.bool_]) -> dict[str, int]:
+    """Return how many validation and test faces an earlier training was fitted to; empty if it is unknown."""
+    if used is None:
         return {}
-    earlier = read_split(run.split)
-    counts = {}
-    for name in ("val", "test"):
-        rows = np.flatnonzero(split["split"] == name)
-        counts[name] = int(find_training_overlap(earlier, list(split["sha256"].iloc[rows]), hashes[rows]).sum())
-    return counts
+    seen = match_fingerprints(compute_fingerprints(hashes), used.train)
+    return {name: int(seen[(split["split"] == name).to_numpy()].sum()) for name in ("val", "test")}
+
+
+def collect_used_faces(split: pd.DataFrame, hashes: NDArray[np.bool_], earlier: UsedFaces | None) -> UsedFaces:
+    """Return the faces that a training uses, with those of the ``earlier`` one that it starts from."""
+    fingerprints = compute_fingerprints(hashes)
+    train, val = (fingerprints[(split["split"] == name).to_numpy()] for name in UsedFaces._fields)
+    if earlier is None:
+        return UsedFaces(train, val)
+    return UsedFaces(np.concatenate([train, earlier.train]), np.concatenate([val, earlier.val]))
 
 
 def _scan_data(config: TrainConfig, backbone: Backbone, resumed: RunFolder | None, on_progress: ProgressHook) -> Scan:

@@ -178,7 +178,7 @@ def keep_epoch(training: TrainingContext, network: nn.Module, event: EpochResult
     if event.best:
         best = share_backbone(training.model, network)
         info = describe_model(training.plugin, best, make_checkpoint_notes(training, event))
-        save_checkpoint(training.run.checkpoint, best, info)
+        save_checkpoint(training.run.checkpoint, best, info, training.used_faces)
     training.run.write_epochs(rows)
 
 
@@ -219,7 +219,7 @@ def calibrate_best(training: TrainingContext, val: EvalSource) -> BestModel:
     contract = None if training.landmarks.scattered else training.landmarks.template
     crop = None if contract is None else contract.to_json()
     info = replace(info, calibration=calibration.to_json(), crop=crop)
-    save_checkpoint(checkpoint, model, info)
+    save_checkpoint(checkpoint, model, info, training.used_faces)
     return BestModel(info, model, calibration)
 
 

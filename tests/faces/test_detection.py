@@ -123,10 +123,10 @@ class FindsFacesEverywhere(MTCNN):
 @pytest.mark.parametrize(
     ("detector", "message"),
     [
-        (RightToLeft, "faces don't come from left to right"),
-        (WrongReference, "`reference` is not where it sees the landmarks"),
-        (ChangesImage, "it changes the picture"),
-        (FindsFacesEverywhere, "it finds a face in a grey picture"),
+        (RightToLeft, "the faces are not ordered from left to right"),
+        (WrongReference, "`reference` does not match its landmarks"),
+        (ChangesImage, "it modifies the image"),
+        (FindsFacesEverywhere, "it detects a face in a uniform gray image"),
         (type("Nameless", (MTCNN,), {"name": None}), r"Nameless\.name must be a str"),
         (type("BadShape", (MTCNN,), {"reference": np.zeros((5, 3))}), r"BadShape\.reference must be five landmarks"),
     ],

@@ -1,6 +1,7 @@
 """Videos and animations: times, rotation, sampling, and files that cannot be read completely."""
 
 import json
+import subprocess
 import sys
 
 import av
@@ -73,6 +74,23 @@ def test_damaged_parts_are_skipped(clip, tmp_path, head):
     path.write_bytes(bytes(content))
     times = [time for time, _ in Video(str(path)).read(Sampling())]
     assert times[-1] > 2.5
+
+
+def test_closing_a_damaged_video_does_not_deadlock(tmp_path, head):
+    """Decoder threads that report errors must not wait for the thread that waits for them."""
+    path = write_clip(tmp_path / "d.mkv", [head], [move((120, 180), (520, 200), 150)])
+    content = bytearray(path.read_bytes())
+    for start in range(2000, len(content) - 200, 9000):
+        content[start : start + 150] = bytes(150)
+    path.write_bytes(bytes(content))
+    code = (
+        "from agegen.predict.video import Sampling, Video\n"
+        "for _ in range(100):\n"
+        f"    frames = Video({str(path)!r}).read(Sampling())\n"
+        "    next(frames, None)\n"
+        "    frames.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(

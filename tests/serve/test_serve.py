@@ -361,7 +361,7 @@ def test_startup_errors_are_one_line(agegen, tmp_path):
     assert "Choose another port with --port" in result.stderr
     for words, reason in (
         (["--model", "vgg17"], "vgg17"),
-        (["--model", "compact/closed"], "no weights 'closed'"),
+        (["--model", "compact/closed"], "no bundled weights 'closed'"),
         (["--model", "compact", "--model", "compact"], "two models have the name 'compact'"),
         (["--run", tmp_path / "none"], "none"),
     ):

@@ -186,11 +186,11 @@ def test_dollars_in_names_are_not_read_as_math(trained_run, faces_folder, tmp_pa
 
 
 def test_bars_and_line_breaks_in_group_names_keep_the_card_table_intact():
-    from agegen.export.card import _describe_group
+    from agegen.export.card import _make_group_row
 
     nothing = {"mae": None, "accuracy": None, "coverage": None}
     group = {"column": "a|b", "value": "x\n|y", "n": 3, "small": True}
-    cells = _describe_group({**group, "age": nothing, "gender": nothing, "interval": nothing})
+    cells = _make_group_row({**group, "age": nothing, "gender": nothing, "interval": nothing})
     assert cells[:2] == ["a\\|b", "x \\|y"]
 
 
@@ -336,7 +336,7 @@ def test_a_plugin_whose_package_raises_an_error_is_ignored(tmp_path, monkeypatch
     ("arguments", "said"),
     [
         (["predict", "--demo", "--model", "scratch"], "scratch (onnx)"),
-        (["data", "check", "{faces}", "--html", "/tmp/c.html"], "set MPLCONFIGDIR or TMPDIR"),
+        (["data", "check", "{faces}", "--html", "/tmp/c.html"], "Set MPLCONFIGDIR or TMPDIR"),
     ],
 )
 def test_commands_work_on_a_read_only_system_without_a_home_folder(faces_folder, arguments, said):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def serve_once(small, portrait):
     words = [str(small / "agegen"), "serve", "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         try:
-            address = process.stderr.readline().split()[0]
+            address = re.search(r"http://[^\s;]+", process.stderr.readline())[0]
             with urlopen(Request(f"{address}/v1/faces", portrait.read_bytes()), timeout=60) as answer:
                 assert [row["status"] for row in json.load(answer)] == ["ok"]
         finally:
