@@ -397,7 +397,7 @@ def _find_capture_second(path: Any) -> str | None:
 def measure_leakage(kind: str, labels: NDArray[np.int64], seed: int = 0) -> ClusterLeakage:
     """Return the leakage of random splits for clusters, given as a number per face (N,), -1 for none."""
     rng = np.random.default_rng(seed)
-    # Each face without a cluster is a cluster of its own.
+    # Faces without a cluster are single.
     whole = np.where(labels >= 0, labels, labels.max(initial=0) + 1 + np.arange(len(labels)))
     _, index = np.unique(whole, return_inverse=True)
     sizes = np.bincount(index)
@@ -425,7 +425,7 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
     Paths inside the manifest's folder are relative to it, others absolute. Returns the number of rows of both files.
 
     Raises:
-        DataError: the images are not files of their own, so a manifest cannot refer to them.
+        DataError: the images are stored inside another file, so a manifest cannot refer to them.
     """
     paths = [locate_image(report.records.images, int(row)) for row in report.frame["row"]]
     if None in paths:

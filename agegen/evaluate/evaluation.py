@@ -185,39 +185,17 @@ def evaluate_estimates(
     overall, simple, *by_group = _measure_parts(
         [(faces, every), (trivial, every), *((faces, group.inside) for group in found)]
     )
-    known = labels.gendered
     return Evaluation(
         n=len(frame),
         counts={
             "age": int(labels.exact.sum()),
             "bracket": int(labels.bracketed.sum()),
-            "gender": int(known.sum()),
+            "gender": int(labels.gendered.sum()),
         },
-        age=overall.age,
-        bracket=overall.bracket,
-        gender=overall.gender,
-        interval=overall.interval,
-        confident=measure(
-            define_confident_metrics(
-                estimates.p_female[known],
-                labels.female[known] > 0.5,
-                choose_thresholds(estimates.age, calibration)[known],
-            )
-        ),
+        **overall._asdict(),
+        confident=_measure_confident(estimates, labels, calibration),
         min_confidence=calibration.min_confidence,
-        groups=[
-            GroupMetrics(
-                column=group.column,
-                value=group.value,
-                n=(n := int(group.inside.sum())),
-                small=n < SMALL_GROUP,
-                age=part.age,
-                bracket=part.bracket,
-                gender=part.gender,
-                interval=part.interval,
-            )
-            for group, part in zip(found, by_group, strict=True)
-        ],
+        groups=[_make_group_metrics(group, part) for group, part in zip(found, by_group, strict=True)],
         baseline=(simple.age, simple.bracket, simple.gender),
     )
 
@@ -271,6 +249,12 @@ def _measure_parts(parts: Sequence[tuple[_LabelledEstimates, NDArray[np.bool_]]]
     return [_PartMetrics(*(next(measured) for _ in part)) for part in specs]
 
 
+def _measure_confident(estimates: Estimates, labels: Labels, calibration: Calibration) -> ConfidentMetrics:
+    known = labels.gendered
+    thresholds = choose_thresholds(estimates.age, calibration)
+    return measure(define_confident_metrics(estimates.p_female[known], labels.female[known] > 0.5, thresholds[known]))
+
+
 def _make_brackets(labels: Labels) -> Brackets:
     """Return the labels' brackets (N,) with their neighbours; faces without a bracket keep their own bounds."""
     rows = np.flatnonzero(labels.bracketed)
@@ -293,3 +277,8 @@ def _iter_groups(estimated: NDArray[np.float64], frame: pd.DataFrame, columns: l
             inside = (labels == value).to_numpy(dtype=bool, na_value=False)
             if inside.any():
                 yield _Group(column, str(value), inside)
+
+
+def _make_group_metrics(group: _Group, metrics: _PartMetrics) -> GroupMetrics:
+    n = int(group.inside.sum())
+    return GroupMetrics(column=group.column, value=group.value, n=n, small=n < SMALL_GROUP, **metrics._asdict())

@@ -46,7 +46,7 @@ from agegen.runs import RunFolder, find_newest_run, is_standalone_file, list_fin
 if TYPE_CHECKING:
     import pandas as pd
 
-# What `select_faces` takes besides the names of the splits.
+# A choice of `select_faces`, next to the names of the splits.
 ALL_FACES = "all"
 
 
@@ -74,25 +74,21 @@ class TrainingSplit:
         known = dict(zip(self.table["sha256"], self.table["split"], strict=True))
         return np.array([known.get(digest, "") for digest in sha256], dtype=str)
 
-    def find_seen(self, sha256: Sequence[str], hashes: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    def find_seen(self, sha256: Sequence[str], hashes: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which faces (N,) the training used, themselves or a near-duplicate; all False if that is unknown.
 
-        ``hashes``: perceptual hashes (N, 256); None finds only identical files.
+        ``hashes``: their perceptual hashes (N, 256).
         """
-        seen = np.isin(self.find_splits(sha256), ("train",))
-        if hashes is None:
-            return seen
+        seen = np.zeros(len(sha256), dtype=bool)
         if self.table is not None:
             seen |= find_training_overlap(self.table, sha256, hashes)
         if self.used is not None:
             seen |= match_fingerprints(compute_fingerprints(hashes), np.concatenate(self.used))
         return seen
 
-    def find_hashes(self, sha256: Sequence[str]) -> NDArray[np.bool_] | None:
-        """Return the perceptual hashes (N, 256) of faces that are all in the split; None if it has no hashes."""
-        if self.table is None or HASH_COLUMN not in self.table.columns:
-            return None
-        known = dict(zip(self.table["sha256"], self.table[HASH_COLUMN], strict=True))
+    def find_hashes(self, sha256: Sequence[str]) -> NDArray[np.bool_]:
+        """Return the perceptual hashes (N, 256) of faces that are all in the run's split."""
+        known = {} if self.table is None else dict(zip(self.table["sha256"], self.table[HASH_COLUMN], strict=True))
         return unpack_hashes(known[digest] for digest in sha256)
 
 
@@ -125,7 +121,7 @@ class EvaluationSubject:
 
     @property
     def path(self) -> Path:
-        """The run folder, or the checkpoint where there is no run."""
+        """The run folder, or the checkpoint of weights without one."""
         return self.checkpoint if self.run is None else self.run.path
 
     @property
@@ -206,7 +202,7 @@ class EvaluationSubject:
         """Return a notice if it is unknown which of the faces the training used."""
         if self.training.is_known:
             return []
-        return ["whether the model was trained on some of these faces is unknown: its checkpoint does not say"]
+        return ["the overlap with the model's training set is unknown: the checkpoint does not contain it"]
 
 
 def open_subject(

@@ -52,7 +52,7 @@ class ProgressDisplay:
 
 
 def show_notices(console: Console, notices: tuple[str, ...]) -> None:
-    """Print each notice on a line of its own."""
+    """Print each notice on a new line."""
     for notice in notices:
         console.print(f"note: {notice}", style="yellow", soft_wrap=True)
 

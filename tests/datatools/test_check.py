@@ -105,7 +105,7 @@ def test_a_trained_model_finds_label_errors(trained_run, faces_folder, tmp_path)
     assert report.to_json()["suspects"][0]["doubt"] == report.label_issues[0].score >= issue.score > 1
     assert any(item.path == wrong.name and "label error" in item.reason for item in list_removals(report))
     assert "Likely label errors" in render_check_page(report)
-    assert any("whether the model was trained on some of these faces is unknown" in text for text in report.notices)
+    assert any("the overlap with the model's training set is unknown" in text for text in report.notices)
 
 
 def test_a_model_is_reported_to_know_its_training_faces(trained_run):

@@ -47,7 +47,7 @@ def test_protocols_have_their_ages_and_fractions(name, low, high):
     assert shares["val"] == pytest.approx(0.08, abs=0.03)
     assert (split.groupby("group")["split"].nunique() == 1).all()
     assert f"{inside} of 400 faces (ages {low}–{high})" in kept.records.notices[-1]
-    assert "isn't public" in kept.records.notices[-1]
+    assert "the published split is not public" in kept.records.notices[-1]
 
 
 def test_protocols_ignore_the_datas_own_split():
@@ -62,7 +62,7 @@ def test_a_training_records_its_protocol(agegen, tmp_path):
     command = ("train", "--model", "scratch", "--data", "demo", "--epochs", 1, "--workers", 0)
     result = agegen(*command, "--protocol", "utkface-21-60", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
-    assert "the exact split that was published isn't public" in " ".join(result.stderr.split())
+    assert "the published split is not public" in " ".join(result.stderr.split())
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["data"]["split_origin"] == "protocol utkface-21-60"
     assert "--protocol utkface-21-60" in record["command"]
@@ -87,7 +87,7 @@ def test_invalid_splits_are_errors_of_one_line(agegen, tmp_path):
     assert "leave --split-file out" in both.stderr
     scan = scan_images(draw_records(20))
     scan.records.frame["age"] = np.float64(5)
-    with pytest.raises(DataError, match="has an age of 21 to 60"):
+    with pytest.raises(DataError, match="has an exact age of 21 to 60"):
         apply_protocol(scan, find_protocol("utkface-21-60"))
     with pytest.raises(AgegenError):
         find_protocol("")

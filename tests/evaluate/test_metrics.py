@@ -179,7 +179,7 @@ def test_shares_are_not_resampled():
 
 
 def test_numbers_are_those_of_the_plain_bootstrap():
-    """Against the textbook: resample the faces themselves with the same draws, and compute each metric anew."""
+    """Against the textbook: resample the faces themselves with the same draws, and compute each metric again."""
     p_female, female = draw_gender(120)
     ages = np.random.default_rng(1).uniform(0, 90, 120)
     estimates = ages + np.random.default_rng(2).normal(0, 8, 120)

@@ -147,10 +147,10 @@ def test_bundled_weights_remember_their_split(agegen, trained_run, faces_folder)
     # The weights are stored in half precision.
     assert report["age"]["mae"] == pytest.approx(own["age"]["mae"], abs=0.05)
     done = agegen("eval", "--model", "scratch", "--data", "demo", "--split", "all", "--json", "-")
-    assert "in the model's training split" in done.stderr
+    assert "in the model's training set" in done.stderr
     done = agegen("eval", "--model", "scratch", "--data", faces_folder, "--split", "all", "--json", "-")
     assert json.loads(done.stdout)["n"] == 60
-    assert "can't be told" in done.stderr
+    assert "overlap with the model's training set is unknown" in done.stderr
     done = agegen("eval", "--model", "scratch", "--data", faces_folder)
     assert done.exit_code == 1
     assert "--split all" in done.stderr
@@ -160,7 +160,7 @@ def test_bundled_weights_remember_their_split(agegen, trained_run, faces_folder)
 def test_without_a_run_the_bundled_weights_are_evaluated(agegen, faces_folder):
     done = agegen("eval", "--data", faces_folder, "--split", "all", "--json", "-")
     assert json.loads(done.stdout)["n"] == 60
-    assert "there is no run under runs/: these are the weights that ship" in done.stderr
+    assert "no run found under runs/: using the bundled weights" in done.stderr
     assert "no finished run under runs/" in agegen("eval").stderr
 
 
