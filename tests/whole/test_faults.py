@@ -163,8 +163,9 @@ def test_a_missing_input_file_is_named(trained_run, tmp_path, agegen):
 def test_names_with_letters_that_the_terminal_lacks_are_printed(trained_run, portrait, tmp_path, encoding):
     shutil.copy(portrait, tmp_path / "김철수.jpg")
     done = subprocess.run(
-        [sys.executable, "-m", "agegen", "predict", str(tmp_path / "김철수.jpg"), "--run", str(trained_run)],
+        [sys.executable, "-m", "agegen", "predict", "김철수.jpg", "--run", str(trained_run)],
         capture_output=True,
+        cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": encoding},
     )
     assert done.returncode == 0, done.stderr.decode(encoding)
