@@ -136,7 +136,7 @@ def init_distributed(device: torch.device) -> DistContext:
     try:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
-        raise AgegenError('training in several processes requires accelerate: pip install "agegen[distributed]"') from error
+        raise AgegenError('distributed training requires accelerate: pip install "agegen[distributed]"') from error
     handlers = [InitProcessGroupKwargs(timeout=_TIMEOUT)]
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=handlers)
     return DistContext(accelerator.process_index, accelerator.num_processes, accelerator)
