@@ -29,7 +29,7 @@ def test_yunet_is_downloaded_and_then_preferred(tmp_path, portrait):
     with serve_hub({PLACE: content}) as (address, requests):
         done = run(["download"], tmp_path, HF_ENDPOINT=address)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "detector yunet: at hand\n"
+        assert done.stdout == "detector yunet: available\n"
         assert requests
         count = len(requests)
         # The file is available, so there are no further requests.
@@ -52,13 +52,13 @@ def test_offline_sends_no_request(tmp_path, words):
     with serve_hub({PLACE: b"another detector"}) as (address, requests):
         done = run(words, tmp_path, HF_ENDPOINT=address)
     assert (done.returncode, requests) == (1, [])
-    assert "can't be downloaded" in done.stderr
+    assert "cannot be downloaded" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_all_lists_missing_files_and_continues(tmp_path):
     done = run(["download", "--all", "--offline"], tmp_path)
     assert done.returncode == 1
-    assert "detector mtcnn: at hand" in done.stdout
-    assert "backbone compact: at hand" in done.stdout
+    assert "detector mtcnn: available" in done.stdout
+    assert "backbone compact: available" in done.stdout
     assert "timm/vgg16.tv_in1k are not in the Hugging Face cache" in done.stderr

@@ -115,8 +115,8 @@ def test_invalid_requests_get_a_status_and_a_reason(client, method, path, status
     [
         ("application/json", b"{}", 415, "application/json"),
         ("text/html", b"<html>", 415, "text/html"),
-        ("image/jpeg", b"not an image", 422, "not a readable picture"),
-        ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(500), 422, "not a readable picture"),
+        ("image/jpeg", b"not an image", 422, "not a readable image"),
+        ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(500), 422, "not a readable image"),
         ("multipart/form-data", b"x", 422, "Missing boundary"),
         ("multipart/form-data; boundary=a", b"garbage", 422, "invalid form"),
         ("multipart/form-data; boundary=a", b"--a\r\nX: y\r\n\r\nz\r\n--a--\r\n", 422, "invalid form"),
