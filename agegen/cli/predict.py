@@ -85,7 +85,9 @@ class PredictDisplay:
         found = "each image is an aligned crop" if start.detector == "none" else f"faces: {start.detector}"
         more = self._faces + self._counts["no_face"] + self._counts["unreadable"] - len(self._rows)
         model = f"{start.model} ({start.engine})"
-        caption = f"model: {model}; {found}; gender threshold {start.min_confidence:.2f}"
+        low, high = (f"{threshold:.2f}" for threshold in start.thresholds)
+        gender = f"gender threshold {low}" if low == high else f"gender thresholds {low}–{high}, by estimated age"
+        caption = f"model: {model}; {found}; {gender}"
         if more:
             caption += f"; {more:,} more rows (write them with --csv FILE)"
         broken = frozenset(index for index, row in enumerate(self._rows) if row.reason is not None)

@@ -32,6 +32,8 @@ TARGET_ACCURACY = 0.97
 MIN_NAMED_SHARE = 0.5
 # The number of faces with a reported gender that is needed to tell an accuracy of 97 % from one of 90 %.
 MIN_NAMED_FACES = 30
+# … and to show that it is 97 %: if all of fewer than 99 genders are correct, it may still be lower (95 % confidence).
+MIN_ACCURATE_FACES = 99
 # Bands of estimated ages in years; finer in childhood, when faces change fastest.
 BAND_EDGES = (0, 3, 10, 20, 30, 40, 50, 60, 70, 80, 117)
 # Scales are interpolated between the centers of the bands; most faces of the last band are near its lower end.
@@ -194,7 +196,8 @@ def assign_bands(age: Floats) -> Integers:
 def fit_thresholds(age: Floats, p_female: Floats, female: Bools) -> tuple[float, Thresholds]:
     """Return the gender threshold, and (low, high, threshold) for age bands that require a higher one.
 
-    Even the labels of infants are guesses. A reported gender must be as reliable for them as for anyone else.
+    Even the labels of infants are guesses. A reported gender must be as reliable for them as for anyone else. A band
+    with too few faces to tell is as strict as the stricter of its neighbours.
     """
     # Faces of only one gender do not show how well the two are distinguished.
     if not len(female) or female.all() or not female.any():
@@ -207,12 +210,26 @@ def fit_thresholds(age: Floats, p_female: Floats, female: Bools) -> tuple[float,
     if not weak or not strong.any():
         return threshold, ()
     threshold = choose_min_confidence(confidence[strong], correct[strong])
-    doubtful = []
-    for index in weak:
-        inside = band == index
-        own = find_band_threshold(confidence[inside], correct[inside], threshold)
-        doubtful.append((float(BAND_EDGES[index]), float(BAND_EDGES[index + 1]), own))
-    return threshold, tuple(doubtful)
+    known = dict.fromkeys(_find_large_bands(band[confidence >= threshold], MIN_ACCURATE_FACES), threshold)
+    known |= {i: find_band_threshold(confidence[band == i], correct[band == i], threshold) for i in weak}
+    by_band = fill_small_bands(known, threshold)
+    bounds = zip(pairwise(BAND_EDGES), by_band, strict=True)
+    return threshold, tuple((float(low), float(high), own) for (low, high), own in bounds if own > threshold)
+
+
+def fill_small_bands(known: dict[int, float], default: float) -> list[float]:
+    """Return a threshold per band: the known one, or the higher of those of the nearest known bands on each side."""
+    filled = []
+    for band in range(len(BAND_CENTERS)):
+        below = max((index for index in known if index <= band), default=None)
+        above = min((index for index in known if index >= band), default=None)
+        filled.append(max((known[index] for index in (below, above) if index is not None), default=default))
+    return filled
+
+
+def _find_large_bands(band: Integers, least: int) -> list[int]:
+    """Return the bands with at least this many faces (n,)."""
+    return np.flatnonzero(np.bincount(band, minlength=len(BAND_CENTERS)) >= least).tolist()
 
 
 def choose_min_confidence(confidence: Floats, correct: Bools) -> float:
@@ -254,12 +271,11 @@ def _find_inaccurate_bands(band: Integers, correct: Bools, named: Bools) -> list
     from scipy.stats import binomtest
 
     weak = []
-    for index in range(len(BAND_CENTERS)):
+    for index in _find_large_bands(band[named], MIN_NAMED_FACES):
         inside = named & (band == index)
-        if (count := int(inside.sum())) >= MIN_NAMED_FACES:
-            bounds = binomtest(int(correct[inside].sum()), count).proportion_ci(method="wilson")
-            if bounds.high < TARGET_ACCURACY:
-                weak.append(index)
+        bounds = binomtest(int(correct[inside].sum()), int(inside.sum())).proportion_ci(method="wilson")
+        if bounds.high < TARGET_ACCURACY:
+            weak.append(index)
     return weak
 
 

@@ -39,7 +39,7 @@ class PredictStart:
         photos: the number of images; None if it is unknown: a list on stdin, or one row per video frame.
         model: the name of the model, and its ``engine``.
         detector: the name of the detector.
-        min_confidence: gender is ``uncertain`` below this probability.
+        thresholds: gender is ``uncertain`` below these probabilities: the lowest and the highest at any age.
         calibrated: whether the model was calibrated.
         skipped: the number of images finished before.
         ignored: one line about the files in folders that are not images.
@@ -49,7 +49,7 @@ class PredictStart:
     model: str
     engine: str
     detector: str
-    min_confidence: float
+    thresholds: tuple[float, float]
     calibrated: bool
     skipped: int
     ignored: str | None = None
@@ -63,7 +63,7 @@ class PredictStart:
             model=model.info.model,
             engine=model.engine.name,
             detector=estimator.detector,
-            min_confidence=estimator.min_confidence,
+            thresholds=estimator.row_builder.threshold_range,
             calibrated=model.calibration.faces > 0,
             skipped=skipped,
             ignored=ignored,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.images import RGB, Photo
+from agegen.data.labels import MAX_AGE
 from agegen.faces.geometry import DetectedFace
 from agegen.faces.refinement import scale_points
 from agegen.model.calibration import Calibration, choose_thresholds, compute_probability_under
@@ -104,6 +105,7 @@ class FacePrediction:
             faces like those of the model's validation split with the same crop; not in every group or collection.
         gender: ``female``, ``male``, or ``uncertain`` if the model is not confident enough.
         p_female: P(female), 0–1.
+        gender_threshold: the threshold that was used, 0.5–1: it depends on the estimated age; only in JSON.
         detector: that found the face; ``none`` if the image was processed as an aligned crop, ``given`` for --boxes.
         score: detection score, 0–1.
         size: distance between the eyes, in pixels of the file.
@@ -131,6 +133,7 @@ class FacePrediction:
     age_high: float | None = None
     gender: str | None = None
     p_female: float | None = None
+    gender_threshold: float | None = None
     detector: str | None = None
     score: float | None = None
     size: float | None = None
@@ -232,11 +235,19 @@ class RowBuilder:
             model=None if extracted.reason is not None else self.model,
         )
 
-    def choose_gender(self, age: float, p_female: float) -> str:
-        """Return ``female``, ``male`` or ``uncertain``; the model's thresholds depend on the age."""
+    @property
+    def threshold_range(self) -> tuple[float, float]:
+        """The lowest and the highest gender threshold at any age."""
         if self.min_confidence is not None:
-            return choose_gender(p_female, self.min_confidence)
-        return choose_gender(p_female, float(choose_thresholds(np.array([age]), self.calibration)[0]))
+            return self.min_confidence, self.min_confidence
+        thresholds = choose_thresholds(np.arange(MAX_AGE + 1.0), self.calibration)
+        return float(thresholds.min()), float(thresholds.max())
+
+    def choose_threshold(self, age: float) -> float:
+        """Return the gender threshold for an estimated age in years: the requested one or the model's."""
+        if self.min_confidence is not None:
+            return self.min_confidence
+        return float(choose_thresholds(np.array([age]), self.calibration)[0])
 
     def _build_row(
         self, extracted: ExtractedFaces, number: int, face: DetectedFace | None, estimate: FaceEstimate
@@ -244,6 +255,7 @@ class RowBuilder:
         landmarks = None if face is None else scale_points(face.landmarks, 1 / extracted.scale)
         given = face is not None and np.isnan(face.score)
         distribution = estimate.distribution
+        threshold = self.choose_threshold(estimate.age)
         return FacePrediction(
             file=extracted.file,
             status=OK,
@@ -252,8 +264,9 @@ class RowBuilder:
             age=round(estimate.age, 1),
             age_low=round(estimate.age_low, 1),
             age_high=round(estimate.age_high, 1),
-            gender=self.choose_gender(estimate.age, estimate.p_female),
+            gender=choose_gender(estimate.p_female, threshold),
             p_female=round(estimate.p_female, 4),
+            gender_threshold=threshold,
             detector=GIVEN if given else self.detector,
             score=None if face is None or given else round(float(face.score), 4),
             size=None if landmarks is None else round(float(np.linalg.norm(landmarks[0] - landmarks[1])), 1),

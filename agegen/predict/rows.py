@@ -16,12 +16,12 @@ from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically
 from agegen.predict.results import BOX_COLUMNS, GIVEN, UNREADABLE, FacePrediction, PhotoPrediction
 
-# The columns that CSV always has: fields of a row, without those that have separate columns or are only on request.
+# The columns that CSV always has: fields of a row, without those of JSON only, in separate columns or on request.
 CSV_COLUMNS = [
     *(
         field.name
         for field in fields(FacePrediction)
-        if field.name not in ("box", "landmarks", "under", "distribution")
+        if field.name not in ("box", "landmarks", "gender_threshold", "under", "distribution")
     ),
     *BOX_COLUMNS,
 ]

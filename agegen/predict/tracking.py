@@ -23,6 +23,7 @@ from agegen.predict.results import (
     KeepOptions,
     PhotoPrediction,
     RowBuilder,
+    choose_gender,
 )
 from agegen.predict.video import Video, VideoOptions, is_video_name, read_animation
 
@@ -161,14 +162,16 @@ def make_person_row(track: Track, row_builder: RowBuilder) -> FacePrediction:
     age, below, above, p_female = (float(value) for value in track.sums / track.weight)
     sigma = max((below + above) / 2 / Z_90, 1e-3)
     estimate = FaceEstimate(age, age - below, age + above, p_female, sigma)
+    threshold = row_builder.choose_threshold(age)
     return replace(
         track.best,
         person=track.number,
         age=round(age, 1),
         age_low=round(max(estimate.age_low, 0.0), 1),
         age_high=round(min(estimate.age_high, float(MAX_AGE)), 1),
-        gender=row_builder.choose_gender(age, p_female),
+        gender=choose_gender(p_female, threshold),
         p_female=round(p_female, 4),
+        gender_threshold=threshold,
         first=round(track.first, 3),
         last=round(track.last, 3),
         frames=track.frames,

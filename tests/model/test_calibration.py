@@ -22,7 +22,9 @@ from agegen.model.calibration import (
     choose_min_confidence,
     choose_thresholds,
     compute_quantile,
+    fill_small_bands,
     find_band_threshold,
+    fit_thresholds,
 )
 
 
@@ -199,6 +201,22 @@ def test_the_gender_of_infants_is_not_reported_if_it_cannot_be_estimated():
     others = calibrate(age[older], std[older], p_female[older], labels.pick(older))
     assert others.doubtful == ()
     assert others.min_confidence == calibration.min_confidence
+
+
+def test_a_band_with_too_few_faces_is_as_strict_as_its_neighbour():
+    """Faces of 70 to 80 need a high threshold; older faces are too few to tell."""
+    rng = np.random.default_rng(0)
+    age = np.concatenate([rng.uniform(20, 70, 3000), rng.uniform(70, 80, 300), rng.uniform(80, 90, 60)])
+    confidence = rng.uniform(0.9, 1, len(age))
+    right = (age < 70) | (age >= 80) | (confidence > 0.97) | (rng.random(len(age)) < 0.5)
+    female = rng.random(len(age)) < 0.5
+    threshold, doubtful = fit_thresholds(age, np.where(female == right, confidence, 1 - confidence), female)
+    (old, oldest) = doubtful
+    assert old[:2] == (70, 80)
+    assert oldest[:2] == (80, 117)
+    assert oldest[2] == old[2] > 0.96 > threshold
+    assert fill_small_bands({2: 0.9, 4: 0.6, 6: 0.7}, 0.5) == [0.9, 0.9, 0.9, 0.9, 0.6, 0.7, 0.7, 0.7, 0.7, 0.7]
+    assert fill_small_bands({}, 0.5) == [0.5] * 10
 
 
 def test_the_threshold_of_a_band_reaches_the_target_accuracy():

@@ -1,8 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from agegen.model.calibration import UNCALIBRATED, Calibration, compute_probability_under, compute_sigma
-from agegen.predict.results import FaceEstimate, FacePrediction, PhotoPrediction, RowBuilder, choose_gender
+from agegen.predict.results import (
+    ExtractedFaces,
+    FaceEstimate,
+    FacePrediction,
+    PhotoPrediction,
+    RowBuilder,
+    choose_gender,
+)
 
 
 @pytest.mark.parametrize(
@@ -14,8 +23,19 @@ def test_gender_below_the_threshold_is_uncertain(p_female, threshold, gender):
 
 
 def test_an_explicit_threshold_replaces_those_of_the_model():
-    assert RowBuilder("m", "d", UNCALIBRATED).choose_gender(30.0, 0.6) == "female"
-    assert RowBuilder("m", "d", UNCALIBRATED, min_confidence=0.7).choose_gender(30.0, 0.6) == "uncertain"
+    banded = replace(UNCALIBRATED, doubtful=((0.0, 3.0, 0.9),))
+    model = RowBuilder("m", "d", banded)
+    assert (model.choose_threshold(1.0), model.choose_threshold(30.0), model.threshold_range) == (0.9, 0.5, (0.5, 0.9))
+    explicit = RowBuilder("m", "d", banded, min_confidence=0.7)
+    assert (explicit.choose_threshold(1.0), explicit.threshold_range) == (0.7, (0.7, 0.7))
+
+
+def test_a_row_has_the_threshold_that_chose_its_gender():
+    model = RowBuilder("m", "d", replace(UNCALIBRATED, doubtful=((0.0, 3.0, 0.9),)))
+    estimates = [FaceEstimate(age, age - 1, age + 1, 0.8, 1.0) for age in (1.0, 30.0)]
+    infant, adult = model.build(ExtractedFaces("a.jpg", faces=(None, None)), estimates).faces
+    assert (infant.gender, infant.to_json()["gender_threshold"]) == ("uncertain", 0.9)
+    assert (adult.gender, adult.to_json()["gender_threshold"]) == ("female", 0.5)
 
 
 def test_a_photo_always_has_a_row():
