@@ -47,7 +47,7 @@ def trained_on(trained_run):
     return records, (split["split"] == "train").to_numpy()
 
 
-def test_leakage_is_reported_if_the_data_has_its_own_split(trained_run, trained_on, tmp_path):
+def test_training_faces_are_left_out_of_the_datas_own_test_set(trained_run, trained_on, tmp_path):
     """A column 'split' in the data does not hide that the model was trained on its test faces."""
     records, trained = trained_on
     rows = np.concatenate([np.flatnonzero(trained)[:30], np.flatnonzero(~trained)[:30]])
@@ -57,8 +57,13 @@ def test_leakage_is_reported_if_the_data_has_its_own_split(trained_run, trained_
     unknown = tmp_path / "other" / f"{np.flatnonzero(~trained[np.sort(rows)])[0]}.png"
     cv2.imwrite(str(unknown), cv2.imread(str(unknown))[:, ::-1])
     result = evaluate_run(EvalConfig(trained_run, data=(data,)))
-    assert result.seen.sum() == 30
-    assert any("30 of these 60 faces, or near-duplicates of them" in notice for notice in result.notices)
+    left_out = 60 - result.evaluation.n
+    assert left_out >= 30
+    assert not result.seen.any()
+    assert any(f"{left_out} faces left out: the model's training used them" in notice for notice in result.notices)
+    everything = evaluate_run(EvalConfig(trained_run, data=(data,), split="all"))
+    assert everything.seen.sum() == left_out
+    assert any(f"{left_out} of these 60 faces, or near-duplicates of them" in notice for notice in everything.notices)
 
 
 def test_near_duplicates_of_training_faces_count(trained_run, trained_on, tmp_path):

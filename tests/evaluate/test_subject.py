@@ -163,7 +163,8 @@ def test_a_training_has_seen_its_faces_and_their_near_duplicates():
     # Other files of the same content are recognised by their hashes alone.
     others = [f"{row:064d}" for row in range(len(table))]
     assert split.find_seen(others, scan.hashes)[trained].all()
-    assert not split.find_seen(others, ~scan.hashes).any()
+    unrelated = np.random.default_rng(0).random(scan.hashes.shape) < 0.5
+    assert not split.find_seen(others, unrelated).any()
     assert (split.find_hashes(scan.sha256[:5]) == scan.hashes[:5]).all()
 
 
