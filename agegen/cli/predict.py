@@ -152,8 +152,18 @@ def predict(
 
 
 def _list_cells(row: FacePrediction) -> list[str]:
+    file = _shorten_path(row.file)
     if row.age is None or row.p_female is None:
-        return [row.file, "", "", "", row.status if row.reason is None else f"{row.status}: {row.reason}", ""]
+        return [file, "", "", "", row.status if row.reason is None else f"{row.status}: {row.reason}", ""]
     probability = max(row.p_female, 1 - row.p_female)
     ages = f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}"
-    return [row.file, str(row.face), *ages, str(row.gender), f"{probability:.2f}"]
+    return [file, str(row.face), *ages, str(row.gender), f"{probability:.2f}"]
+
+
+def _shorten_path(path: str, most: int = 40) -> str:
+    """Return a path of at most ``most`` characters, the middle cut out: the end tells the files of a folder apart.
+
+    40 characters leave room for the other columns in a terminal of 100.
+    """
+    head = most // 3
+    return path if len(path) <= most else f"{path[:head]}…{path[head + 1 - most :]}"

@@ -34,8 +34,17 @@ def test_table(agegen, trained_run, folder):
     assert done.exit_code == 1
     for text in ("90 % interval", "faces: mtcnn", "no_face", "unreadable: not a readable image", "webp"):
         assert text in done.stdout
-    assert "2 faces in 4 photographs, 1 without a face, 1 unreadable" in done.stderr
+    assert "2 faces in 4 photos, 1 without a face, 1 unreadable" in done.stderr
     assert agegen("predict", folder / "1.jpg", "--run", trained_run).exit_code == 0
+
+
+def test_long_paths_are_shortened_in_the_middle(agegen, trained_run, portrait, tmp_path):
+    deep = tmp_path / ("folder" * 20) / "the-name-of-the-file.jpg"
+    deep.parent.mkdir()
+    shutil.copy(portrait, deep)
+    done = agegen("predict", deep, "--run", trained_run)
+    (row,) = (line for line in done.stdout.splitlines() if "file.jpg" in line)
+    assert "…" in row
 
 
 def test_json_rows(agegen, trained_run, folder):
