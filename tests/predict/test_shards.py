@@ -62,7 +62,7 @@ def test_shards(table, expected, agegen, tmp_path):
     out = tmp_path / "out"
     result = agegen("predict", table, "--no-detect", "--parquet", out)
     assert result.exit_code == 1
-    assert "59 faces in 60 photographs" in result.stderr
+    assert "59 faces in 60 photos" in result.stderr
     assert result.stdout == ""
     assert sorted(path.name for path in out.iterdir()) == ["_job.json", *map(name_shard, range(15))]
     check_rows(read_rows(out), expected)
@@ -103,7 +103,7 @@ def test_extra_columns_and_files(faces_folder, agegen, tmp_path):
 def test_a_missing_file_is_an_unreadable_row(agegen):
     done = agegen("predict", "nowhere.jpg", "--no-detect", "--parquet", "out")
     assert done.exit_code == 1
-    assert "0 faces in 1 photographs, 0 without a face, 1 unreadable" in done.stderr
+    assert "0 faces in 1 photos, 0 without a face, 1 unreadable" in done.stderr
     assert [row["status"] for row in read_rows("out")] == ["unreadable"]
 
 
@@ -170,7 +170,7 @@ def test_shards_of_a_killed_worker_are_computed_again(table, expected, tmp_path)
     os.kill(actors[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 1, errors
-    assert "59 faces in 60 photographs" in errors
+    assert "59 faces in 60 photos" in errors
     assert "Traceback" not in errors
     check_rows(read_rows(out), expected)
 
