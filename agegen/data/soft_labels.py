@@ -80,6 +80,6 @@ def _read_file(path: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.f
     valid = ages.shape == (len(p_female), AGE_CLASSES) and np.isfinite(ages).all() and (ages >= 0).all()
     if not (valid and len(p_female) and ages.sum(axis=1).all() and ((p_female >= 0) & (p_female <= 1)).all()):
         raise DataError(
-            f"{path} does not contain soft labels: each face requires probabilities of {AGE_CLASSES} ages and P(female)"
+            f"{path} does not contain soft labels: expected distributions of {AGE_CLASSES} ages and P(female)"
         )
     return columns[0], ages / ages.sum(axis=1, keepdims=True), p_female, teacher
