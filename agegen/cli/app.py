@@ -43,6 +43,10 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # Typer passes on how pydantic, its validator, words an error.
+            error.message = error.message.removeprefix("Value error, ").replace("Input should be", "it must be")
+            raise
         except AgegenError as error:
             # Of the processes of a distributed training, the first on each machine reports the error.
             if read_local_rank()[0] == 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,7 +138,7 @@ def predict(
         config = replace(config, inputs=(*config.inputs, str(find_portrait())))
     if no_detect:
         config = replace(config, detector="none")
-    with ProgressDisplay(notices) as progress:
+    with _explain_interruption(config, notices), ProgressDisplay(notices) as progress:
         display = PredictDisplay(notices, progress)
         if config.parquet is not None:
             for made in predict_shards(config, sys.stdin.buffer):
@@ -149,6 +151,17 @@ def predict(
     display.show_summary(always=config.parquet is not None)
     if display.unreadable:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[None]:
+    """Say after Ctrl-C how to continue, if the output can be continued."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if config.is_resumable:
+            notices.print("to continue, repeat the command with --resume")
+        raise
 
 
 def _list_cells(row: FacePrediction) -> list[str]:

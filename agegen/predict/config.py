@@ -71,7 +71,12 @@ class PredictConfig:
     ] = ()
     csv: Annotated[
         str | None,
-        typer.Option("--csv", metavar="FILE|-", help="Write CSV, as results arrive.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--csv",
+            metavar="FILE|-",
+            help="Write CSV, as results arrive; replaces FILE without --resume.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None
     json: Annotated[
         str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.", rich_help_panel=OUTPUT)
@@ -185,6 +190,13 @@ class PredictConfig:
         chosen = {kind: getattr(self, kind) for kind in _ROW_FORMATS}
         return {kind: target for kind, target in chosen.items() if target is not None}
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether an interrupted prediction can be continued: with one output, CSV, JSON Lines or Parquet."""
+        if self.parquet is not None:
+            return True
+        return self.outputs.keys() in ({"csv"}, {"jsonl"}) and "-" not in self.outputs.values()
+
     def format_row_options(self) -> str:
         """Return the non-default options that affect the rows, such as ``min_score=0.5``; "" if there are none.
 
@@ -241,10 +253,8 @@ def check_options(config: PredictConfig) -> None:
         if others:
             raise AgegenError(f"--parquet cannot be combined with --{others[0]}")
         return
-    if config.resume:
-        resumable = [kind for kind, target in config.outputs.items() if kind != "json" and target != "-"]
-        if len(resumable) != 1 or len(config.outputs) > 1:
-            raise AgegenError("--resume requires exactly one output: either --csv FILE or --jsonl FILE")
+    if config.resume and not config.is_resumable:
+        raise AgegenError("--resume requires exactly one output: --csv FILE, --jsonl FILE or --parquet DIR")
 
 
 def _format(value: object) -> str:

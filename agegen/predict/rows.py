@@ -235,9 +235,10 @@ def _check_origin(records: list[_Record], path: Path, origin: Mapping[str, str])
             found = record.origin[name]
             # Unreadable files have no model or detector, and given faces were not found by the detector.
             if found != wanted and found != GIVEN and record.readable:
+                none = "default" if name == "options" else "none"
                 raise AgegenError(
-                    f"cannot resume {path}: its rows were written with {name} '{found or 'none'}', not "
-                    f"'{wanted or 'none'}'. Use the same {name}, or write to another file."
+                    f"cannot resume {path}: its rows were written with {name} '{found or none}', not "
+                    f"'{wanted or none}'. Use the same {name}, or write to another file."
                 )
 
 

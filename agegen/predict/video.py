@@ -70,8 +70,10 @@ class Video:
         """Open the video.
 
         Raises:
-            DataError: PyAV is not installed, or the file is not a readable video.
+            DataError: the file does not exist or is not a readable video, or PyAV is not installed.
         """
+        if not Path(path).exists():
+            raise DataError("no such file")
         self._av = _import_av()
         self.path = path
         self.reason: str | None = None

@@ -99,7 +99,6 @@ def test_errors_are_one_line(agegen, portrait, tmp_path):
         ([tmp_path / "empty.png"], "0 found (detector mtcnn)"),
         ([tmp_path / "none.jpg"], "no such file"),
         ([portrait, "-o", tmp_path / "map.txt"], "unsupported image format"),
-        ([portrait, "--method", "guess"], "--method: 'guess'. Choose occlusion or grad-cam"),
     ):
         done = agegen("explain", *words)
         assert done.exit_code == 1

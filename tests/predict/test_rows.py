@@ -157,7 +157,7 @@ def test_rows_of_another_model_detector_or_options_are_not_resumed(tmp_path, kin
     for origin, message in (
         ({"model": "scratch 1 def"}, "written with model 'compact 1 abc', not 'scratch 1 def'"),
         ({"model": "compact 1 abc", "detector": "yunet"}, "written with detector 'mtcnn', not 'yunet'"),
-        ({"options": "min_score=0.5"}, "written with options 'none', not 'min_score=0.5'"),
+        ({"options": "min_score=0.5"}, "written with options 'default', not 'min_score=0.5'"),
     ):
         with pytest.raises(AgegenError, match=message):
             load_resume_state(kind, path, origin)

@@ -175,7 +175,6 @@ def test_a_run_folder_has_the_documented_files(trained_run):
     [
         ({"epochs": 0}, "--epochs must be at least 1"),
         ({"lr": math.nan}, "--lr above 0"),
-        ({"augment": "gpu"}, "Invalid value for --augment: 'gpu'. Choose auto, loaders, device"),
         ({"age_balance": 2.0}, "--age-balance must be between 0"),
         ({"soft_weight": -1.0}, "--soft-weight must be between 0"),
         ({"device": "tpu"}, "Invalid value for --device: 'tpu'"),

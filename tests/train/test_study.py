@@ -89,7 +89,7 @@ def test_out_of_fold_estimates_are_complete_and_evaluated_together(study, agegen
     assert "out of fold: 60 faces" in shown.stdout
     refused = agegen("eval", path, "--data", "demo")
     assert refused.exit_code == 1
-    assert "name one of its runs for other data" in refused.stderr
+    assert "for other data, give one of its runs" in refused.stderr
 
 
 def test_an_interrupted_study_is_resumed(study, faces_folder, tmp_path):
@@ -126,7 +126,7 @@ def test_folds_can_be_trained_one_by_one(study, faces_folder, tmp_path):
     assert pd.read_parquet(path / "out_of_fold.parquet").equals(same)
     with pytest.raises(AgegenError, match="is a study with other options"):
         list(train_study(StudyConfig(make_config(faces_folder, path, seed=1), folds=FOLDS)))
-    with pytest.raises(AgegenError, match="was started with other values of --lr"):
+    with pytest.raises(AgegenError, match="with other options: --lr 3.0"):
         read_study(path, {"lr": 3.0})
     with pytest.raises(AgegenError, match="--fold must be between 1 and 3"):
         list(train_study(StudyConfig(make_config(faces_folder, path), folds=FOLDS, fold=4)))
@@ -149,7 +149,7 @@ def test_seeds_share_a_split(faces_folder, tmp_path):
     ("options", "message"),
     [
         (["--folds", 3, "--seeds", 2], "choose --folds K or --seeds N"),
-        (["--fold", 2], "--fold I belongs to --folds K"),
+        (["--fold", 2], "--fold I requires --folds K"),
         (["--folds", 1], "'--folds'"),
     ],
 )
@@ -222,10 +222,10 @@ def test_several_teachers_are_averaged(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"p_female": [2.0, 0.5]}, "distributions of 117 ages"),
-        ({"distribution": [[1.0] * 3] * 2}, "distributions of 117 ages"),
-        ({"distribution": [[-1.0] * AGE_CLASSES] * 2}, "distributions of 117 ages"),
-        ({"distribution": [[float("nan")] * AGE_CLASSES] * 2}, "distributions of 117 ages"),
+        ({"p_female": [2.0, 0.5]}, "probabilities of 117 ages"),
+        ({"distribution": [[1.0] * 3] * 2}, "probabilities of 117 ages"),
+        ({"distribution": [[-1.0] * AGE_CLASSES] * 2}, "probabilities of 117 ages"),
+        ({"distribution": [[float("nan")] * AGE_CLASSES] * 2}, "probabilities of 117 ages"),
         ({"sha256": ["x", "y"]}, "contains none of these faces"),
         ({"p_female": ["much", "little"]}, "cannot read soft labels"),
     ],
