@@ -126,7 +126,7 @@ def test_folds_can_be_trained_one_by_one(study, faces_folder, tmp_path):
     assert pd.read_parquet(path / "out_of_fold.parquet").equals(same)
     with pytest.raises(AgegenError, match="is a study with other options"):
         list(train_study(StudyConfig(make_config(faces_folder, path, seed=1), folds=FOLDS)))
-    with pytest.raises(AgegenError, match="with other options: --lr 3.0"):
+    with pytest.raises(AgegenError, match=r"with other options: --lr 3\.0"):
         read_study(path, {"lr": 3.0})
     with pytest.raises(AgegenError, match="--fold must be between 1 and 3"):
         list(train_study(StudyConfig(make_config(faces_folder, path), folds=FOLDS, fold=4)))
