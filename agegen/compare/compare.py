@@ -258,8 +258,8 @@ def align_predictions(
         counts = ", ".join(f"{name} {len(table):,}" for name, table in zip(owners, tables, strict=True))
         raise AgegenError(
             f"cannot compare these models: only {len(common)} faces are in every test set ({counts}) and in no "
-            "training set. Train with the same data and --seed or --split-file, and not from weights (--init) that have "
-            "seen these faces, or give --data."
+            "training set. Train with the same data and --seed or --split-file, and not from weights (--init) that "
+            "have seen these faces, or give --data."
         )
     order = [digest for digest in tables[0].index if digest in common]
     ordered = [table.loc[order].drop(columns="seen").reset_index(drop=True) for table in tables]
