@@ -105,7 +105,6 @@ class FacePrediction:
             faces like those of the model's validation split with the same crop; not in every group or collection.
         gender: ``female``, ``male``, or ``uncertain`` if the model is not confident enough.
         p_female: P(female), 0–1.
-        gender_threshold: the threshold that was used, 0.5–1: it depends on the estimated age; only in JSON.
         detector: that found the face; ``none`` if the image was processed as an aligned crop, ``given`` for --boxes.
         score: detection score, 0–1.
         size: distance between the eyes, in pixels of the file.
@@ -122,6 +121,7 @@ class FacePrediction:
         under: (limit, P(age < limit)) for each requested limit.
         distribution: P(age) over 0–116, if requested.
         reason: why a file, or the rest of a video, is unreadable.
+        gender_threshold: the threshold that was used, 0.5–1: it depends on the estimated age; only in JSON.
     """
 
     file: str
@@ -133,7 +133,6 @@ class FacePrediction:
     age_high: float | None = None
     gender: str | None = None
     p_female: float | None = None
-    gender_threshold: float | None = None
     detector: str | None = None
     score: float | None = None
     size: float | None = None
@@ -150,6 +149,7 @@ class FacePrediction:
     under: tuple[tuple[int, float], ...] = ()
     distribution: tuple[float, ...] | None = None
     reason: str | None = None
+    gender_threshold: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the stable JSON form; see :data:`RARE` for the keys that it contains only if they are known."""

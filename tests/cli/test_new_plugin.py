@@ -12,6 +12,8 @@ import agegen.cli
 from agegen.cli.new_plugin import write_plugin
 from agegen.errors import AgegenError
 
+pytestmark = pytest.mark.slow
+
 TOPIC = Path(agegen.cli.__file__).with_name("topics") / "plugins.md"
 # The dependencies are installed already, and building a package of four files needs no index.
 OFFLINE = ("--no-deps", "--no-build-isolation", "--quiet")

@@ -18,6 +18,8 @@ from running import run_service
 from agegen.errors import AgegenError
 from agegen.model.weights import fetch_hub_run, is_hub_run, parse_repository
 
+pytestmark = pytest.mark.slow
+
 COMMIT = "d" * 40
 
 

@@ -14,6 +14,8 @@ from agegen.plugins import build_backbone, find_plugin, load_backbone
 from agegen.testing import check_backbone
 from agegen.train.loop import FitSettings, make_optimizer
 
+pytestmark = pytest.mark.slow
+
 # A small network of each family, with an input size that keeps the test fast.
 FAMILIES = {
     "resnet10t": 64,

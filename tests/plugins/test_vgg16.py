@@ -15,6 +15,8 @@ from agegen.model.network import AgeGenderModel, count_parameters
 from agegen.train.config import TrainConfig
 from agegen.train.train import train_run
 
+pytestmark = pytest.mark.slow
+
 
 def hash_base(backbone):
     digest = hashlib.sha256()

@@ -42,7 +42,7 @@ def test_json_is_one_array():
     assert [row["status"] for row in rows] == ["ok", "ok", "no_face", "unreadable", "ok"]
     assert set(rows[0]) == {
         *("file", "status", "face", "box", "age", "age_low", "age_high", "gender", "p_female"),
-        *("detector", "score", "size", "landmarks", "turn", "model"),
+        *("detector", "score", "size", "landmarks", "turn", "model", "gender_threshold"),
     }
     assert rows[0]["box"] == [1, 2, 30, 40]
     assert rows[3]["reason"] == "no such file"

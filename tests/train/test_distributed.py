@@ -32,6 +32,8 @@ from torch.nn import functional as F
 from agegen.backbone import Backbone, InputSpec, TrainingDefaults
 from agegen.model.network import Outputs
 
+pytestmark = pytest.mark.slow
+
 
 class Heads(nn.Module):
     def __init__(self, features):

@@ -24,7 +24,7 @@ from agegen.train.train import train_run
 OPTIONS = {"epochs": 2, "batch_size": 12, "device": "cpu", "workers": 0, "save_every": 0.0}
 
 
-pytestmark = pytest.mark.usefixtures("quick_training")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_training")]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from agegen.train.loop import BatchResult, PartStart, StudyResult
 from agegen.train.study import StudyConfig, read_study, train_study
 from agegen.train.train import train_run
 
+pytestmark = pytest.mark.slow
+
 FOLDS = 3
 
 
@@ -222,10 +224,10 @@ def test_several_teachers_are_averaged(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"p_female": [2.0, 0.5]}, "probabilities of 117 ages"),
-        ({"distribution": [[1.0] * 3] * 2}, "probabilities of 117 ages"),
-        ({"distribution": [[-1.0] * AGE_CLASSES] * 2}, "probabilities of 117 ages"),
-        ({"distribution": [[float("nan")] * AGE_CLASSES] * 2}, "probabilities of 117 ages"),
+        ({"p_female": [2.0, 0.5]}, "distributions of 117 ages"),
+        ({"distribution": [[1.0] * 3] * 2}, "distributions of 117 ages"),
+        ({"distribution": [[-1.0] * AGE_CLASSES] * 2}, "distributions of 117 ages"),
+        ({"distribution": [[float("nan")] * AGE_CLASSES] * 2}, "distributions of 117 ages"),
         ({"sha256": ["x", "y"]}, "contains none of these faces"),
         ({"p_female": ["much", "little"]}, "cannot read soft labels"),
     ],

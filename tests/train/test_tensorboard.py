@@ -32,4 +32,4 @@ def test_without_its_package_it_says_what_to_install(monkeypatch):
 
 
 def test_other_logs_are_refused(agegen):
-    assert "'paper' is not 'tensorboard'" in agegen("train", "--model", "scratch", "--log", "paper").stderr
+    assert "'paper' is not one of" in agegen("train", "--model", "scratch", "--log", "paper").stderr

@@ -11,6 +11,8 @@ from PIL import Image
 from agegen.data.loading import load_sources
 from agegen.data.splits import read_split
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("--epochs", "1", "--batch-size", "16", "--workers", "0", "--device", "cpu")
 
 

@@ -5,6 +5,8 @@ import pytest
 from agegen.train.config import TrainConfig
 from agegen.train.train import train_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def slice_folder(utkface, tmp_path_factory):

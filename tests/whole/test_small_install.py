@@ -12,6 +12,8 @@ import pytest
 
 import agegen
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(agegen.__file__).parents[1]
 # Size limit in megabytes of the virtual environment, without the pip and setuptools that it starts with.
 MAX_SIZE = 400
