@@ -187,9 +187,12 @@ def find_newest_run(root: Path = DEFAULT_ROOT, model: str | None = None) -> RunF
     runs = [run for run in list_finished_runs(root) if model in (None, run.read()["model"])]
     if not runs:
         kind = f" of {model}" if model else ""
-        raise CheckpointError(
-            f"no finished run{kind} under {root}/. Train one with `agegen train --model {model or 'scratch'}`."
-        )
+        hint = f"Train one with `agegen train --model {model or 'scratch'}`."
+        # An interrupted training leaves the state that it resumes from.
+        states = sorted(root.glob("*/state-*.safetensors"), key=lambda path: path.stat().st_mtime)
+        if states:
+            hint = f"Finish one with `agegen train --resume {states[-1].parent}`."
+        raise CheckpointError(f"no finished run{kind} under {root}/. {hint}")
     return runs[-1]
 
 

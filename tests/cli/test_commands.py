@@ -94,6 +94,12 @@ def test_eval_takes_the_newest_run(trained_run, agegen, tmp_path):
     assert "MAE (years)" in agegen("eval").stdout
 
 
+def test_eval_names_an_interrupted_training(agegen, tmp_path):
+    (tmp_path / "runs" / "half").mkdir(parents=True)
+    (tmp_path / "runs" / "half" / "state-1.safetensors").touch()
+    assert "Finish one with `agegen train --resume runs/half`." in " ".join(agegen("eval").stderr.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
