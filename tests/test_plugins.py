@@ -82,6 +82,7 @@ def run_agegen(target, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
 
 
+@pytest.mark.slow
 def test_a_third_party_backbone_can_be_trained_although_others_are_broken(target, faces_folder, tmp_path):
     run = tmp_path / "run"
     done = run_agegen(target, "train", "--model", "tiny", "--data", faces_folder, "--out", run, "--workers", "0")

@@ -88,6 +88,7 @@ def train(faces_folder, tmp_path, *options):
     return [*command, "--batch-size", "12", "--out", str(tmp_path / "run"), *options]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts its own shared memory")
 @pytest.mark.parametrize("size", ["64k", "1m", "1400k"])
 def test_training_does_not_hang_with_little_shared_memory(faces_folder, tmp_path, size):
@@ -108,6 +109,7 @@ def find_workers(pid):
     return [int(child) for child in listed]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals and ps")
 def test_a_worker_that_is_killed_is_one_line(faces_folder, tmp_path):
     command = train(faces_folder, tmp_path, "--epochs", "500", "--workers", "1", "--save-every", "1000")

@@ -18,6 +18,7 @@ def write_manifest(folder, path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("random_vgg16")
 def test_train_eval_predict_compare(agegen, draw_folder, faces_folder, tmp_path):
     data = write_manifest(draw_folder(tmp_path / "data", 100), tmp_path / "faces.csv")

@@ -217,6 +217,7 @@ def test_studies_of_seeds_are_compared(two_runs, trained_run):
         choose_models((str(folds), two_runs[0]))
 
 
+@pytest.mark.slow
 def test_bundled_weights_are_compared_with_runs(two_runs, faces_folder, agegen):
     """Without a run folder, the costs of training are unknown, and there are no learning curves."""
     names = ("compact", "compact/open", two_runs[0])

@@ -49,6 +49,7 @@ def run(words, home, **env):
     return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=240, check=False)
 
 
+@pytest.mark.slow
 def test_from_the_hub(shards, tmp_path):
     files = {f"data/{path.name}": path.read_bytes() for path in shards} | {"other/three.parquet": b"not Parquet"}
     words = ["eval", "--model", "compact", "--split", "all", "--json", "-", "--data"]

@@ -108,6 +108,7 @@ def test_a_trained_model_finds_label_errors(trained_run, faces_folder, tmp_path)
     assert any("the overlap with the model's training set is unknown" in text for text in report.notices)
 
 
+@pytest.mark.slow
 def test_a_model_is_reported_to_know_its_training_faces(trained_run):
     report = check_data(CheckConfig(("demo",), run=trained_run, device="cpu"))
     assert any("was trained on 384 of these faces" in notice for notice in report.notices)

@@ -22,6 +22,7 @@ def test_the_split_is_that_of_a_training(agegen, trained_run, tmp_path):
     assert "384 train, 48 val, 48 test" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_training")
 def test_a_training_uses_the_file(agegen, tmp_path):
     agegen("split", "demo", "--seed", 7, "--out", tmp_path / "split.csv")

@@ -43,6 +43,7 @@ def test_the_onnx_file_of_a_run_matches_torch(trained_run, count):
     assert load_onnx(trained_run / "best.onnx")[0] == read_info(trained_run / "best.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("random_vgg16")
 def test_the_file_includes_a_frozen_backbone(tmp_path):
     import torch

@@ -28,6 +28,7 @@ def own_faces(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_weights_are_unchanged_and_intervals_hold(trained_run, own_faces, tmp_path, agegen):
     out = tmp_path / "mine.safetensors"
     result = agegen("calibrate", trained_run, "--data", own_faces, "--out", out)

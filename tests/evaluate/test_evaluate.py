@@ -117,6 +117,7 @@ def test_faces_without_a_name_are_different_persons(trained_on):
     assert split_scan(scan_images(named), seed=1)["group"].nunique() > 150
 
 
+@pytest.mark.slow
 def test_photos_are_reported_and_a_detector_helps(utkface, tmp_path):
     """Faces somewhere in larger images: the model guesses on the whole images, and is accurate on crops."""
     rng = np.random.default_rng(0)

@@ -150,6 +150,7 @@ def compose_group(photo, width, height, side, count):
     return image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mtcnn", "yunet"])
 def test_min_face_finds_small_faces_in_a_large_image(request, photo, name):
     if name == "yunet":

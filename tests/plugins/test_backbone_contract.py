@@ -13,11 +13,13 @@ PLUGINS = [plugin for plugin in list_plugins() if not plugin.taken_by]
 PLAIN = [plugin for plugin in PLUGINS if plugin.name != "timm"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugin", PLAIN, ids=lambda plugin: plugin.name)
 def test_every_installed_backbone_passes(plugin):
     check_backbone(load_plugin(plugin))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_vgg16")
 def test_vgg16_passes_with_its_real_weights():
     plugin = next(plugin for plugin in PLUGINS if plugin.name == "vgg16")

@@ -153,6 +153,7 @@ def list_actors():
     return found
 
 
+@pytest.mark.slow
 def test_shards_of_a_killed_worker_are_computed_again(table, expected, tmp_path):
     out = tmp_path / "out"
     words = ["predict", table, "--no-detect", "--parquet", out, "--cluster", "local"]
@@ -175,6 +176,7 @@ def test_shards_of_a_killed_worker_are_computed_again(table, expected, tmp_path)
     check_rows(read_rows(out), expected)
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_load_is_reported_once(tmp_path):
     config = PredictConfig(("a",), model="nothing", detector="none", parquet=str(tmp_path / "out"), cluster="local")
     shards = {number: Shard(1, ("a.jpg",)) for number in range(3)}

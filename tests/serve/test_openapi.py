@@ -57,7 +57,7 @@ def test_it_has_all_statuses(document):
 def test_its_rows_are_those_of_predictions(document):
     row = FacePrediction(
         "a.jpg", "ok", 1, (1, 2, 3, 4), 30.0, 20.0, 40.0, "female", 0.9, "yunet", 0.9, 50.0, ((1.0, 2.0),) * 5, 0,
-        "compact", 2, 1, 0.5, 0.0, 1.0, 3, "min_score=0.5", (), (0.5, 0.5), "why",
+        "compact", 2, 1, 0.5, 0.0, 1.0, 3, "min_score=0.5", (), (0.5, 0.5), "why", 0.9,
     )  # fmt: skip
     assert all(getattr(row, field.name) is not None for field in fields(row))
     validate_row(document, json.loads(format_row(row)))

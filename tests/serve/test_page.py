@@ -63,6 +63,7 @@ def read_cells(figure):
     return [[cell.inner_text() for cell in row.locator("td").all()] for row in figure.locator("tbody tr").all()]
 
 
+@pytest.mark.slow
 def test_two_models_side_by_side(page, service, agegen, portrait, tmp_path):
     # As phones store photos: on the side, with an EXIF orientation.
     turned = tmp_path / "turned.jpg"
@@ -134,6 +135,7 @@ def read_focus(page):
     return page.locator("body").evaluate("() => document.activeElement.id")
 
 
+@pytest.mark.slow
 def test_by_keyboard_and_by_paste(page, service, portrait):
     page.goto(service.address)
     page.locator("#model option").first.wait_for(state="attached")

@@ -229,6 +229,7 @@ def test_the_token(agegen, portrait):
     assert "sesame" not in log
 
 
+@pytest.mark.slow
 def test_fifty_at_once(client, service, portrait):
     content = portrait.read_bytes()
     expected = client.post("/v1/faces", content=content).json()

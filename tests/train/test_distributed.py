@@ -24,6 +24,8 @@ from agegen.train.config import TrainConfig
 from agegen.train.loop import FitSettings, make_trainer
 from agegen.train.setup import choose_settings, prepare_training
 
+pytestmark = pytest.mark.slow
+
 # Backbones without batch norm and dropout, so that faces do not affect each other: a trainable and a frozen one.
 PLAIN = """
 import torch
@@ -31,8 +33,6 @@ from torch import nn
 from torch.nn import functional as F
 from agegen.backbone import Backbone, InputSpec, TrainingDefaults
 from agegen.model.network import Outputs
-
-pytestmark = pytest.mark.slow
 
 
 class Heads(nn.Module):

@@ -101,6 +101,7 @@ class Wide(Hooked):
     crop = tuple((0.5 + (x - 0.5) * 0.8, 0.5 + (y - 0.5) * 0.8) for x, y in AlignmentTemplate().landmarks)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_images_are_cropped_as_the_backbone_requires(utkface, monkeypatch, tmp_path):
     point = EntryPoint("scratch", f"{__name__}:Wide", "agegen.backbones")

@@ -230,6 +230,7 @@ def test_the_demo_portrait_is_found_without_importing_matplotlib(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_contract_checks_also_run_with_python_o():
     """`python -O` skips assert statements; a broken backbone must still be found."""
     code = (

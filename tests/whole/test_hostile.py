@@ -162,6 +162,7 @@ def run_cli(arguments, stdout):
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, timeout=120, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="requires /dev/full")  # noqa: PTH110 - a device
 @pytest.mark.parametrize("arguments", [["--jsonl", "-"], ["--json", "-"], ["--csv", "/dev/full"], []])
 def test_a_full_disk_is_reported_in_one_line(trained_run, arguments):

@@ -38,6 +38,7 @@ def list_files(home):
     return sorted({"/".join(path.relative_to(home).parts[:2]) for path in home.rglob("*") if path.is_file()})
 
 
+@pytest.mark.slow
 def test_prediction_opens_no_connection(portrait, tmp_path):
     (tmp_path / "home").mkdir()
     code = f"from agegen import Estimator; assert Estimator.load().predict({str(portrait)!r})" + LINGER
@@ -45,6 +46,7 @@ def test_prediction_opens_no_connection(portrait, tmp_path):
     assert list_files(tmp_path / "home") == []
 
 
+@pytest.mark.slow
 def test_training_opens_no_connection(faces_folder, tmp_path):
     (tmp_path / "home").mkdir()
     arguments = ["train", "--model", "scratch", "--data", str(faces_folder), "--epochs", "1", "--batch-size", "16"]
