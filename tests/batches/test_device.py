@@ -27,6 +27,8 @@ from agegen.errors import AgegenError, TrainingInterrupted
 from agegen.train.config import TrainConfig
 from agegen.train.train import train_run
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 # Views that the distributions are compared on; standard errors are then about a thirtieth of a standard deviation.
 VIEWS = 1000
