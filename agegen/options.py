@@ -34,6 +34,21 @@ EngineName = Literal["auto", "onnx", "torch"]
 SplitName = Literal["test", "val", "train", "all"]
 ProtocolName = Literal["utkface-21-60", "utkface-full"]
 
+# Of the option of `agegen` itself and of its commands.
+OFFLINE_HELP = "Never access the network; fail if a required file is not cached."
+
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.", rich_help_panel=OUTPUT)
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE.html", help="Write one self-contained page.", rich_help_panel=OUTPUT),
+]
+OfflineOption = Annotated[
+    bool,
+    typer.Option("--offline", help=OFFLINE_HELP, rich_help_panel=COMPUTE),
+]
+FinishedRunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")]
 DeviceOption = Annotated[
     Device, typer.Option(help="Device; auto uses a CUDA GPU if there is one.", rich_help_panel=COMPUTE)
 ]
@@ -62,6 +77,18 @@ OtherDataOption = Annotated[
     tuple[str, ...],
     typer.Option(
         metavar="PATH", help="Other data, as for train (repeatable). Default: the run's.", rich_help_panel=DATA
+    ),
+]
+AgeColumnOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column with the age, if a table has several.", rich_help_panel=DATA),
+]
+GenderCodesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD,WORD",
+        help="What 0 and 1, or 1 and 2, stand for. Default: male,female for 0 and 1.",
+        rich_help_panel=DATA,
     ),
 ]
 ProtocolOption = Annotated[
@@ -117,18 +144,8 @@ class ReadOptions:
         gender_codes: what 0 and 1, or 1 and 2, stand for, e.g. ``male,female``; None for UTKFace's.
     """
 
-    age_column: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Column with the age, if a table has several.", rich_help_panel=DATA),
-    ] = None
-    gender_codes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORD,WORD",
-            help="What 0 and 1, or 1 and 2, stand for. Default: male,female for 0 and 1.",
-            rich_help_panel=DATA,
-        ),
-    ] = None
+    age_column: AgeColumnOption = None
+    gender_codes: GenderCodesOption = None
 
     def fill_from(self, record: dict[str, Any]) -> ReadOptions:
         """Return these options, completed by those of a run's record (``run.json``)."""

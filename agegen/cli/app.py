@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from agegen.distributed import read_local_rank, read_rank
 from agegen.errors import AgegenError
+from agegen.options import OFFLINE_HELP
 
 # The exit code that shells expect after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
@@ -100,20 +101,6 @@ def add_command(
         return group.command(name=name, help=text, rich_help_panel=panel, epilog=f"Example: {example}")(function)
 
     return register
-
-
-JsonOut = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.", rich_help_panel="Output"),
-]
-Offline = Annotated[
-    bool,
-    typer.Option(
-        "--offline",
-        help="Never access the network; fail if a required file is not cached.",
-        rich_help_panel="Hardware and cache",
-    ),
-]
 
 
 def obey_offline(offline: bool) -> None:
@@ -208,9 +195,7 @@ def _set_up(
         bool,
         typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Never access the network; fail if a required file is not cached.")
-    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help=OFFLINE_HELP)] = False,
 ) -> None:
     """Set up what concerns all commands."""
     obey_offline(offline)

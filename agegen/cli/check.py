@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from agegen.cli.app import (
-    JsonOut,
     add_command,
     data_app,
     make_notice_console,
@@ -17,7 +16,7 @@ from agegen.cli.app import (
     write_output,
 )
 from agegen.datatools.config import CheckConfig
-from agegen.options import OUTPUT, with_options
+from agegen.options import OUTPUT, JsonOption, ReportOption, with_options
 
 
 @add_command("check", "agegen data check data/utkface --report check.html --fix clean.csv", group=data_app)
@@ -25,11 +24,8 @@ from agegen.options import OUTPUT, with_options
 def check(
     config: CheckConfig,
     *,
-    json_out: JsonOut = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html", help="Write one self-contained page.", rich_help_panel=OUTPUT),
-    ] = None,
+    json_out: JsonOption = None,
+    report: ReportOption = None,
     html: Annotated[Path | None, typer.Option("--html", hidden=True)] = None,
     fix: Annotated[
         Path | None,

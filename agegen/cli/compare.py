@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from agegen.cli.app import (
     TRAIN,
-    JsonOut,
     add_command,
     make_notice_console,
     make_output_console,
@@ -17,7 +11,7 @@ from agegen.cli.app import (
     write_output,
 )
 from agegen.evaluate.config import CompareConfig
-from agegen.options import OUTPUT, with_options
+from agegen.options import JsonOption, ReportOption, with_options
 
 
 @add_command("compare", "agegen compare --report comparison.html", TRAIN)
@@ -25,11 +19,8 @@ from agegen.options import OUTPUT, with_options
 def compare(
     config: CompareConfig,
     *,
-    report: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html", help="Write one self-contained page.", rich_help_panel=OUTPUT),
-    ] = None,
-    json_out: JsonOut = None,
+    report: ReportOption = None,
+    json_out: JsonOption = None,
 ) -> None:
     """Compare models on the same faces: metrics, costs, a verdict.
 

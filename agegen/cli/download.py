@@ -8,13 +8,13 @@ import typer
 
 from agegen.cli.app import (
     SHARE,
-    Offline,
     add_command,
     make_notice_console,
     make_output_console,
     obey_offline,
     show_work,
 )
+from agegen.options import OfflineOption
 
 
 @add_command("download", "agegen download --all", SHARE)
@@ -22,7 +22,7 @@ def download(
     everything: Annotated[
         bool, typer.Option("--all", help="Also the files of other detectors and of backbones for training.")
     ] = False,
-    offline: Offline = False,
+    offline: OfflineOption = False,
 ) -> None:
     """Download the yunet face detector (recommended).
 

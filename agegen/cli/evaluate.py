@@ -9,7 +9,6 @@ import typer
 
 from agegen.cli.app import (
     TRAIN,
-    JsonOut,
     add_command,
     make_notice_console,
     make_output_console,
@@ -18,7 +17,7 @@ from agegen.cli.app import (
 )
 from agegen.errors import AgegenError
 from agegen.evaluate.config import EvalConfig
-from agegen.options import OUTPUT, with_options
+from agegen.options import OUTPUT, JsonOption, with_options
 
 if TYPE_CHECKING:
     from agegen.evaluate.evaluation import Evaluation
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 def evaluate(
     config: EvalConfig,
     *,
-    json_out: JsonOut = None,
+    json_out: JsonOption = None,
     predictions: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write one row per face, .parquet or .csv.", rich_help_panel=OUTPUT),

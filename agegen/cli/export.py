@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from agegen.cli.app import SHARE, add_command, make_notice_console, make_output_console, show_work
+from agegen.options import FinishedRunArgument
 
 
 @add_command("export", "agegen export runs/scratch-20260101-120000 --onnx scratch.onnx", SHARE)
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    run: FinishedRunArgument,
     weights: Annotated[
         Path | None,
         typer.Option(metavar="FILE.safetensors", help="Write float16 weights and their model card."),

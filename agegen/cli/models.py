@@ -10,7 +10,6 @@ import typer
 
 from agegen.cli.app import (
     TRAIN,
-    JsonOut,
     add_command,
     make_notice_console,
     make_output_console,
@@ -18,7 +17,7 @@ from agegen.cli.app import (
     write_output,
 )
 from agegen.errors import CheckpointError, PluginError
-from agegen.options import WeightsOption
+from agegen.options import JsonOption, WeightsOption
 from agegen.plugins import Plugin, build_backbone, list_plugins, load_plugin, locate_file
 from agegen.render.tables import PlainTable, format_size, render_table
 
@@ -48,7 +47,7 @@ class ModelDescription:
 
 @add_command("models", "agegen models --card scratch", TRAIN)
 def models(
-    json_out: JsonOut = None,
+    json_out: JsonOption = None,
     card: Annotated[
         str | None, typer.Option(metavar="NAME", help="Show the model card of this model's bundled weights.")
     ] = None,

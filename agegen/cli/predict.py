@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from agegen.cli.app import USE, Offline, add_command, make_notice_console, make_output_console, obey_offline, show_work
-from agegen.options import FACES, with_options
+from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
+from agegen.options import FACES, OfflineOption, with_options
 from agegen.predict.config import PredictConfig
 from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import PlainTable, format_duration, render_table
@@ -120,7 +120,7 @@ def predict(
         bool,
         typer.Option("--demo", help="Run on the sample portrait bundled with matplotlib."),
     ] = False,
-    offline: Offline = False,
+    offline: OfflineOption = False,
 ) -> None:
     """Find faces in photos and estimate the age and gender of each.
 

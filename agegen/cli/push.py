@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agegen.cli.app import SHARE, add_command, make_notice_console, make_output_console, show_work
+from agegen.options import FinishedRunArgument
 
 
 @add_command("push", "agegen push runs/compact-20260101-120000 me/my-faces", SHARE)
 def push(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    run: FinishedRunArgument,
     repository: Annotated[
         str, typer.Argument(metavar="OWNER/NAME", help="Target repository; created if it does not exist.")
     ],

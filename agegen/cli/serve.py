@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from agegen.cli.app import USE, Offline, add_command, make_notice_console, obey_offline, show_work
+from agegen.cli.app import USE, add_command, make_notice_console, obey_offline, show_work
 from agegen.errors import AgegenError
-from agegen.options import with_options
+from agegen.options import OfflineOption, with_options
 from agegen.serve.config import ServeConfig
 
 
 @add_command("serve", "agegen serve --port 8080", USE)
 @with_options(ServeConfig)
-def serve(config: ServeConfig, *, offline: Offline = False) -> None:
+def serve(config: ServeConfig, *, offline: OfflineOption = False) -> None:
     """Serve predictions over HTTP, with a web page at /.
 
     Programs send POST /v1/faces; see `agegen help serve`. Nothing is stored. SIGTERM and Ctrl-C finish the requests in

@@ -18,6 +18,7 @@ from agegen.options import (
     VIDEO,
     DeviceOption,
     EngineName,
+    JsonOption,
     PrecisionOption,
     WeightsOption,
     check_detector,
@@ -78,9 +79,7 @@ class PredictConfig:
             rich_help_panel=OUTPUT,
         ),
     ] = None
-    json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON; - is stdout.", rich_help_panel=OUTPUT)
-    ] = None
+    json: JsonOption = None
     jsonl: Annotated[
         str | None,
         typer.Option(

@@ -18,9 +18,11 @@ from agegen.options import (
     OUTPUT,
     STUDY,
     TRAINING,
+    AgeColumnOption,
     CacheDirOption,
     CropDetectorOption,
     DeviceOption,
+    GenderCodesOption,
     PrecisionOption,
     ProtocolOption,
     from_plain,
@@ -102,18 +104,8 @@ class TrainConfig:
     save_every: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Interval between saves.", rich_help_panel=COMPUTE)
     ] = field(default=60.0, metadata={"resume": "free", "study": "free", "recorded": False})
-    age_column: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Column with the age, if a table has several.", rich_help_panel=DATA),
-    ] = None
-    gender_codes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORD,WORD",
-            help="What 0 and 1, or 1 and 2, stand for. Default: male,female for 0 and 1.",
-            rich_help_panel=DATA,
-        ),
-    ] = None
+    age_column: AgeColumnOption = None
+    gender_codes: GenderCodesOption = None
     detector: CropDetectorOption = None
     init: Annotated[
         str | None,
