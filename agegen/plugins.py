@@ -113,7 +113,9 @@ def find_plugin(name: str) -> Plugin:
                 )
             return replace(plugin, name=f"{short}{colon}{argument}", argument=argument)
     known = ", ".join(dict.fromkeys(plugin.name for plugin in plugins)) or "none"
-    raise PluginError(f"unknown backbone '{name}'. Installed: {known} (see `agegen models`); timm's are timm:NAME.")
+    raise PluginError(
+        f"unknown backbone '{name}'. Installed: {known} (see `agegen models`); for a network of timm: timm:NAME."
+    )
 
 
 def load_backbone(name: str) -> tuple[Plugin, type[Backbone]]:
