@@ -30,6 +30,7 @@ from agegen.datatools.convert import format_path, make_manifest
 from agegen.datatools.label_issues import LabelIssue, find_label_issues
 from agegen.errors import DataError
 from agegen.evaluate.subject import EvaluationSubject, open_subject
+from agegen.faces.detection import add_cropper
 from agegen.faces.matching import make_crop_notices, measure_dataset
 from agegen.files import replace_atomically
 from agegen.machine import choose_compute
@@ -232,7 +233,7 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
     Raises:
         AgegenError: the data or the model cannot be used at all.
     """
-    scan = scan_images(load_sources(config.data, config.reading), None, on_progress)
+    scan = scan_images(add_cropper(load_sources(config.data, config.reading), None), None, on_progress)
     frame = scan.records.frame
     pairs = find_duplicates(scan.hashes, scan.sha256, on_progress)
     mirrored = find_mirrored_duplicates(scan.hashes, scan.sha256, on_progress)
@@ -430,8 +431,9 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
     paths = [locate_image(report.records.images, int(row)) for row in report.frame["row"]]
     if None in paths:
         raise DataError(f"cannot write a manifest: the images of {report.source} are stored inside another file")
-    removals = list_removals(report)
-    kept = ~report.frame["path"].isin({item.path for item in removals})
+    faulty = list_removals(report)
+    removals = list(dict.fromkeys([*report.excluded, *faulty]))
+    kept = ~report.frame["path"].isin({item.path for item in faulty})
     files = [format_path(file, path.parent) for file, clean in zip(paths, kept, strict=True) if clean and file]
     clean = make_manifest(report.frame[kept].drop(columns="row"), files)
     for target, table in (
@@ -444,12 +446,12 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
 
 
 def list_removals(report: DataReport) -> list[Exclusion]:
-    """Return what a clean manifest leaves out, with reasons.
+    """Return which usable faces a clean manifest leaves out, with reasons.
 
-    These are unusable and tiny images; of equal files and near-duplicates with the same labels all but the first; both
+    These are tiny images; of equal files and near-duplicates with the same labels all but the first; both
     images of conflicting pairs; and likely label errors, if a model was given.
     """
-    removed: dict[str, str] = {item.path: item.reason for item in [*report.excluded, *report.tiny]}
+    removed: dict[str, str] = {item.path: item.reason for item in report.tiny}
     for pair in report.duplicates.pairs:
         if pair.conflicting:
             for name, other in ((pair.first, pair.second), (pair.second, pair.first)):

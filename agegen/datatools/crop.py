@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from agegen.data.images import RGB
 from agegen.data.loading import load_sources
-from agegen.data.records import Exclusion, FaceRecords
+from agegen.data.records import BOX_COLUMNS, Exclusion, FaceRecords
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.datatools.config import CropConfig
 from agegen.datatools.convert import make_manifest
 from agegen.errors import AgegenError, DataError
-from agegen.faces.detection import LargestFaceCropper, choose_detector
+from agegen.faces.detection import add_cropper, choose_detector
 from agegen.files import replace_atomically, write_bytes
 from agegen.machine import count_cores
 
@@ -33,7 +33,9 @@ class CropResult:
 
 
 def crop_data(config: CropConfig, on_progress: ProgressHook = ignore_progress) -> CropResult:
-    """Crop the largest face of each labelled photo, aligned as the bundled weights expect it.
+    """Crop the labelled faces of photos, aligned as the bundled weights expect it.
+
+    Of each photo the largest face is cropped, or the faces in the bounding boxes that the labels have.
 
     Writes ``OUT/<path>.jpg`` (200×200) and ``OUT/labels.csv``, with the labels and all other columns, as ``agegen
     train --data OUT`` reads them.
@@ -43,9 +45,7 @@ def crop_data(config: CropConfig, on_progress: ProgressHook = ignore_progress) -
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise AgegenError(f"{config.out} is not an empty folder. Choose another one.")
-    records = replace(
-        load_sources(config.data, config.reading), cropper=LargestFaceCropper(choose_detector(config.detector))
-    )
+    records = add_cropper(load_sources(config.data, config.reading), choose_detector(config.detector))
     names = [str(path) for path in records.frame["path"]]
     places = [_place_crop(name, row) for row, name in enumerate(names)]
     reasons = _write_crops(records, config.out, places, on_progress)
@@ -53,7 +53,7 @@ def crop_data(config: CropConfig, on_progress: ProgressHook = ignore_progress) -
     if not any(good):
         raise DataError(f"no face found in any image of {records.source}; the first: {reasons[0]}")
     lost = [Exclusion(name, reason) for name, reason in zip(names, reasons, strict=True) if reason]
-    table = make_manifest(records.frame.drop(columns="row"), places)[good]
+    table = make_manifest(records.frame.drop(columns=["row", *BOX_COLUMNS], errors="ignore"), places)[good]
     with replace_atomically(config.out / MANIFEST) as temporary:
         table.to_csv(temporary, index=False)
     return CropResult(len(table), config.out / MANIFEST, [*records.excluded, *lost])

@@ -32,7 +32,7 @@ from agegen.data.splits import (
 from agegen.errors import DataError
 from agegen.evaluate.estimates import Estimates, estimate_batches
 from agegen.faces.alignment import AlignmentTemplate
-from agegen.faces.detection import LargestFaceCropper
+from agegen.faces.detection import add_cropper
 from agegen.faces.matching import LandmarkStats, make_crop_notices, match_crops, read_crop_boxes
 from agegen.machine import Compute
 from agegen.model.calibration import Calibration, read_calibration
@@ -290,8 +290,10 @@ def _crop_as_trained(
     checkpoint has for these datasets; else it is measured.
     """
     template = AlignmentTemplate.from_json(info.crop) if info.crop is not None else None
-    if chosen := detector or (record or {}).get("options", {}).get("detector"):
-        return replace(records, cropper=LargestFaceCropper(chosen, template)), []
+    chosen = detector or (record or {}).get("options", {}).get("detector")
+    records = add_cropper(records, chosen, template)
+    if chosen:
+        return records, []
     if record is not None:
         return replace(records, trims=read_crop_boxes(record["data"].get("trims", {}))), []
     if records.drawn:

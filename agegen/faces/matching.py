@@ -14,7 +14,7 @@ from agegen.data.loading import load_sources
 from agegen.data.records import SOURCE_COLUMN, CropBox, FaceRecords
 from agegen.errors import CheckpointError, DataError
 from agegen.faces.alignment import AlignmentTemplate, fit_template
-from agegen.faces.detection import BUNDLED_DETECTOR, LargestFaceCropper, create_detector
+from agegen.faces.detection import BUNDLED_DETECTOR, add_cropper, create_detector
 from agegen.faces.geometry import Detector, compute_scale, fit_similarity
 from agegen.options import ReadOptions
 
@@ -87,9 +87,9 @@ def load_cropped(
     Raises:
         AgegenError: invalid data or detector.
     """
-    records = load_sources(data, reading)
+    records = add_cropper(load_sources(data, reading), detector, template)
     if detector is not None:
-        return replace(records, cropper=LargestFaceCropper(detector, template))
+        return records
     return replace(records, trims=match_crops(records, template) if crop_boxes is None else crop_boxes)
 
 
