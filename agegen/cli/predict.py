@@ -76,6 +76,7 @@ class PredictDisplay:
             notices.append(start.ignored)
         if start.skipped:
             notices.append(f"{start.skipped:,} files already processed")
+        notices += start.notices
         if not start.calibrated:
             notices.append("this checkpoint is not calibrated: its intervals and probabilities are unreliable")
         show_notices(self._notices, tuple(notices))

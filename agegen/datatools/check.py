@@ -30,8 +30,9 @@ from agegen.datatools.convert import format_path, make_manifest
 from agegen.datatools.label_issues import LabelIssue, find_label_issues
 from agegen.errors import DataError
 from agegen.evaluate.subject import EvaluationSubject, open_subject
+from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.detection import add_cropper
-from agegen.faces.matching import make_crop_notices, measure_dataset
+from agegen.faces.matching import LandmarkStats, make_crop_notices, make_margin_notices, match_crops
 from agegen.files import replace_atomically
 from agegen.machine import choose_compute
 
@@ -47,6 +48,8 @@ _RANDOM_SPLITS = 20
 _NEIGHBOURS = 3
 # An age is heaped if its count exceeds that of its neighbours by this ratio, and chance by so many standard deviations.
 _MIN_RATIO, _MIN_SIGMAS = 1.4, 4.0
+# Faces larger or smaller by more than this share are reported; training enlarges and reduces them by up to 15 % anyway.
+_OTHER_SIZE = 0.15
 
 
 @dataclass(frozen=True)
@@ -274,7 +277,23 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
 
 def _describe_data(scan: Scan) -> list[str]:
     layout = [f"data: {scan.records.layout}, {len(scan.records):,} faces"] if scan.records.layout else []
-    return [*layout, *scan.records.notices, *make_crop_notices(measure_dataset(scan.records))]
+    crops = [] if scan.records.drawn else _describe_crops(scan.records)
+    return [*layout, *scan.records.notices, *crops]
+
+
+def _describe_crops(records: FaceRecords) -> list[str]:
+    """Return notices about uncropped photos, and crops unlike those that the bundled weights were trained on."""
+    template = AlignmentTemplate()
+    measured: list[LandmarkStats] = []
+    trims = match_crops(records, template, measured)
+    found = (text for stats in measured for text in (*make_crop_notices(stats), *make_margin_notices(stats, template)))
+    trimmed = [
+        f"the faces of {name} have {box.side:.0%} of the size that the bundled weights expect; `agegen eval` cuts out "
+        "the matching part of each image"
+        for name, box in trims.items()
+        if abs(box.side - 1) > _OTHER_SIZE
+    ]
+    return list(dict.fromkeys([*found, *trimmed]))
 
 
 def _check_labels(

@@ -130,7 +130,7 @@ def find_faces(detector: Detector, image: RGB) -> tuple[list[DetectedFace], int]
     faces = detector.detect(image)
     if any(_is_upright(detector, face) and not _is_sideways(detector, face) for face in faces):
         return faces, 0
-    if not faces and (found := _detect_with_margin(detector, image)):
+    if not faces and (found := detect_with_margin(detector, image)):
         return found, 0
     best, turn = faces, 0
     for quarters in (1, 3, 2):
@@ -234,7 +234,7 @@ def _find_best_score(faces: list[DetectedFace]) -> float:
     return max((face.score for face in faces), default=0.0)
 
 
-def _detect_with_margin(detector: Detector, image: RGB) -> list[DetectedFace]:
+def detect_with_margin(detector: Detector, image: RGB) -> list[DetectedFace]:
     """Return the faces detected in an image with a grey margin, in pixels of the image without it."""
     import cv2
 
