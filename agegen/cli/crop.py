@@ -14,9 +14,15 @@ def crop(config: CropConfig) -> None:
     notices = make_notice_console()
     with show_work(notices):
         from agegen.datatools.crop import crop_data
-        from agegen.render.progress import ProgressDisplay, show_exclusions
+        from agegen.render.progress import ProgressDisplay, show_exclusions, show_notices
 
-    with ProgressDisplay(notices) as progress:
-        result = crop_data(config, progress)
+    try:
+        with ProgressDisplay(notices) as progress:
+            result = crop_data(config, progress)
+    except KeyboardInterrupt:
+        notices.print("to continue, repeat the command")
+        raise
+    if result.resumed:
+        show_notices(notices, (f"{result.resumed:,} faces were finished by an earlier call",))
     show_exclusions(notices, result.excluded)
     make_output_console().print(f"{result.crops:,} crops; {result.manifest}", soft_wrap=True)

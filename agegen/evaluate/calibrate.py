@@ -15,9 +15,10 @@ from agegen.errors import AgegenError, DataError
 from agegen.evaluate.config import CalibrateConfig
 from agegen.evaluate.estimates import Estimates
 from agegen.evaluate.subject import EvaluationSubject, open_subject
+from agegen.files import replace_atomically
 from agegen.machine import choose_compute
 from agegen.model.calibration import COVERAGE, Calibration, bound_ages, calibrate
-from agegen.model.checkpoint import save_checkpoint
+from agegen.model.checkpoint import make_checkpoint
 
 # With fewer faces, the true coverage of the intervals is known to no better than ±9 points.
 MIN_FACES = 50
@@ -92,12 +93,13 @@ def _describe_seen(seen: int) -> list[str]:
 def _write_model(out: Path, subject: EvaluationSubject, calibration: Calibration) -> tuple[Path, ...]:
     """Write the checkpoint, and an ONNX file if the original has one; return their paths."""
     info = replace(subject.info, calibration=calibration.to_json())
-    save_checkpoint(out, subject.model, info, subject.training.used)
-    if not subject.checkpoint.with_suffix(ONNX_SUFFIX).is_file():
-        return (out,)
-    onnx = out.with_suffix(ONNX_SUFFIX)
-    export_model(info, subject.model, out, onnx)
-    return out, onnx
+    onnx = out.with_suffix(ONNX_SUFFIX) if subject.checkpoint.with_suffix(ONNX_SUFFIX).is_file() else None
+    # The checkpoint gets its name last: where it exists, an interrupted calibration cannot be repeated.
+    with replace_atomically(out) as temporary:
+        temporary.write_bytes(make_checkpoint(subject.model, info, subject.training.used))
+        if onnx is not None:
+            export_model(info, subject.model, temporary, onnx)
+    return (out,) if onnx is None else (out, onnx)
 
 
 def measure_coverage(estimates: Estimates, labels: Labels, calibration: Calibration) -> float:

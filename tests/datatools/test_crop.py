@@ -1,6 +1,9 @@
 """``agegen data crop``: aligned crops of labelled photos."""
 
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,7 @@ from agegen.data.scan import scan_images
 from agegen.data.splits import split_scan
 from agegen.datatools.check import check_data, write_clean_manifest
 from agegen.datatools.config import CheckConfig, CropConfig
-from agegen.datatools.crop import crop_data
+from agegen.datatools.crop import crop_data, name_crops
 from agegen.errors import AgegenError, DataError
 from agegen.evaluate.config import EvalConfig
 from agegen.evaluate.evaluate import evaluate_run
@@ -46,7 +49,7 @@ def test_crops_and_their_manifest(photos, tmp_path):
     }
     table = pd.read_csv(result.manifest, keep_default_na=False)
     assert table.to_dict("list") == {
-        "path": ["in/first.jpg.jpg", "second.png.jpg"],
+        "path": ["in/first.jpg", "second.jpg"],
         "age": ["77", "70-79"],
         "gender": ["female", ""],
         "camera": ["a", "b"],
@@ -117,6 +120,75 @@ def test_boxes_of_other_images_are_not_used(tmp_path):
     assert "boxes are not used" in records.notices[-1]
     assert records.decode(0).shape == (200, 200, 3)
     assert records.cropper is None
+
+
+def list_files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_interrupted_call_is_continued(photos, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "crops"
+    crop_data(CropConfig((str(photos),), whole))
+
+    def interrupt(_stage, done, _total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crop_data(CropConfig((str(photos),), out), interrupt)
+    assert not (out / "labels.csv").exists()
+    # A process that is killed may leave half a line, and a crop that is not recorded.
+    progress = out / "crop-progress.jsonl"
+    progress.write_text(progress.read_text() + '"no fa')
+    (out / "second.jpg").write_bytes(b"half")
+    photos.write_text(photos.read_text() + "more.png,3,f,e\n")
+    with pytest.raises(AgegenError, match="has unfinished crops of other labels"):
+        crop_data(CropConfig((str(photos),), out))
+    photos.write_text(photos.read_text().replace("more.png,3,f,e\n", ""))
+    result = crop_data(CropConfig((str(photos),), out))
+    assert (result.crops, result.resumed) == (2, 1)
+    assert list_files(out) == list_files(whole)
+    with pytest.raises(AgegenError, match="is not an empty folder"):
+        crop_data(CropConfig((str(photos),), out))
+
+
+@pytest.mark.slow
+def test_a_killed_call_is_continued(portrait, tmp_path, agegen):
+    (tmp_path / "photos.csv").write_text("path,age\n" + "".join(f"p{number}.jpg,{number}\n" for number in range(40)))
+    for number in range(40):
+        shutil.copy(portrait, tmp_path / f"p{number}.jpg")
+    assert agegen("data", "crop", tmp_path / "photos.csv", tmp_path / "whole").exit_code == 0
+    command = [sys.executable, "-m", "agegen", "data", "crop", str(tmp_path / "photos.csv"), str(tmp_path / "crops")]
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while len(list((tmp_path / "crops").glob("*.jpg"))) < 5:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    again = agegen("data", "crop", tmp_path / "photos.csv", tmp_path / "crops")
+    assert again.exit_code == 0, again.stderr
+    assert "finished by an earlier call" in again.stderr
+    assert list_files(tmp_path / "crops") == list_files(tmp_path / "whole")
+
+
+def test_names_of_crops_are_short_and_unique():
+    paths = [
+        "a.png",
+        "a.jpg",
+        "b/a.jpg",
+        "A.JPEG",
+        "/x/../y#1,2.jpg",
+        "p.jpg#1,2,3,4.5",
+        "p.jpg#9,9,20,20",
+        "v1.2",
+        "",
+        "a-2",
+    ]
+    names = name_crops(paths)
+    assert names == [
+        *("a.jpg", "a-2.jpg", "b/a.jpg", "A-3.jpg", "x/y#1,2.jpg", "p.jpg", "p-2.jpg", "v1.2.jpg", "row-8.jpg"),
+        "a-2-2.jpg",
+    ]
 
 
 def test_photos_that_cannot_be_cropped_are_errors_of_one_line(photos, tmp_path, faces_folder, agegen):
