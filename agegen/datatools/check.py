@@ -324,7 +324,9 @@ def count_groups(scan: Scan) -> list[GroupCount]:
     frame, counts = scan.records.frame, []
     for column, labels in label_groups(frame, scan.records.group_columns).items():
         for value, n in labels.value_counts(sort=False).items():
-            counts.append(GroupCount(column, str(value), int(n), int(n) < SMALL_GROUP))
+            # The age bands of all datasets, of which this one may have only some.
+            if n:
+                counts.append(GroupCount(column, str(value), int(n), int(n) < SMALL_GROUP))
     return counts
 
 

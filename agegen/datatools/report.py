@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group
 from rich.text import Text
 
 from agegen.data.duplicates import MAX_DISTANCE
-from agegen.data.labels import AGE_CLASSES
+from agegen.data.labels import AGE_CLASSES, Labels, read_labels
 from agegen.datatools.check import TINY_SIDE, DataReport, Pair
 from agegen.files import write_text
 from agegen.render.figures import COLORS, make_figure
@@ -77,7 +78,7 @@ def list_findings(report: DataReport) -> list[str]:
         heaped = ", ".join(str(age.age) for age in report.heaped)
         index = "" if np.isnan(report.whipple) else f"; Whipple's index is {report.whipple:.0f}"
         lines.append(f"heaped ages: {heaped}{index}")
-    small = [f"{group.column} {group.value} ({group.n})" for group in report.groups if group.small and group.n]
+    small = [f"{group.column} {group.value} ({group.n})" for group in report.groups if group.small]
     if small:
         more = " …" if len(small) > _GROUPS_SHOWN else ""
         lines.append(f"groups with too few faces to report on: {', '.join(small[:_GROUPS_SHOWN])}{more}")
@@ -185,28 +186,44 @@ def _draw_figures(report: DataReport) -> list[Figure]:
     heaped = [age.age for age in report.heaped]
     groups = [(f"{group.column} {group.value}", group.n) for group in report.groups]
     return [
-        Figure("Ages", "Number of faces by age.", encode_figure(draw_ages(report.frame, heaped))),
+        Figure("Ages", _describe_ages(report.frame), encode_figure(draw_ages(report.frame, heaped))),
         Figure("Groups", "Number of faces by group.", encode_figure(draw_groups(groups)), width=40),
     ]
 
 
+def _describe_ages(frame: pd.DataFrame) -> str:
+    spread = " The faces of a bracket are spread evenly over its years." if read_labels(frame).bracketed.any() else ""
+    return f"Number of faces by age.{spread}"
+
+
 def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
-    """Draw the number of faces by age and gender (columns ``age``, ``female``); heaped ages are labelled."""
+    """Draw the number of faces by age and gender of labelled faces, brackets as bars; heaped ages are labelled."""
     figure, axes = make_figure(1, 1, 11, 3.6)
     axis = axes[0][0]
-    years = range(AGE_CLASSES)
-    below = [0] * AGE_CLASSES
-    for color, (female, label) in zip(COLORS, ((False, "male"), (True, "female")), strict=False):
-        found = frame.loc[frame["female"] == female, "age"].dropna().astype(int).value_counts()
-        counts = [int(found.get(year, 0)) for year in years]
-        axis.bar(years, counts, bottom=below, width=1.0, color=color, label=label)
-        below = [low + count for low, count in zip(below, counts, strict=True)]
+    labels = read_labels(frame)
+    below = np.zeros(AGE_CLASSES)
+    genders = ((labels.female == 0, "male"), (labels.female == 1, "female"), (~labels.gendered, "gender unknown"))
+    for color, (chosen, label) in zip(COLORS, genders, strict=False):
+        counts = count_ages(labels.pick(chosen))
+        if counts.any() or label != "gender unknown":
+            axis.bar(range(AGE_CLASSES), counts, bottom=below, width=1.0, color=color, label=label)
+        below += counts
     for age in heaped:
         axis.annotate(str(age), (age, below[age]), ha="center", va="bottom", fontsize=8)
     axis.set_xlabel("age (years); heaped ages are labelled")
-    axis.set_ylabel("faces")
+    axis.set_ylabel("faces per year of age" if labels.bracketed.any() else "faces")
     axis.legend(fontsize=8)
     return figure
+
+
+def count_ages(labels: Labels) -> NDArray[np.float64]:
+    """Return the number of faces at each age (117,); the faces of a bracket are spread evenly over its years."""
+    counts = np.zeros(AGE_CLASSES)
+    known = ~np.isnan(labels.low)
+    bounds = np.stack([labels.low[known], labels.high[known]], axis=1).astype(int)
+    for (low, high), faces in zip(*np.unique(bounds, axis=0, return_counts=True), strict=True):
+        counts[low : high + 1] += faces / (high + 1 - low)
+    return counts
 
 
 def draw_groups(counts: list[tuple[str, int]]) -> Any:

@@ -21,7 +21,7 @@ from agegen.datatools.check import (
     measure_leakage,
     write_clean_manifest,
 )
-from agegen.datatools.report import list_findings, render_check_page
+from agegen.datatools.report import count_ages, draw_ages, list_findings, render_check_page
 from agegen.model.calibration import Calibration
 from agegen.model.checkpoint import load_checkpoint, save_checkpoint
 
@@ -75,6 +75,19 @@ def test_groups_clusters_and_findings(report):
     text = "\n".join(list_findings(report))
     for part in ("63 usable faces", "grandma.jpg", "smaller than 48 pixels", "conflict", "with too few faces"):
         assert part in text
+
+
+def test_brackets_are_drawn_as_bars(mini_fairface):
+    report = check_data(CheckConfig((str(mini_fairface),)))
+    assert all(group.n for group in report.groups)
+    labels = report.records.labels
+    counts = count_ages(labels)
+    assert counts.sum() == pytest.approx(report.faces)
+    low, high = int(labels.low[0]), int(labels.high[0])
+    assert high > low
+    assert np.allclose(counts[low : high + 1], counts[low])
+    (axis,) = draw_ages(report.frame.assign(female=np.nan), []).axes
+    assert sum(bar.get_height() for bar in axis.patches) == pytest.approx(report.faces)
 
 
 def test_the_clean_manifest_is_clean(report, faulty, tmp_path):
