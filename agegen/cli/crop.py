@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agegen.cli.app import add_command, data_app, make_notice_console, make_output_console, show_work
 from agegen.datatools.config import CropConfig
+from agegen.errors import format_count
 from agegen.options import with_options
 
 
@@ -23,6 +24,6 @@ def crop(config: CropConfig) -> None:
         notices.print("to continue, repeat the command")
         raise
     if result.resumed:
-        show_notices(notices, (f"{result.resumed:,} faces were finished by an earlier call",))
+        show_notices(notices, (f"finished by an earlier call: {format_count(result.resumed, 'face')}",))
     show_exclusions(notices, result.excluded)
-    make_output_console().print(f"{result.crops:,} crops; {result.manifest}", soft_wrap=True)
+    make_output_console().print(f"{format_count(result.crops, 'crop')}; {result.manifest}", soft_wrap=True)

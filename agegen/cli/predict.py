@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
+from agegen.errors import format_count
 from agegen.options import FACES, OfflineOption, with_options
 from agegen.predict.config import PredictConfig
 from agegen.render.progress import ProgressDisplay, show_notices
@@ -75,7 +76,7 @@ class PredictDisplay:
         if start.ignored:
             notices.append(start.ignored)
         if start.skipped:
-            notices.append(f"{start.skipped:,} files already processed")
+            notices.append(f"{format_count(start.skipped, 'file')} already processed")
         notices += start.notices
         if not start.calibrated:
             notices.append("this checkpoint is not calibrated: its intervals and probabilities are unreliable")
@@ -92,7 +93,7 @@ class PredictDisplay:
         gender = f"gender threshold {low}" if low == high else f"gender thresholds {low}–{high}, by estimated age"
         caption = f"model: {model}; {found}; {gender}"
         if more:
-            caption += f"; {more:,} more rows (write them with --csv FILE)"
+            caption += f"; {format_count(more, 'more row')} (write them with --csv FILE)"
         broken = frozenset(index for index, row in enumerate(self._rows) if row.reason is not None)
         columns = ["file", "face", "age", "90 % interval", "gender", "probability"]
         return PlainTable("", columns, [_list_cells(row) for row in self._rows], caption=caption, alarms=broken)
@@ -103,8 +104,9 @@ class PredictDisplay:
         if done > 1 or always:
             seconds = time.monotonic() - self._started
             self._notices.print(
-                f"{self._faces:,} faces in {done:,} photos, {self._counts['no_face']:,} without a face, "
-                f"{self.unreadable:,} unreadable; {format_duration(seconds)}, {done / seconds:,.1f} photos/s",
+                f"{format_count(self._faces, 'face')} in {format_count(done, 'photo')}, "
+                f"{self._counts['no_face']:,} without a face, {self.unreadable:,} unreadable; "
+                f"{format_duration(seconds)}, {done / seconds:,.1f} photos/s",
                 soft_wrap=True,
             )
 
@@ -166,18 +168,9 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
 
 
 def _list_cells(row: FacePrediction) -> list[str]:
-    file = _shorten_path(row.file)
+    file = row.file
     if row.age is None or row.p_female is None:
         return [file, "", "", "", row.status if row.reason is None else f"{row.status}: {row.reason}", ""]
     probability = max(row.p_female, 1 - row.p_female)
     ages = f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}"
     return [file, str(row.face), *ages, str(row.gender), f"{probability:.2f}"]
-
-
-def _shorten_path(path: str, most: int = 40) -> str:
-    """Return a path of at most ``most`` characters, the middle cut out: the end tells the files of a folder apart.
-
-    40 characters leave room for the other columns in a terminal of 100.
-    """
-    head = most // 3
-    return path if len(path) <= most else f"{path[:head]}…{path[head + 1 - most :]}"

@@ -15,7 +15,7 @@ from agegen.data.manifests import load_manifest
 from agegen.data.records import SOURCE_COLUMN, FaceRecords, JoinedStore
 from agegen.data.remote import fetch_parquet, is_remote
 from agegen.data.tables import TABLE_SUFFIXES
-from agegen.errors import DataError
+from agegen.errors import DataError, format_count
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ def _join_records(loaded: list[FaceRecords], names: list[str]) -> FaceRecords:
     starts = [0]
     for records in loaded[:-1]:
         starts.append(starts[-1] + int(records.frame["row"].max()) + 1)
-    layouts = [f"{name}: {records.layout or 'a table'}, {len(records):,} faces" for records, name in named]
+    layouts = [
+        f"{name}: {records.layout or 'a table'}, {format_count(len(records), 'face')}" for records, name in named
+    ]
     return FaceRecords(
         _join_frames([records.frame for records in loaded], names, starts),
         JoinedStore(tuple(records.images for records in loaded), tuple(starts)),

@@ -13,7 +13,7 @@ from agegen.data.records import BOX_COLUMNS, SOURCE_COLUMN, Exclusion, FaceRecor
 from agegen.data.remote import is_remote
 from agegen.data.tables import RawTable, find_boxes, read_table
 from agegen.data.values import Age, choose_codes, is_missing, parse_age, parse_gender
-from agegen.errors import DataError, shorten
+from agegen.errors import DataError, format_count, shorten
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 
 if TYPE_CHECKING:
@@ -339,7 +339,9 @@ def _keep_usable(
 def _list_notices(ages: list[Age | None], assumed_codes: bool) -> list[str]:
     notices = []
     if dated := sum(age is not None and age.dated for age in ages):
-        notices.append(f"{dated:,} ages look like brackets that a spreadsheet converted to dates (03-Sep is 3–9)")
+        notices.append(
+            f"brackets that a spreadsheet probably converted to dates (03-Sep is 3–9): {format_count(dated, 'age')}"
+        )
     if assumed_codes:
         notices.append("gender 0 is read as male and 1 as female, as in UTKFace; change it with --gender-codes")
     return notices

@@ -28,7 +28,7 @@ from agegen.data.splits import SHARES, count_leaking_groups, number_identities
 from agegen.datatools.config import CheckConfig
 from agegen.datatools.convert import format_path, make_manifest
 from agegen.datatools.label_issues import LabelIssue, find_label_issues
-from agegen.errors import DataError
+from agegen.errors import DataError, format_count
 from agegen.evaluate.subject import EvaluationSubject, open_subject
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.detection import add_cropper
@@ -276,7 +276,7 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
 
 
 def _describe_data(scan: Scan) -> list[str]:
-    layout = [f"data: {scan.records.layout}, {len(scan.records):,} faces"] if scan.records.layout else []
+    layout = [f"data: {scan.records.layout}, {format_count(len(scan.records), 'face')}"] if scan.records.layout else []
     crops = [] if scan.records.drawn else _describe_crops(scan.records)
     return [*layout, *scan.records.notices, *crops]
 
@@ -288,8 +288,8 @@ def _describe_crops(records: FaceRecords) -> list[str]:
     trims = match_crops(records, template, measured)
     found = (text for stats in measured for text in (*make_crop_notices(stats), *make_margin_notices(stats, template)))
     trimmed = [
-        f"the faces of {name} have {box.side:.0%} of the size that the bundled weights expect; `agegen eval` cuts out "
-        "the matching part of each image"
+        f"the faces of {name} have {100 * box.side:.0f} % of the size that the bundled weights expect; `agegen eval` "
+        "cuts out the matching part of each image"
         for name, box in trims.items()
         if abs(box.side - 1) > _OTHER_SIZE
     ]
@@ -316,7 +316,10 @@ def find_tiny(scan: Scan) -> list[Exclusion]:
     """Return the images that are too small to show much of a face."""
     names = scan.records.frame["path"]
     rows = np.flatnonzero(scan.sides < TINY_SIDE)
-    return [Exclusion(str(names.iloc[row]), f"the shorter side has {scan.sides[row]} pixels") for row in rows]
+    return [
+        Exclusion(str(names.iloc[row]), f"the shorter side has {format_count(int(scan.sides[row]), 'pixel')}")
+        for row in rows
+    ]
 
 
 def count_groups(scan: Scan) -> list[GroupCount]:

@@ -15,6 +15,7 @@ from rich.text import Text
 from agegen.data.duplicates import MAX_DISTANCE
 from agegen.data.labels import AGE_CLASSES, Labels, read_labels
 from agegen.datatools.check import TINY_SIDE, DataReport, Pair
+from agegen.errors import format_count
 from agegen.files import write_text
 from agegen.render.figures import COLORS, make_figure
 from agegen.render.html import Face, Figure, encode_face, encode_figure, render_page
@@ -67,7 +68,7 @@ def render_check_page(report: DataReport) -> str:
 
 def list_findings(report: DataReport) -> list[str]:
     """Return the findings, one per line."""
-    lines = [f"{report.faces:,} usable faces", *report.notices]
+    lines = [f"{format_count(report.faces, 'usable face')}", *report.notices]
     for reason, count in Counter(item.reason for item in report.excluded).most_common(_REASONS_SHOWN):
         first = next(item.path for item in report.excluded if item.reason == reason)
         lines.append(f"{count:,} excluded: {reason} (the first: {first})")
@@ -84,39 +85,42 @@ def list_findings(report: DataReport) -> list[str]:
         lines.append(f"groups with too few faces to report on: {', '.join(small[:_GROUPS_SHOWN])}{more}")
     lines += _list_leakage(report)
     if report.label_issues is not None:
-        lines.append(f"the model contradicts the labels of {len(report.label_issues):,} faces")
+        lines.append(f"the model contradicts the labels of {format_count(len(report.label_issues), 'face')}")
     return lines
 
 
 def _list_duplicates(report: DataReport) -> list[str]:
     found = report.duplicates
     mirrored = [
-        f"{len(report.mirrored):,} pairs are mirror images of each other, the first {pair.first} and {pair.second}; "
+        f"{format_count(len(report.mirrored), 'pair')} of mirror images, the first {pair.first} and {pair.second}; "
         "training with mirrored images treats them as duplicates"
         for pair in report.mirrored[:1]
     ]
     if not found.pairs:
         return mirrored
     same = sum(pair.same_file for pair in found.pairs)
+    pairs = format_count(len(found.pairs), "pair")
     return [
-        f"{found.faces:,} faces ({found.faces / report.faces:.1%}) have a near-duplicate, in {found.groups:,} groups; "
-        f"{len(found.pairs):,} pairs, {same:,} of them equal files",
-        f"the labels of {len(found.conflicts):,} pairs conflict; ages within a pair differ by {found.age_gap:.1f} "
-        f"years on average, genders in {found.gender_gap:.1%} of the pairs",
+        f"{found.faces:,} faces ({100 * found.faces / report.faces:.1f} %) have a near-duplicate, in "
+        f"{format_count(found.groups, 'group')}; {pairs}, {same:,} of them equal files",
+        f"{format_count(len(found.conflicts), 'pair')} with conflicting labels; ages within a pair differ by "
+        f"{found.age_gap:.1f} years on average, genders in {100 * found.gender_gap:.1f} % of the pairs",
         *mirrored,
     ]
 
 
 def _list_leakage(report: DataReport) -> list[str]:
     lines = [
-        f"{one.kind}: a random 80/10/10 split would separate {one.split_fraction:.0%} of {one.clusters:,} clusters; "
-        f"{one.leak_fraction:.1%} of its test faces would have a face of the same cluster in the training set"
+        f"{one.kind}: a random 80/10/10 split would separate {100 * one.split_fraction:.0f} % of "
+        f"{format_count(one.clusters, 'cluster')}; "
+        f"{100 * one.leak_fraction:.1f} % of its test faces would have a face of the same cluster in the training set"
         for one in report.cluster_leakage
         if one.clusters
     ]
     if report.leaking_groups is not None:
         lines.append(
-            f"{report.leaking_groups:,} groups of near-duplicates are in more than one of the dataset's own splits"
+            f"{format_count(report.leaking_groups, 'group')} of near-duplicates in more than one of the dataset's own "
+            "splits"
         )
     return lines
 
@@ -148,8 +152,8 @@ def _make_leakage_table(report: DataReport) -> PlainTable:
             f"{one.clusters:,}",
             f"{one.faces:,}",
             f"{one.largest:,}",
-            f"{one.split_fraction:.1%}",
-            f"{one.leak_fraction:.1%}",
+            f"{100 * one.split_fraction:.1f} %",
+            f"{100 * one.leak_fraction:.1f} %",
         ]
         for one in report.cluster_leakage
     ]

@@ -11,7 +11,7 @@ from agegen.data.labels import Labels
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.engines.loading import ONNX_SUFFIX
 from agegen.engines.onnx_export import export_model
-from agegen.errors import AgegenError, DataError
+from agegen.errors import AgegenError, DataError, format_count
 from agegen.evaluate.config import CalibrateConfig
 from agegen.evaluate.estimates import Estimates
 from agegen.evaluate.subject import EvaluationSubject, open_subject
@@ -67,7 +67,7 @@ def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_
     fitted = calibrate(estimates.age, estimates.spread, estimates.p_female, labels, origins)
     if fitted.faces < MIN_FACES:
         raise DataError(
-            f"only {fitted.faces} faces of {subject.source} have an age; calibration requires at least {MIN_FACES}"
+            f"calibration requires at least {MIN_FACES} faces with an age; {subject.source} has only {fitted.faces}"
         )
     return CalibrateResult(
         written=_write_model(config.out, subject, fitted),
@@ -87,7 +87,7 @@ def _check_out(path: Path) -> None:
 
 
 def _describe_seen(seen: int) -> list[str]:
-    return [f"{seen:,} faces left out: the model was trained on them"] if seen else []
+    return [f"{format_count(seen, 'face')} left out: the model was trained on them"] if seen else []
 
 
 def _write_model(out: Path, subject: EvaluationSubject, calibration: Calibration) -> tuple[Path, ...]:

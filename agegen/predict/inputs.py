@@ -15,7 +15,7 @@ from agegen.data.images import MAX_BYTES, is_hidden, is_image_name, looks_like_i
 from agegen.data.manifests import PATH_COLUMNS
 from agegen.data.remote import is_remote
 from agegen.data.tables import extract_image, find_image_column, list_image_names
-from agegen.errors import AgegenError, DataError, shorten
+from agegen.errors import AgegenError, DataError, format_count, shorten
 from agegen.hub import explain_failure
 from agegen.predict.video import is_video_name
 
@@ -46,7 +46,7 @@ class FoundInputs:
         if not self.ignored:
             return None
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.ignored.most_common())
-        return f"ignored {self.ignored.total():,} files in these folders that are not images: {kinds}"
+        return f"ignored {format_count(self.ignored.total(), 'file')} in these folders, not images: {kinds}"
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def test_leakage_between_the_splits_of_a_manifest(faces_folder, tmp_path):
     report = check_data(CheckConfig((str(tmp_path / "m.csv"),)))
     assert report.leaking_groups == 1
     assert {leakage.kind for leakage in report.cluster_leakage} == {"near-duplicates", "person", "capture second"}
-    assert any("1 groups of near-duplicates are in more than one of" in line for line in list_findings(report))
+    assert any("1 group of near-duplicates in more than one of" in line for line in list_findings(report))
 
 
 def test_command(agegen, faulty, tmp_path):

@@ -86,7 +86,7 @@ def test_too_few_faces_are_an_error(trained_run, own_faces, tmp_path):
     few.mkdir()
     for path in sorted(own_faces.iterdir())[:30]:
         (few / path.name).symlink_to(path)
-    with pytest.raises(DataError, match=r"only \d+ faces of .* have an age; calibration requires at least 50"):
+    with pytest.raises(DataError, match=r"calibration requires at least 50 faces with an age; .* has only \d+"):
         calibrate_model(CalibrateConfig((str(few),), tmp_path / "c.safetensors", trained_run))
     assert not (tmp_path / "c.safetensors").exists()
     with pytest.raises(AgegenError, match=r"must end in \.safetensors"):

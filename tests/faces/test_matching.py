@@ -114,7 +114,7 @@ def test_predict_without_detection_reports_crops_of_other_margins(margins, agege
 
 @pytest.mark.slow
 def test_data_check_reports_crops_of_other_margins(margins, agegen):
-    assert "have 33% of the size" in " ".join(agegen("data", "check", margins / "wide").stdout.split())
+    assert "have 33 % of the size" in " ".join(agegen("data", "check", margins / "wide").stdout.split())
     assert "times larger than the model expects" in " ".join(agegen("data", "check", margins / "tight").stdout.split())
 
 

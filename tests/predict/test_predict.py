@@ -101,7 +101,7 @@ def test_resume_continues_after_the_last_finished_file(agegen, trained_run, fold
     output.write_text("\n".join(complete.splitlines()[:3]) + "\n/tmp/ph")
     done = agegen("predict", folder, "--run", trained_run, "--csv", output, "--resume")
     assert output.read_text() == complete
-    assert "1 files already processed" in done.stderr
+    assert "1 file already processed" in done.stderr
 
 
 def test_demo(agegen, trained_run):
