@@ -11,7 +11,10 @@ from agegen.options import with_options
 @add_command("crop", "agegen data crop photos.csv crops/", group=data_app)
 @with_options(CropConfig)
 def crop(config: CropConfig) -> None:
-    """Cut the labelled faces out of photos, aligned: the largest, or those in the table's bounding boxes."""
+    """Cut the labelled faces out of photos, aligned.
+
+    Of each photo this is the largest face, or those in the table's bounding boxes.
+    """
     notices = make_notice_console()
     with show_work(notices):
         from agegen.datatools.crop import crop_data

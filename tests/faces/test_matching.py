@@ -118,6 +118,15 @@ def test_data_check_reports_crops_of_other_margins(margins, agegen):
     assert "times larger than the model expects" in " ".join(agegen("data", "check", margins / "tight").stdout.split())
 
 
+def test_drawings_in_which_some_faces_are_detected_are_left_alone(tmp_path, draw_folder):
+    """A detector finds wide faces in half of them, which need not be right."""
+    measured = []
+    records = load_sources((str(draw_folder(tmp_path / "drawn", 40)),))
+    assert match_crops(records, AlignmentTemplate(), measured) == {}
+    if measured[0].conclusive:
+        assert "than the model expects" in make_margin_notices(measured[0], AlignmentTemplate())[0]
+
+
 def test_images_without_detectable_faces_are_reported():
     stats = LandmarkStats(40, np.empty((3, 5, 2)), np.zeros((5, 2)), "drawings")
     assert "in only 3 of 40 sampled images of drawings" in make_margin_notices(stats, AlignmentTemplate())[0]

@@ -77,7 +77,7 @@ def test_images_need_no_extension_and_other_files_are_counted(tmp_path, portrait
     assert sorted(kinds.split(", ")) == ["1 .pdf", "1 without extension", "2 .txt"]
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").touch()
-    with pytest.raises(AgegenError, match=r"no images in .*texts \(ignored 1 files .*: 1 \.txt\)"):
+    with pytest.raises(AgegenError, match=r"no images in .*texts \(ignored 1 file .*: 1 \.txt\)"):
         find_inputs([str(tmp_path / "texts")])
 
 
