@@ -18,7 +18,7 @@ from torch import Tensor
 from agegen.backbone import Backbone, find_contract_gap
 from agegen.data.images import RGB, decode_image
 from agegen.data.labels import AGE_CLASSES
-from agegen.engines.onnx_export import export_onnx
+from agegen.engines.onnx_export import export_model
 from agegen.errors import AgegenError
 from agegen.faces.alignment import AlignmentTemplate, align_face, compute_target_landmarks
 from agegen.faces.detection import check_declarations
@@ -140,7 +140,7 @@ class BackboneContract:
         with tempfile.TemporaryDirectory() as folder:
             path = self._save(model, Path(folder))
             try:
-                export_onnx(path, Path(folder, "model.onnx"), self._build().backbone)
+                export_model(*load_checkpoint(path, self._build().backbone), path, Path(folder, "model.onnx"))
             except AgegenError as error:
                 raise AssertionError(str(error)) from error
 

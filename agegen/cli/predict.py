@@ -15,7 +15,7 @@ from rich.console import Console
 
 from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
 from agegen.options import FACES, OfflineOption, with_options
-from agegen.predict.config import PredictConfig
+from agegen.predict.config import PredictConfig, check_options
 from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import PlainTable, format_duration, render_table
 
@@ -131,7 +131,7 @@ def predict(
     notices = make_notice_console()
     with show_work(notices):
         from agegen.files import find_portrait
-        from agegen.predict.predict import predict_photos
+        from agegen.predict.predict import list_photos, load_estimator, predict_photos
         from agegen.predict.shards import predict_shards
 
     if demo:
@@ -144,7 +144,10 @@ def predict(
             for made in predict_shards(config, sys.stdin.buffer):
                 display.show(made)
         else:
-            for event in predict_photos(config, sys.stdin.buffer, sys.stdout.buffer):
+            check_options(config)
+            # Listed first: a name that does not exist is reported without waiting for the model.
+            photos = list_photos(config.inputs, config.boxes, sys.stdin.buffer)
+            for event in predict_photos(config, load_estimator(config), photos, sys.stdout.buffer):
                 display.show(event)
     if config.parquet is None and "-" not in config.outputs.values():
         make_output_console().print(render_table(display.make_table()))

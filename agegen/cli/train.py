@@ -168,7 +168,7 @@ def train(
         from agegen.machine import keep_freed_memory
         from agegen.train.loop import BatchResult, EpochResult
         from agegen.train.study import train_study
-        from agegen.train.train import train_run
+        from agegen.train.train import train_and_finish
 
     config = choose_config(given)
     # In the command and not in the library: it changes how the whole process allocates memory.
@@ -177,7 +177,7 @@ def train(
     interrupts = _Interrupts(notices)
     with explain_loader_errors(), ProgressDisplay(output if output.is_terminal else notices) as progress:
         display = TrainDisplay(output, notices, progress)
-        run = train_study if isinstance(config, StudyConfig) else train_run
+        run = train_study if isinstance(config, StudyConfig) else train_and_finish
         events: Iterator[StudyEvent] = run(config, progress, interrupts.pending)  # type: ignore[arg-type]
         if log is not None and read_rank() == 0:
             from agegen.train.tensorboard import log_events

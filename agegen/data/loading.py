@@ -43,6 +43,15 @@ def resolve_data(data: Sequence[str] | None) -> tuple[str, ...]:
     )
 
 
+def make_absolute(data: Sequence[str]) -> tuple[str, ...]:
+    """Return datasets as absolute paths with their weights; ``demo`` and addresses stay as they are."""
+    named = (one.partition("::") for one in data)
+    return tuple(
+        (path if path == "demo" or is_remote(path) else str(Path(path).resolve())) + mark + weight
+        for path, mark, weight in named
+    )
+
+
 def load_sources(data: Sequence[str], options: ReadOptions = DEFAULT_READ_OPTIONS) -> FaceRecords:
     """Load one or several datasets; ``PATH::0.5`` sets the weight with which training draws faces of a dataset.
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from agegen.machine import count_cores
 from agegen.predict.annotation import ImageWriter, annotate_video
 from agegen.predict.boxes import GivenFaces, read_boxes
-from agegen.predict.config import STDIN, PredictConfig, check_options
+from agegen.predict.config import STDIN, PredictConfig
 from agegen.predict.estimator import Estimator, Waiting, stream_in_order
 from agegen.predict.inputs import (
     ImageSource,
@@ -70,18 +70,31 @@ class PredictStart:
         )
 
 
+@dataclass(frozen=True)
+class PhotoList:
+    """The images to predict.
+
+    Attributes:
+        images: paths, or names with contents.
+        count: their number; None if it is unknown.
+        boxes: the known faces; then the images are not searched.
+        ignored: one line about the files in folders that are not images.
+    """
+
+    images: Iterable[ImageSource]
+    count: int | None
+    boxes: GivenFaces | None = None
+    ignored: str | None = None
+
+
 def predict_photos(
-    config: PredictConfig, stdin: BinaryIO, stdout: BinaryIO
+    config: PredictConfig, estimator: Estimator, photos: PhotoList, stdout: BinaryIO
 ) -> Iterator[PredictStart | PhotoPrediction]:
-    """Predict all inputs and write the requested outputs; yields the start, then the result of each photo.
+    """Predict photos and write the requested outputs; yields the start, then the result of each photo.
 
     Raises:
-        AgegenError: invalid combination of options, inputs without images, or an output that cannot be written.
+        AgegenError: an output cannot be written.
     """
-    check_options(config)
-    boxes = None if config.boxes is None else read_boxes(config.boxes)
-    images, count, ignored = list_images(config.inputs, boxes, stdin)
-    estimator = load_estimator(config)
     options = config.format_row_options()
     columns = list_extra_columns(config.under, config.distribution)
     finished: set[str] = set()
@@ -89,15 +102,15 @@ def predict_photos(
         ((kind, target),) = config.outputs.items()
         origin = {"model": estimator.model.name, "detector": estimator.detector, "options": options}
         finished = load_resume_state(kind, Path(target), origin, columns)
-    images, count, skipped = skip_finished(images, count, finished)
-    yield PredictStart.create(estimator, None if config.frames else count, skipped, ignored)
+    images, count, skipped = skip_finished(photos.images, photos.count, finished)
+    yield PredictStart.create(estimator, None if config.frames else count, skipped, photos.ignored)
     copies = ImageWriter.create(config.annotate, config.crops, config.inputs)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(open_writer(kind, target, stdout, config.resume, columns))
             for kind, target in config.outputs.items()
         ]
-        for photo in predict_images(estimator, images, boxes, make_video_options(config), options, copies):
+        for photo in predict_images(estimator, images, photos.boxes, make_video_options(config), options, copies):
             for writer in writers:
                 writer.write(photo)
             yield photo
@@ -117,28 +130,27 @@ def make_video_options(config: PredictConfig) -> VideoOptions:
     return VideoOptions(Sampling(config.fps, config.every_frame), config.frames)
 
 
-def list_images(
-    inputs: Sequence[str], boxes: GivenFaces | None, stdin: BinaryIO
-) -> tuple[Iterable[ImageSource], int | None, str | None]:
-    """Return the images, their number (None if it is unknown), and one line about ignored files in folders.
+def list_photos(inputs: Sequence[str], boxes_file: Path | None, stdin: BinaryIO) -> PhotoList:
+    """Return the images that the inputs name; without inputs, those that the file of known faces names.
 
     Raises:
-        AgegenError: a folder or glob contains no image.
+        AgegenError: a folder or glob contains no image, or the file of known faces cannot be read.
     """
+    boxes = None if boxes_file is None else read_boxes(boxes_file)
     if STDIN in inputs:
         content = read_stdin(stdin)
         if isinstance(content, bytes):
-            return [(STDIN, content)], 1, None
-        return map(make_source, content), None, None
+            return PhotoList([(STDIN, content)], 1, boxes)
+        return PhotoList(map(make_source, content), None, boxes)
     if not inputs and boxes is not None:
         names = boxes.list_files()
-        return names, len(names), None
+        return PhotoList(names, len(names), boxes)
     found = find_inputs(inputs)
     if not any(map(is_parquet_or_remote, found.names)):
-        return found.names, len(found.names), found.describe_ignored()
+        return PhotoList(found.names, len(found.names), boxes, found.describe_ignored())
     shards = list(list_shards(found.names))
     images = (image for shard in shards for image in read_shard(shard))
-    return images, sum(shard.count for shard in shards), found.describe_ignored()
+    return PhotoList(images, sum(shard.count for shard in shards), boxes, found.describe_ignored())
 
 
 def skip_finished(

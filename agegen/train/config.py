@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from agegen.data.remote import is_remote
 from agegen.errors import AgegenError, CheckpointError
 from agegen.options import (
     COMPUTE,
@@ -247,16 +246,9 @@ def reject_changes(path: Path, kept: dict[str, Any], given: dict[str, Any], free
         )
 
 
-def resolve_sources(data: Sequence[str]) -> tuple[str, ...]:
-    """Return datasets as absolute paths with their weights; ``demo`` and addresses stay as they are."""
-    named = (one.partition("::") for one in data)
-    return tuple(
-        (path if path == "demo" or is_remote(path) else str(Path(path).resolve())) + mark + weight
-        for path, mark, weight in named
-    )
-
-
 def _phrase(name: str, value: Any) -> str:
     if name == "data" and value:
-        value = resolve_sources(value)
+        from agegen.data.loading import make_absolute
+
+        value = make_absolute(value)
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

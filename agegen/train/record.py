@@ -16,6 +16,7 @@ from agegen.batches.cache_folder import choose_cache_dir
 from agegen.batches.images import choose_workers
 from agegen.batches.sources import SourceOptions
 from agegen.data.labels import SPLITS, format_gender
+from agegen.data.loading import make_absolute
 from agegen.data.records import CropBox
 from agegen.data.scan import Scan
 from agegen.data.soft_labels import DistillationTargets
@@ -24,7 +25,7 @@ from agegen.faces.matching import make_crop_notices
 from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
 from agegen.options import to_plain
-from agegen.train.config import TrainConfig, resolve_sources
+from agegen.train.config import TrainConfig
 from agegen.train.loop import EpochResult, TrainStart, syncs_norms
 from agegen.train.setup import TrainingContext
 
@@ -94,7 +95,7 @@ def make_record(config: TrainConfig, training: TrainingContext, started: float) 
 
 def name_data(data: tuple[str, ...]) -> str | list[str]:
     """Return the datasets by absolute paths; a single one as a string."""
-    resolved = resolve_sources(data)
+    resolved = make_absolute(data)
     return resolved[0] if len(resolved) == 1 else list(resolved)
 
 

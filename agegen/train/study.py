@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agegen.data.loading import make_absolute
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import (
     apply_protocol,
@@ -39,10 +40,10 @@ from agegen.files import write_json
 from agegen.machine import choose_compute
 from agegen.options import ReadOptions, from_plain, select_fields, to_plain
 from agegen.runs import STUDY_FILE, RunFolder, create_run, list_sources
-from agegen.train.config import StudyConfig, TrainConfig, read_config, reject_changes, resolve_sources
+from agegen.train.config import StudyConfig, TrainConfig, read_config, reject_changes
 from agegen.train.loop import PartStart, StudyEvent, StudyResult
 from agegen.train.record import format_time
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +97,9 @@ def train_study(
             continue
         yield PartStart(run.path, number + 1, study.count, study.kind)
         try:
-            yield from train_run(dist.run_on_main(partial(configure_part, study, number)), on_progress, should_stop)
+            yield from train_and_finish(
+                dist.run_on_main(partial(configure_part, study, number)), on_progress, should_stop
+            )
         except TrainingInterrupted as error:
             raise TrainingInterrupted(
                 f"interrupted in {run.path.name} of {study.count} {study.kind}; resume with "
@@ -125,7 +128,7 @@ def begin_study(config: StudyConfig, started: float) -> Study:
     kind, count = ("folds", config.folds) if config.folds is not None else ("seeds", config.seeds)
     if count is None or count < 2 or (config.folds is not None and config.seeds is not None):
         raise AgegenError("choose --folds K or --seeds N, with a number of at least 2")
-    common = replace(config.train, out=None, data=resolve_sources(config.train.data))
+    common = replace(config.train, out=None, data=make_absolute(config.train.data))
     out = config.train.out
     if out is not None and (out / STUDY_FILE).is_file():
         existing = open_study(out)

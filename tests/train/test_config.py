@@ -5,7 +5,7 @@ import pytest
 from agegen.errors import AgegenError, CheckpointError
 from agegen.train.config import TrainConfig, read_config
 from agegen.train.loop import BatchResult
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 pytestmark = pytest.mark.usefixtures("quick_training")
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("quick_training")
 def unfinished(faces_folder, tmp_path):
     """A run that was interrupted after its first batch."""
     config = TrainConfig("scratch", (str(faces_folder),), tmp_path / "run", epochs=2, batch_size=12, workers=0)
-    for event in train_run(config):
+    for event in train_and_finish(config):
         if isinstance(event, BatchResult):
             break
     return tmp_path / "run"

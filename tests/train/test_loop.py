@@ -35,7 +35,7 @@ from agegen.train.loop import (
     scale_lr,
     score_epoch,
 )
-from agegen.train.train import find_best, train_run
+from agegen.train.train import find_best, train_and_finish
 
 SETTINGS = FitSettings(epochs=2, lr=1e-3, weight_decay=0.05)
 
@@ -91,7 +91,7 @@ def test_two_runs_with_one_seed_give_the_same_epochs(faces_folder, tmp_path):
         config = TrainConfig(
             "scratch", (str(faces_folder),), tmp_path / name, epochs=1, batch_size=16, seed=3, device="cpu", workers=1
         )
-        events = [event for event in train_run(config) if isinstance(event, EpochResult)]
+        events = [event for event in train_and_finish(config) if isinstance(event, EpochResult)]
         epochs.append([(event.train_loss, event.val_loss, event.val_mae, event.val_accuracy) for event in events])
     assert epochs[0] == epochs[1]
 
@@ -185,5 +185,5 @@ def test_a_run_folder_has_the_documented_files(trained_run):
 def test_invalid_options_are_one_line(tmp_path, options, message):
     config = TrainConfig(**{"model": "scratch", "data": ("demo",), "out": tmp_path / "run", **options})
     with pytest.raises(AgegenError, match=message):
-        next(train_run(config))
+        next(train_and_finish(config))
     assert not (tmp_path / "run").exists()

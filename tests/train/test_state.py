@@ -19,7 +19,7 @@ from agegen.model.checkpoint import load_checkpoint
 from agegen.train.config import TrainConfig, read_config
 from agegen.train.loop import BatchResult, EpochResult, FitSettings, TrainNotice, make_trainer
 from agegen.train.state import StateFiles
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 OPTIONS = {"epochs": 2, "batch_size": 12, "device": "cpu", "workers": 0, "save_every": 0.0}
 
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_training")]
 def whole(faces_folder, tmp_path_factory):
     """A training that was not interrupted."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    list(train_run(make_config(faces_folder, path)))
+    list(train_and_finish(make_config(faces_folder, path)))
     return path
 
 
@@ -47,14 +47,14 @@ def make_config(data, path):
 def start(data, path, stop_after):
     """Train for some batches, then stop as if killed."""
     batches = 0
-    for event in train_run(make_config(data, path)):
+    for event in train_and_finish(make_config(data, path)):
         batches += isinstance(event, BatchResult)
         if batches == stop_after:
             return
 
 
 def resume(path):
-    return list(train_run(read_config(path, {"workers": 0, "save_every": 0.0})))
+    return list(train_and_finish(read_config(path, {"workers": 0, "save_every": 0.0})))
 
 
 def check_equal(first, second):
@@ -135,7 +135,7 @@ def test_ctrl_c_after_the_last_epoch_ends_at_once(whole, data, tmp_path):
 def test_a_stop_between_batches_raises_training_interrupted(data, tmp_path):
     asked = iter([False, False, True])
     with pytest.raises(TrainingInterrupted, match="interrupted in epoch 1; resume with"):
-        list(train_run(make_config(data, tmp_path / "run"), should_stop=lambda: next(asked)))
+        list(train_and_finish(make_config(data, tmp_path / "run"), should_stop=lambda: next(asked)))
     assert TrainingInterrupted.exit_code == 130
     assert list((tmp_path / "run").glob("state-*"))
 
@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_line_and_the_last_state_stays(whole, data, tmp_path,
 
     monkeypatch.setattr(os, "fsync", fill_up)
     with pytest.raises(AgegenError, match=r"cannot write .*No space left on device"):
-        list(train_run(make_config(data, run)))
+        list(train_and_finish(make_config(data, run)))
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     resume(run)
@@ -177,10 +177,10 @@ def test_a_full_disk_is_one_line_and_the_last_state_stays(whole, data, tmp_path,
 
 
 def test_a_run_in_use_is_refused(data, tmp_path):
-    first = train_run(make_config(data, tmp_path / "run"))
+    first = train_and_finish(make_config(data, tmp_path / "run"))
     next(first)
     with pytest.raises(AgegenError, match="is in use by another process"):
-        list(train_run(read_config(tmp_path / "run", {})))
+        list(train_and_finish(read_config(tmp_path / "run", {})))
     first.close()
 
 
@@ -190,7 +190,7 @@ def test_the_state_of_another_model_is_refused(data, tmp_path):
     start(data, run, 2)
     config = read_config(run, {})
     with pytest.raises(AgegenError, match=r"cannot resume .*: the model was scratch and is now vgg16"):
-        list(train_run(replace(config, model="vgg16")))
+        list(train_and_finish(replace(config, model="vgg16")))
     trainer = make_trainer(torch.nn.Linear(2, 2), FitSettings(1, 0.1, 0.0), choose_compute("cpu", "fp32"))
     with pytest.raises(CheckpointError, match="is the state of another model"):
         StateFiles(run).restore(trainer)
@@ -221,14 +221,14 @@ def test_a_run_with_changed_data_or_settings_is_refused(faces_folder, tmp_path, 
 def test_equal_trainings_give_equal_checkpoints(data, tmp_path):
     """Byte by byte, resumed ones as well: they contain no times."""
     for name in ("first", "again"):
-        list(train_run(make_config(data, tmp_path / name)))
+        list(train_and_finish(make_config(data, tmp_path / name)))
     start(data, tmp_path / "resumed", 3)
     resume(tmp_path / "resumed")
     contents = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("first", "again", "resumed")]
     assert contents[0] == contents[1] == contents[2]
 
 
-@pytest.mark.parametrize("step", ["write_card", "plot_curves", "export_best"])
+@pytest.mark.parametrize("step", ["write_card", "plot_curves", "export_model"])
 def test_a_run_killed_after_the_last_epoch_can_be_resumed(whole, data, tmp_path, monkeypatch, step):
     class Killed(BaseException):
         pass
@@ -239,7 +239,7 @@ def test_a_run_killed_after_the_last_epoch_can_be_resumed(whole, data, tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr(f"agegen.train.train.{step}", kill)
         with pytest.raises(Killed):
-            list(train_run(make_config(data, tmp_path / "run")))
+            list(train_and_finish(make_config(data, tmp_path / "run")))
     assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
     events = resume(tmp_path / "run")
     assert not [event for event in events if isinstance(event, BatchResult)]
@@ -268,5 +268,5 @@ def test_states_alternate_between_two_files(tmp_path):
 def test_a_start_that_fails_leaves_no_run_folder(data, tmp_path):
     config = replace(make_config(data, tmp_path / "run"), soft_labels=(str(tmp_path / "none.parquet"),))
     with pytest.raises(AgegenError, match=r"none\.parquet"):
-        list(train_run(config))
+        list(train_and_finish(config))
     assert not (tmp_path / "run").exists()
