@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +12,16 @@ from agegen.data.labels import AGE_BOUNDS, MAX_AGE
 from agegen.data.records import SOURCE_COLUMN, Exclusion, FaceRecords, FileStore
 from agegen.data.remote import is_remote
 from agegen.data.tables import RawTable, read_table
-from agegen.data.values import Age, choose_codes, is_missing, parse_age, parse_gender
+from agegen.data.values import (
+    UNITS,
+    Age,
+    choose_codes,
+    compute_ages,
+    has_gender_letters,
+    is_missing,
+    parse_age,
+    parse_gender,
+)
 from agegen.errors import DataError, shorten
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 
@@ -33,12 +43,38 @@ PATH_COLUMNS = (
 )
 _ALIASES = {
     "path": PATH_COLUMNS,
-    "age": ("age", "real_age", "ages", "age_range", "age_group", "age_bracket"),
+    "age": ("age", "real_age", "ages", "age_range", "age_group", "age_bracket", "exact_age", "true_age", "actual_age"),
     "gender": ("gender", "sex", "genders"),
     "age_low": ("age_low", "age_min", "min_age"),
     "age_high": ("age_high", "age_max", "max_age"),
     "split": ("split",),
 }
+# Ages in a unit that the column's name states: age_months, child_age_in_days, months_old; the preferred unit first.
+_UNITS = {
+    unit: re.compile(rf"(?:[a-z]+_)?age_?(?:in_?)?{names}|{names}_?(?:old|of_age)")
+    for unit, names in (
+        ("years", "(?:years?|yrs?)"),
+        ("months", "(?:months?|mos?|mths?)"),
+        ("weeks", "(?:weeks?|wks?)"),
+        ("days", "days?"),
+    )
+}
+# Read as ages where nothing else is, but `year` is a date, and `months` up to 12 may be those of the calendar.
+_BARE_UNITS = {"years": 0.0, "months": 12.0}
+_BIRTH = re.compile(r"dob|yob|born|birth|birth_?(?:date|day|year)|(?:date|day|year)_of_birth|date_born|year_born")
+_PHOTO = re.compile(
+    r"(?:photo|picture|pic|image|img|capture|shot|shooting|recording|scan)_?(?:date|day|year|time|taken|datetime)"
+    r"|(?:date|day|year)_?(?:of_|of_the_)?(?:photo|picture|image|capture|taken|shot|recording|scan)"
+    r"|taken|taken_(?:on|at|in)|captured|captured_(?:on|at|in)|datetime_?original"
+)
+# Only in a table without a column of the kind above: these may be dates of anything.
+_ANY_DATE = re.compile(r"date|year|datetime|timestamp")
+# A number at the end, to which the column's unit belongs; in `18m` or `2 years` the cell has its own.
+_UNITLESS = re.compile(r".*[\d)\]+]\s*")
+# Columns to name in a notice.
+_NAMED = 8
+# In years. If no age is above it, they are fractions of a century: 116 / 100.
+_FRACTIONS = 1.2
 # The longest path on Linux; a longer cell is not a path.
 _MAX_PATH_LENGTH = 4096
 # Cells to quote in an error: enough to see what the column contains.
@@ -78,7 +114,9 @@ def build_records(
     Raises:
         DataError: the table lacks a column, or has a label column without a single valid cell.
     """
-    frame = _rename_columns(table.frame, options.age_column, source)
+    frame, notices = _rename_columns(table.frame, options.age_column, source)
+    frame, found = _find_ages(frame)
+    notices += found
     if "path" not in frame.columns or not {"age", "gender", "age_low"} & set(frame.columns):
         missing = "path" if "path" not in frame.columns else "age and no column gender"
         raise DataError(f"{source} has no column {missing}; it has {shorten(', '.join(map(str, table.frame.columns)))}")
@@ -92,34 +130,127 @@ def build_records(
     female, gender_reasons, coded = _parse_genders(frame, options.gender_codes, source)
     reasons = _find_reasons(frame, ages, female, (age_reasons, gender_reasons), in_files)
     kept, excluded = _keep_usable(frame, ages, female, reasons)
-    notices = tuple(_list_notices(ages, coded and options.gender_codes is None and layout == ""))
-    return FaceRecords(kept, images, source, tuple(excluded), terms=terms, layout=layout, notices=notices)
+    notices = notices if layout == "" else []
+    notices += _list_notices(ages, coded and options.gender_codes is None and layout == "")
+    return FaceRecords(kept, images, source, tuple(excluded), terms=terms, layout=layout, notices=tuple(notices))
 
 
-def _rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> pd.DataFrame:
-    """Return the table with agegen's names for recognized columns; other columns keep theirs, without outer spaces.
+def _rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table with agegen's names for recognized columns, and notices about columns of the same meaning.
+
+    Other columns keep their names, without outer spaces.
 
     Raises:
-        DataError: ``age_column`` does not exist.
+        DataError: ``age_column`` does not exist, or two columns have the same name.
     """
     frame = raw.copy()
     frame.columns = [str(name).strip() for name in frame.columns]
+    if repeated := list(frame.columns[frame.columns.duplicated()]):
+        raise DataError(f"{source} has the column '{shorten(repeated[0])}' twice")
     if age_column is not None:
         if age_column not in frame.columns:
             raise DataError(f"{source} has no column {age_column}; it has {shorten(', '.join(frame.columns))}")
+        frame[age_column] = _add_unit(frame[age_column], _find_unit(age_column))
         frame = frame.drop(columns=[name for name in frame.columns if name == "age" != age_column])
         frame = frame.rename(columns={age_column: "age"})
-    by_lower_name = {name.lower(): name for name in reversed(list(frame.columns))}
-    names = {}
-    for own, others in _ALIASES.items():
-        if found := next((by_lower_name[other] for other in others if other in by_lower_name), None):
-            names[found] = own
+    names, notices = _match_columns(list(frame.columns), age_column is not None)
     frame = frame.rename(columns=names)
     # The user's columns with a name that agegen uses itself get an underscore.
     taken = {"row", "female", SOURCE_COLUMN, *AGE_BOUNDS} & set(frame.columns)
     frame = frame.rename(columns={name: f"{name}_" for name in taken})
     # An index that pandas wrote without a name is not a column of the dataset.
-    return frame.drop(columns=[name for name in frame.columns if name == "" or name.startswith("Unnamed: ")])
+    unnamed = [name for name in frame.columns if name == "" or name.startswith(("Unnamed: ", "__index_level_"))]
+    return frame.drop(columns=unnamed), notices
+
+
+def _match_columns(columns: list[str], age_chosen: bool) -> tuple[dict[str, str], list[str]]:
+    """Return agegen's names of the columns that it recognizes, and a notice where several have the same meaning."""
+    by_name: dict[str, list[str]] = {}
+    for column in columns:
+        by_name.setdefault(_normalize_name(column), []).append(column)
+    names, notices = {}, []
+    for own, others in _ALIASES.items():
+        found = [column for other in others for column in by_name.get(other, [])]
+        if own == "age" and age_chosen:
+            found = ["age"]
+        names |= dict.fromkeys(found[:1], own)
+        if len(found) > 1:
+            choice = "; --age-column chooses another" if own == "age" else ""
+            notices.append(f"the column {found[0]} is read as {own}, {_join_names(found[1:])} is not{choice}")
+    return names, notices
+
+
+def _normalize_name(name: str) -> str:
+    """Return a column's name in small letters with underscores: age_months for AgeMonths and Age (months)."""
+    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
+
+
+def _join_names(names: list[str]) -> str:
+    return shorten(", ".join(names[:_NAMED])) + (" …" if len(names) > _NAMED else "")
+
+
+def _find_ages(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table with a column ``age`` if its ages stand in a column of another name, or in two of dates.
+
+    The notices say what was read as ages, or that nothing was.
+    """
+    if "age" in frame.columns or {"age_low", "age_high"} <= set(frame.columns):
+        return frame, []
+    for column in sorted(frame.columns, key=lambda name: list(_UNITS).index(_find_unit(name) or "days")):
+        if (unit := _find_unit(column)) and (_normalize_name(column) not in _BARE_UNITS or _is_bare_age(frame[column])):
+            ages = _add_unit(frame[column], unit)
+            return frame.drop(columns=column).assign(age=ages), [f"ages are read from the column {column}, in {unit}"]
+    dated = _find_dates(frame)
+    if dated is not None:
+        return dated
+    others = [name for name in frame.columns if name not in _ALIASES]
+    if not others:
+        return frame, []
+    return frame, [
+        f"no ages: none of the columns {_join_names(others)} is read as age. If one is the age, give --age-column "
+        "NAME; without ages, a model learns gender alone"
+    ]
+
+
+def _find_unit(column: str) -> str | None:
+    """Return the unit of the ages in a column by its name; None if it does not state one."""
+    name = _normalize_name(column)
+    if name in _BARE_UNITS:
+        return name
+    return next((unit for unit, pattern in _UNITS.items() if pattern.fullmatch(name)), None)
+
+
+def _add_unit(cells: pd.Series, unit: str | None) -> pd.Series:
+    """Return the cells with the column's unit after numbers without one; years need none."""
+    if unit is None or unit == "years":
+        return cells
+    return cells.map(lambda cell: f"{cell} {unit}" if _UNITLESS.fullmatch(str(cell)) else cell)
+
+
+def _is_bare_age(cells: pd.Series) -> bool:
+    """Return whether a column named after a unit alone has ages in it, not calendar months or years."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(cells, errors="coerce").dropna()
+    unit = UNITS[str(cells.name).strip().lower()]
+    return len(numbers) > 0 and _BARE_UNITS[str(cells.name).strip().lower()] < numbers.max() <= MAX_AGE * unit
+
+
+def _find_dates(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]] | None:
+    """Return the table with ages from dates of birth and of the photos; None if there are not exactly two columns."""
+    births = [name for name in frame.columns if _BIRTH.fullmatch(_normalize_name(name))]
+    photos = [name for name in frame.columns if _PHOTO.fullmatch(_normalize_name(name))]
+    photos = photos or [name for name in frame.columns if _ANY_DATE.fullmatch(_normalize_name(name))]
+    if len(births) != 1 or len(photos) != 1:
+        return None
+    try:
+        ages = compute_ages(*([str(cell) for cell in frame[name]] for name in (*births, *photos)))
+    except ValueError:
+        return None
+    if not any(age.isdecimal() for age in ages):
+        return None
+    dated = frame.drop(columns=[*births, *photos]).assign(age=ages)
+    return dated, [f"ages are the completed years from {births[0]} to {photos[0]}"]
 
 
 def _normalize_path(name: Any) -> str:
@@ -156,7 +287,8 @@ def _parse_ages(frame: pd.DataFrame, decimal_comma: bool, source: str) -> tuple[
     else:
         return [None] * len(frame), [""] * len(frame)
     fault = f"is not an age in 0–{MAX_AGE} or a bracket of ages"
-    valid, invalid = _parse_cells(cells, lambda cell: parse_age(cell, decimal_comma), "age", fault)
+    letters = not has_gender_letters(dict.fromkeys(cells))
+    valid, invalid = _parse_cells(cells, lambda cell: parse_age(cell, decimal_comma, letters), "age", fault)
     if cells and not any(valid.values()) and (invalid or "gender" not in frame.columns):
         _raise_invalid_column(source, "age", [*invalid, *valid])
     return [valid.get(cell) for cell in cells], [invalid.get(cell, "") for cell in cells]
@@ -267,6 +399,11 @@ def _list_notices(ages: list[Age | None], assumed_codes: bool) -> list[str]:
     notices = []
     if dated := sum(age is not None and age.dated for age in ages):
         notices.append(f"{dated:,} ages look like brackets that a spreadsheet converted to dates (03-Sep is 3–9)")
+    if (known := [age.high for age in ages if age is not None]) and max(known) <= _FRACTIONS:
+        notices.append(
+            f"no age is above {max(known):.3g} years: if ages were divided by 100, or are codes, correct them; agegen "
+            "reads years"
+        )
     if assumed_codes:
         notices.append("gender 0 is read as male and 1 as female, as in UTKFace; change it with --gender-codes")
     return notices
