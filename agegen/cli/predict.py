@@ -169,10 +169,11 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
 
 def _list_cells(row: FacePrediction) -> list[str]:
     file = _shorten_path(row.file)
-    if row.age is None or row.p_female is None:
+    if row.p_female is None:
         return [file, "", "", "", row.status if row.reason is None else f"{row.status}: {row.reason}", ""]
     probability = max(row.p_female, 1 - row.p_female)
-    ages = f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}"
+    # A model that was trained without ages gives none.
+    ages = ("–", "–") if row.age is None else (f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}")
     return [file, str(row.face), *ages, str(row.gender), f"{probability:.2f}"]
 
 

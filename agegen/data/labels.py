@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -103,6 +103,11 @@ class Labels:
         """Return the labels of some faces."""
         soft = None if self.soft is None else self.soft.pick(rows)
         return Labels(self.low[rows], self.high[rows], self.female[rows], soft)
+
+    def drop_ages(self) -> Labels:
+        """Return the genders alone."""
+        unknown = np.full(len(self), np.nan, dtype=np.float32)
+        return replace(self, low=unknown, high=unknown)
 
 
 def read_labels(frame: pd.DataFrame) -> Labels:

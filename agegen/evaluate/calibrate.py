@@ -58,6 +58,8 @@ def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_
     subject = open_subject(
         config.data, config.run, config.model, config.weights, config.detector, config.reading, on_progress
     )
+    if not subject.calibration.knows_age:
+        raise AgegenError(f"{subject.path} was trained without ages: it has no age intervals to calibrate")
     unseen = ~subject.seen
     if not unseen.any():
         raise DataError(f"the model was trained on all faces of {subject.source}. Calibrate on other faces.")

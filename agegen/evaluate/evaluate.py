@@ -96,6 +96,8 @@ def _describe_data(subject: EvaluationSubject, bundled_by_default: bool) -> list
     if records.trims and not subject.own_data:
         parts = ", ".join(f"the middle {trim.side:.0%} of {Path(name).name}" for name, trim in records.trims.items())
         notices.append(f"images cropped to match the model's training data: {parts}")
+    if not subject.calibration.knows_age:
+        notices.append("the model was trained without ages: it is evaluated on genders alone")
     if skipped := records.ungrouped_columns:
         notices.append(
             f"no metrics by group for the columns {', '.join(skipped)}: they identify persons or have too many values"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agegen.batches.batch import EvalSource
-from agegen.data.labels import SMALL_GROUP, Baseline, Labels, band_ages, label_groups, read_labels
+from agegen.data.labels import AGE_BOUNDS, SMALL_GROUP, Baseline, Labels, band_ages, label_groups, read_labels
 from agegen.data.scan import Scan
 from agegen.evaluate.estimates import Estimates, estimate_batches, make_predictions
 from agegen.evaluate.metrics import (
@@ -154,6 +154,9 @@ def evaluate_faces(
 ) -> tuple[Evaluation, pd.DataFrame]:
     """Return the evaluation of estimates of the ``chosen`` (N,) faces of a scan, and the table of predictions."""
     frame = scan.records.frame[chosen].reset_index(drop=True)
+    if not calibration.knows_age:
+        # The age head was never trained: its errors would look like those of a bad model.
+        frame = frame.drop(columns=list(AGE_BOUNDS), errors="ignore").assign(age=float("nan"))
     evaluation = evaluate_estimates(estimates, frame, scan.records.group_columns, baseline, calibration)
     return evaluation, make_predictions(estimates, frame, np.array(scan.sha256)[chosen], calibration)
 

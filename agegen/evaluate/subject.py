@@ -185,7 +185,7 @@ class EvaluationSubject:
         on_progress: ProgressHook = ignore_progress,
         keep: bool = False,
     ) -> tuple[Estimates, Labels]:
-        """Run the model on the ``chosen`` (N,) faces; return estimates and labels.
+        """Run the model on the ``chosen`` (N,) faces; return estimates, and labels of what the model can estimate.
 
         Args:
             chosen: the faces.
@@ -196,7 +196,8 @@ class EvaluationSubject:
         """
         options = SourceOptions(compute, 0, views=EVAL_VIEWS, cache_dir=cache_dir)
         network, source = make_eval_source(self.model, self.scan, chosen, options, on_progress)
-        return estimate_batches(network.to(compute.device), source, compute, keep=keep), source.labels
+        labels = source.labels if self.calibration.knows_age else source.labels.drop_ages()
+        return estimate_batches(network.to(compute.device), source, compute, keep=keep), labels
 
     def describe_overlap(self) -> list[str]:
         """Return a notice if it is unknown which of the faces the training used."""

@@ -61,6 +61,7 @@ class Calibration:
             ``interval_scale`` at all ages.
         doubtful: (low, high, threshold) for estimated ages from low to below high with a higher gender threshold than
             ``min_confidence``; at 1 gender is never reported.
+        knows_age: whether the training had labels of ages; without them, no age is reported.
     """
 
     interval_scale: float
@@ -70,10 +71,11 @@ class Calibration:
     basis: str = EXACT
     scales: Knots = ()
     doubtful: Thresholds = ()
+    knows_age: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form that checkpoints store."""
-        return asdict(self)
+        """Return the form that checkpoints store: without ``knows_age`` where it is true, as older ones."""
+        return {name: value for name, value in asdict(self).items() if name != "knows_age" or not value}
 
     @classmethod
     def from_json(cls, content: Any) -> Calibration:
@@ -89,7 +91,7 @@ class Calibration:
             read = replace(read, scales=scales, doubtful=doubtful)
             valid = 0 <= read.interval_scale < 1000 and 0 < read.coverage < 1 and 0.5 <= read.min_confidence <= 1
             valid = valid and all(0 <= scale < 1000 for _, scale in scales)
-            valid = valid and all(0.5 <= least <= 1 for *_, least in doubtful)
+            valid = valid and all(0.5 <= least <= 1 for *_, least in doubtful) and isinstance(read.knows_age, bool)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"the calibration of the checkpoint is invalid: {error}") from error
         if not valid:

@@ -173,11 +173,12 @@ def draw_annotation(photo: PhotoPrediction) -> RGB:
 
 
 def format_label(face: FacePrediction) -> str:
-    """Return the label of a face: age and interval, then gender and the probability of the more likely gender."""
-    assert face.age is not None and face.p_female is not None
+    """Return the label of a face: age and interval, if known, then gender and the probability of the likelier one."""
+    assert face.p_female is not None
     probability = max(face.p_female, 1 - face.p_female)
     person = f"#{face.person} " if face.person is not None else ""
-    return f"{person}{face.age:.0f} ({face.age_low:.0f}-{face.age_high:.0f})\n{face.gender} {probability:.2f}"
+    age = "" if face.age is None else f"{face.age:.0f} ({face.age_low:.0f}-{face.age_high:.0f})"
+    return "\n".join(part for part in (f"{person}{age}".strip(), f"{face.gender} {probability:.2f}") if part)
 
 
 def _load_image(photo: PhotoPrediction) -> PhotoPrediction:

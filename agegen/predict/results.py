@@ -101,8 +101,9 @@ class FacePrediction:
         status: ``ok``, ``no_face`` or ``unreadable``.
         face: number of the face in the photo, from 1, from left to right.
         box: bounding box (left, top, right, bottom) of the face in pixels; None where the image is an aligned crop.
-        age: in years. The interval from ``age_low`` to ``age_high`` contains 90 % of the true ages, on average over
-            faces like those of the model's validation split with the same crop; not in every group or collection.
+        age: in years; None from a model that was trained without ages. The interval from ``age_low`` to ``age_high``
+            contains 90 % of the true ages, on average over faces like those of the model's validation split with the
+            same crop; not in every group or collection.
         gender: ``female``, ``male``, or ``uncertain`` if the model is not confident enough.
         p_female: P(female), 0–1.
         detector: that found the face; ``none`` if the image was processed as an aligned crop, ``given`` for --boxes.
@@ -254,16 +255,13 @@ class RowBuilder:
     ) -> FacePrediction:
         landmarks = None if face is None else scale_points(face.landmarks, 1 / extracted.scale)
         given = face is not None and np.isnan(face.score)
-        distribution = estimate.distribution
+        distribution = estimate.distribution if self.calibration.knows_age else None
         threshold = self.choose_threshold(estimate.age)
         return FacePrediction(
             file=extracted.file,
             status=OK,
             face=number,
             box=None if face is None else _round_box(face, extracted),
-            age=round(estimate.age, 1),
-            age_low=round(estimate.age_low, 1),
-            age_high=round(estimate.age_high, 1),
             gender=choose_gender(estimate.p_female, threshold),
             p_female=round(estimate.p_female, 4),
             gender_threshold=threshold,
@@ -277,9 +275,20 @@ class RowBuilder:
             model=self.model,
             page=extracted.page,
             time=None if extracted.time is None else round(extracted.time, 3),
-            under=estimate.compute_shares(self.under),
             distribution=None if distribution is None else tuple(round(float(share), 5) for share in distribution),
+            **self.make_ages(estimate),
         )
+
+    def make_ages(self, estimate: FaceEstimate) -> dict[str, Any]:
+        """Return the columns with ages, rounded; none if the model was trained without ages."""
+        if not self.calibration.knows_age:
+            return {}
+        return {
+            "age": round(estimate.age, 1),
+            "age_low": round(max(estimate.age_low, 0.0), 1),
+            "age_high": round(min(estimate.age_high, float(MAX_AGE)), 1),
+            "under": estimate.compute_shares(self.under),
+        }
 
 
 def choose_gender(p_female: float, min_confidence: float) -> str:

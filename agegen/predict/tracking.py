@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.images import RGB, resize_image
-from agegen.data.labels import MAX_AGE
 from agegen.errors import DataError
 from agegen.model.calibration import Z_90
 from agegen.predict.estimator import Estimator
@@ -93,8 +92,9 @@ class Track:
         self.box, self.last, self.frames = box, time, self.frames + 1
         weight = compute_weight(face)
         self.weight += weight
-        assert face.age is not None and face.age_low is not None and face.age_high is not None
-        self.sums += weight * np.array([face.age, face.age - face.age_low, face.age_high - face.age, face.p_female])
+        # A model that was trained without ages gives none.
+        age, low, high = face.age or 0.0, face.age_low or 0.0, face.age_high or 0.0
+        self.sums += weight * np.array([age, age - low, high - age, face.p_female])
         if weight >= compute_weight(self.best):
             self.best, self.crop = face, crop
         if keep_box:
@@ -166,16 +166,13 @@ def make_person_row(track: Track, row_builder: RowBuilder) -> FacePrediction:
     return replace(
         track.best,
         person=track.number,
-        age=round(age, 1),
-        age_low=round(max(estimate.age_low, 0.0), 1),
-        age_high=round(min(estimate.age_high, float(MAX_AGE)), 1),
         gender=choose_gender(p_female, threshold),
         p_female=round(p_female, 4),
         gender_threshold=threshold,
         first=round(track.first, 3),
         last=round(track.last, 3),
         frames=track.frames,
-        under=estimate.compute_shares(row_builder.under),
+        **row_builder.make_ages(estimate),
     )
 
 

@@ -27,7 +27,7 @@ from agegen.model.network import count_parameters
 from agegen.options import to_plain
 from agegen.train.config import TrainConfig
 from agegen.train.loop import EpochResult, TrainStart, syncs_norms
-from agegen.train.setup import TrainingContext
+from agegen.train.setup import TrainingContext, sees_ages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,9 +189,16 @@ def make_start_event(training: TrainingContext) -> TrainStart:
             *describe_start(training.start, training.seen),
             *(f"soft labels of {teacher}" for teacher in list_teachers(training.distillation)),
             *describe_data(training.scan, training.split),
+            *_describe_ages(training),
             *make_crop_notices(training.landmarks),
         ),
     )
+
+
+def _describe_ages(training: TrainingContext) -> list[str]:
+    if sees_ages(training):
+        return []
+    return ["no training face has an age: the age head cannot be trained, and predict will report no age"]
 
 
 def _describe_setting(training: TrainingContext) -> str:

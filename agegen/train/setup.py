@@ -31,6 +31,7 @@ from agegen.errors import AgegenError, CheckpointError, DataError, PluginError
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.matching import LandmarkStats, load_cropped, measure_dataset, read_crop_boxes
 from agegen.machine import Compute, choose_compute
+from agegen.model.calibration import read_calibration
 from agegen.model.checkpoint import UsedFaces, load_checkpoint, read_used_faces
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
@@ -133,6 +134,14 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         used_faces=collect_used_faces(split, scan.hashes, earlier),
         distillation=distillation,
     )
+
+
+def sees_ages(training: TrainingContext) -> bool:
+    """Return whether a training, or that of the weights that it starts from, has labels of ages."""
+    labels = training.scan.records.labels.pick((training.split["split"] == "train").to_numpy())
+    if training.distillation is not None or (labels.exact | labels.bracketed).any():
+        return True
+    return training.start is not None and read_calibration(read_info(training.start).calibration).knows_age
 
 
 def make_backbone(

@@ -44,7 +44,7 @@ from agegen.train.record import (
     make_checkpoint_notes,
     make_start_event,
 )
-from agegen.train.setup import TrainingContext, prepare_training
+from agegen.train.setup import TrainingContext, prepare_training, sees_ages
 from agegen.train.state import StateFiles
 
 if TYPE_CHECKING:
@@ -253,7 +253,11 @@ def calibrate_best(training: TrainingContext, val: EvalSource) -> BestModel:
     estimates = estimate_batches(choose_network(model), val, compute)
     in_val = (training.split["split"] == "val").to_numpy()
     origins = training.scan.records.list_face_sources()[in_val]
-    calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, val.labels, origins)
+    knows_age = sees_ages(training)
+    # Without labels, the ages of the bands in which gender is unreliable would be arbitrary.
+    age = estimates.age if knows_age else np.zeros_like(estimates.age)
+    calibration = calibrate(age, estimates.spread, estimates.p_female, val.labels, origins)
+    calibration = replace(calibration, knows_age=knows_age)
     contract = None if training.landmarks.scattered else training.landmarks.template
     crop = None if contract is None else contract.to_json()
     info = replace(info, calibration=calibration.to_json(), crop=crop)

@@ -227,3 +227,11 @@ def test_the_threshold_of_a_band_reaches_the_target_accuracy():
     assert 0.85 < threshold < 0.92
     assert correct[confidence >= threshold].mean() >= 0.97
     assert find_band_threshold(confidence, rng.random(2000) < 0.6, 0.5) == 1.0
+
+
+def test_only_models_without_ages_store_that_they_know_none():
+    assert "knows_age" not in UNCALIBRATED.to_json()
+    without = replace(UNCALIBRATED, knows_age=False)
+    assert Calibration.from_json(without.to_json()) == without
+    with pytest.raises(CheckpointError, match="calibration of the checkpoint is invalid"):
+        Calibration.from_json({**without.to_json(), "knows_age": "no"})

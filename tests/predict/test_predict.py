@@ -215,3 +215,31 @@ def test_a_missing_remote_image_is_an_unreadable_row(agegen, trained_run, addres
     assert (row["file"], row["status"]) == (address, "unreadable")
     assert row["reason"]
     assert "\n" not in row["reason"]
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_without_ages_gives_none(agegen, faces_folder, portrait, tmp_path, quick_training):
+    names = sorted(path.name for path in faces_folder.iterdir())
+    lines = [f"{faces_folder / name},{name.split('_')[1]}" for name in names]
+    (tmp_path / "genders.csv").write_text("\n".join(["path,gender", *lines]))
+    run = tmp_path / "run"
+    options = ("--data", tmp_path / "genders.csv", "--out", run, "--epochs", 1, "--workers", 0)
+    trained = agegen("train", "--model", "scratch", *options)
+    assert "no training face has an age" in " ".join(trained.stderr.split())
+    options = ("--run", run, "--under", 18, "--min-confidence", 0.5)
+    done = agegen("predict", portrait, *options, "--json", "-", "--distribution", "--csv", tmp_path / "rows.csv")
+    (row,) = json.loads(done.stdout)
+    assert row["age"] is row["age_low"] is row["age_high"] is None
+    assert "distribution" not in row
+    assert "under_18" not in row
+    assert row["gender"] in ("female", "male")
+    (cells,) = csv.DictReader((tmp_path / "rows.csv").open())
+    assert cells["age"] == cells["under_18"] == cells["distribution"] == ""
+    table = agegen("predict", portrait, *options, "--annotate", tmp_path / "boxes").stdout
+    assert any(line.split().count("–") == 2 for line in table.splitlines())
+    found = agegen("eval", run, "--data", faces_folder, "--split", "all", "--json", "-")
+    assert json.loads(found.stdout)["counts"]["age"] == 0
+    assert "trained without ages" in found.stderr
+    assert "no age" in agegen("explain", portrait, "--run", run, "-o", tmp_path / "map.png").stdout
+    refused = agegen("calibrate", run, "--data", faces_folder, "--out", tmp_path / "c.safetensors")
+    assert "no age intervals to calibrate" in refused.stderr
