@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agegen.data.labels import AGE_BOUNDS, MAX_AGE
+from agegen.data.labels import AGE_BOUNDS, MAX_AGE, SPLITS
 from agegen.data.records import SOURCE_COLUMN, Exclusion, FaceRecords, FileStore
 from agegen.data.remote import is_remote
 from agegen.data.tables import RawTable, read_table
@@ -17,10 +18,12 @@ from agegen.data.values import (
     Age,
     choose_codes,
     compute_ages,
+    find_split,
     has_gender_letters,
     is_missing,
     parse_age,
     parse_gender,
+    parse_split,
 )
 from agegen.errors import DataError, shorten
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
@@ -28,14 +31,6 @@ from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 if TYPE_CHECKING:
     import pandas as pd
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 # Common column names in tables of faces, in any capitalization, the most likely first.
 PATH_COLUMNS = (
     *("path", "file_name", "filename", "file", "file_path", "filepath", "img_path", "image_path", "image_name"),
@@ -116,7 +111,8 @@ def build_records(
     """
     frame, notices = _rename_columns(table.frame, options.age_column, source)
     frame, found = _find_ages(frame)
-    notices += found
+    # The columns of a known layout are known.
+    notices = [*notices, *found] if layout == "" else []
     if "path" not in frame.columns or not {"age", "gender", "age_low"} & set(frame.columns):
         missing = "path" if "path" not in frame.columns else "age and no column gender"
         raise DataError(f"{source} has no column {missing}; it has {shorten(', '.join(map(str, table.frame.columns)))}")
@@ -126,11 +122,11 @@ def build_records(
     if images is None:
         frame["path"] = frame["path"].map(_normalize_path)
         images = FileStore(tuple(base / (name if _is_path(name) else "unusable") for name in frame["path"]))
+    notices += name_splits(frame, table.origins)
     ages, age_reasons = _parse_ages(frame, table.decimal_comma, source)
     female, gender_reasons, coded = _parse_genders(frame, options.gender_codes, source)
     reasons = _find_reasons(frame, ages, female, (age_reasons, gender_reasons), in_files)
     kept, excluded = _keep_usable(frame, ages, female, reasons)
-    notices = notices if layout == "" else []
     notices += _list_notices(ages, coded and options.gender_codes is None and layout == "")
     return FaceRecords(kept, images, source, tuple(excluded), terms=terms, layout=layout, notices=tuple(notices))
 
@@ -253,6 +249,49 @@ def _find_dates(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]] | None:
     return dated, [f"ages are the completed years from {births[0]} to {photos[0]}"]
 
 
+def name_splits(frame: pd.DataFrame, origins: list[str] | None = None) -> list[str]:
+    """Add a column ``split`` to a frame without one, if folders or files have the names of splits; return notices.
+
+    The names are those of the folders in the column ``path``, or else those of the files, behind what is common to all
+    of them; or ``origins``, the files that the rows are from. They are used if each face is in train, val or test, and
+    both train and test have faces.
+    """
+    if "split" in frame.columns:
+        return _describe_validation([parse_split(cell) for cell in frame["split"].unique()])
+    paths = [str(path) for path in frame["path"]] if origins is None else origins
+    in_folders, splits = _find_splits(paths)
+    counts = {name: splits.count(name) for name in SPLITS if name in splits}
+    shown = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    if None not in splits and {"train", "test"} <= set(counts):
+        frame["split"] = splits
+        return [f"folder or file names give the split, which is used: {shown}", *_describe_validation(list(counts))]
+    if len(counts) < 2 or not in_folders:
+        return []
+    missing = f"{splits.count(None):,} faces are in none of them" if None in splits else "there are no test faces"
+    return [f"the splits in folder or file names ({shown}) are not used, since {missing}: agegen splits all faces anew"]
+
+
+def _find_splits(paths: list[str]) -> tuple[bool, list[str | None]]:
+    """Return the split that each path names, and whether folders name them; files only if each of them has one."""
+    parents = [path.rpartition("/")[0] for path in paths]
+    parts = {parent: parent.split("/") for parent in dict.fromkeys(parents)}
+    # What is common to all folders, such as /data/train-2024/…, tells no faces apart.
+    pairs = zip(min(parts.values(), default=[]), max(parts.values(), default=[]), strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    folders = {parent: next(filter(None, map(find_split, part[shared:])), None) for parent, part in parts.items()}
+    if any(folders.values()):
+        return True, [folders[parent] for parent in parents]
+    files = takewhile(bool, (find_split(PurePosixPath(path).stem) for path in paths))
+    named = list(files)
+    return False, [*named, None] if len(named) < len(paths) else named
+
+
+def _describe_validation(names: list[str | None]) -> list[str]:
+    if not {"train", "test"} <= set(names) or "val" in names:
+        return []
+    return ["the split has no validation faces: training validates on one in nine of its training faces"]
+
+
 def _normalize_path(name: Any) -> str:
     """Return a path without outer spaces, and with slashes if it is a Windows path."""
     text = str(name).strip()
@@ -353,17 +392,13 @@ def _find_reasons(
     reasons = by_gender.where(by_gender != "", reasons)
     reasons = by_age.where(by_age != "", reasons)
     if "split" in frame.columns:
-        reasons[frame["split"].map(_parse_split).isna()] = "split is not train, val or test"
+        reasons[frame["split"].map(parse_split).isna()] = "split is not train, val or test"
     names = frame["path"].map(str)
     reasons[names.duplicated()] = "the path occurs twice"
     if in_files:
         found = names.map(_check_path)
         reasons = found.where(found != "", reasons)
     return reasons
-
-
-def _parse_split(value: Any) -> str | None:
-    return _SPLIT_NAMES.get(str(value).strip().lower())
 
 
 def _keep_usable(
@@ -391,7 +426,7 @@ def _keep_usable(
     if frame["female"].notna().all():
         frame = frame.astype({"female": bool})
     if "split" in frame.columns:
-        frame["split"] = frame["split"].map(_parse_split)
+        frame["split"] = frame["split"].map(parse_split)
     return frame.astype({"path": str}), excluded
 
 

@@ -28,6 +28,9 @@ HASH_COLUMN = "hash"
 SPLIT_COLUMNS = ["path", "sha256", "group", "split", HASH_COLUMN]
 # The usual fractions. Of 20,000 faces 2,000 are tested on, which determines the gender accuracy within one point.
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+# Where the test set is given.
+_VAL_SHARE = SHARES["val"] / (SHARES["train"] + SHARES["val"])
+_TRAIN_AND_VAL = {"train": 1 - _VAL_SHARE, "val": _VAL_SHARE}
 # Of the protocols: 20 % are the test set. Validation gets a tenth of the rest; the papers train on all of it, or do not
 # say how they choose the epoch.
 _PROTOCOL_SHARES = {"train": 0.72, "val": 0.08, "test": 0.2}
@@ -42,17 +45,28 @@ def split_scan(scan: Scan, seed: int, shares: dict[str, float] | None = None) ->
 
     Near-duplicates are in the same part, and so are all images of a person if a column identifies persons.
 
-    If the data has a column ``split``, it is used, unless ``shares`` are given. Otherwise the split is random with
+    If the data has a column ``split``, it is used, unless ``shares`` are given; if it has no validation faces, they are
+    chosen from the training faces as in a random split. Otherwise the split is random with
     these fractions, 80/10/10 by default, stratified by age band (10 years) and gender. It depends only on the seed and
     on the content of the images, not on their names or order.
     """
     frame = scan.records.frame
     groups = group_faces(scan)
     if shares is None and "split" in frame.columns:
-        names = frame["split"].to_list()
+        names = _choose_validation(scan, groups, seed, frame["split"].to_list())
     else:
         names = assign_groups(scan, groups, seed, shares or SHARES)
     return tabulate_split(scan, groups, names)
+
+
+def _choose_validation(scan: Scan, groups: NDArray[np.int64], seed: int, names: list[str]) -> list[str]:
+    """Return the names (N) of a given split, with some of the training faces as val if it has train and test only."""
+    if set(names) != {"train", "test"}:
+        return names
+    parts = np.array(names, dtype=object)
+    rows = np.flatnonzero(parts == "train")
+    parts[rows] = assign_groups(scan, groups, seed, _TRAIN_AND_VAL, rows)
+    return [str(name) for name in parts]
 
 
 def tabulate_split(scan: Scan, groups: NDArray[np.int64], names: Sequence[str]) -> pd.DataFrame:
@@ -142,9 +156,8 @@ def assign_folds(
 def make_fold_split(scan: Scan, groups: NDArray[np.int64], folds: NDArray[np.int64], fold: int, seed: int) -> list[str]:
     """Return the part (N names) of each image when one fold is the test set; the other folds are train and val."""
     rest = np.flatnonzero((folds != fold) & (folds > 0))
-    val = SHARES["val"] / (SHARES["train"] + SHARES["val"])
     names = np.where(folds == fold, "test", UNUSED).astype(object)
-    names[rest] = assign_groups(scan, groups, seed, {"train": 1 - val, "val": val}, rest)
+    names[rest] = assign_groups(scan, groups, seed, _TRAIN_AND_VAL, rest)
     return [str(name) for name in names]
 
 

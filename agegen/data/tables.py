@@ -40,11 +40,13 @@ class RawTable:
         frame: its columns; the cells of text files are strings.
         images: the images, if the table contains them.
         decimal_comma: whether numbers have a decimal comma, as in CSV files with semicolons.
+        origins: the name of the file that each row is from, if there are several.
     """
 
     frame: pd.DataFrame
     images: ImageStore | None = None
     decimal_comma: bool = False
+    origins: list[str] | None = None
 
 
 def read_table(path: Path) -> RawTable:

@@ -49,6 +49,12 @@ _WORD_DATES = ("%d %b %Y", "%d %B %Y", "%b %d %Y", "%B %d %Y")
 _MID_YEAR = (7, 1)
 # In years. Brackets may end above MAX_AGE, such as 60–120, but not above this.
 _MAX_BRACKET = 150.0
+# The names of the parts of a split; those of the Hugging Face Hub, too.
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "valset"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "testset"), "test"),
+}
 # The most codes to quote in an error.
 _QUOTED = 6
 
@@ -143,6 +149,17 @@ def _make_age(low: float, high: float) -> Age:
     if not (0 <= low <= high <= _MAX_BRACKET and low <= MAX_AGE):
         raise ValueError(f"age out of range: {low:g}–{high:g}")
     return Age(low, min(high, float(MAX_AGE)))
+
+
+def parse_split(cell: Any) -> str | None:
+    """Return the split that a cell means: train, val or test; None if it means none of them."""
+    return _SPLITS.get(str(cell).strip().lower())
+
+
+def find_split(name: str) -> str | None:
+    """Return the split in the name of a file or folder, e.g. train-00000-of-00001; None if it has none or several."""
+    found = {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
+    return found.pop() if len(found) == 1 else None
 
 
 def compute_ages(born: list[str], taken: list[str]) -> list[str]:

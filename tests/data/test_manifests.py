@@ -306,3 +306,52 @@ def test_columns_that_differ_by_spaces_are_one_too_many(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"path": "a.jpg", "age": 3, "age ": 4}')
     with pytest.raises(DataError, match="has the column 'age' twice"):
         load_records(str(tmp_path / "t.jsonl"))
+
+
+def load_paths(tmp_path, paths):
+    rows = [f"{path},{20 + place},{'fm'[place % 2]}" for place, path in enumerate(paths)]
+    return load(tmp_path, "\n".join(["path,age,gender", *rows]))
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["train/a.jpg", "train/b.jpg", "test/a.jpg", "val/a.jpg"],
+        ["x/Training/25/a.jpg", "x/Training/b.jpg", "x/Testing/a.jpg", "x/validation/a.jpg"],
+        ["faces_train/test_1.jpg", "faces_train/test_2.jpg", "faces-test/1.jpg", "faces.valid/1.jpg"],
+        ["/home/train/train/a.jpg", "/home/train/train/b.jpg", "/home/train/eval/a.jpg", "/home/train/dev/a.jpg"],
+        ["train_0001.jpg", "train_0002_aligned.jpg", "test_0001.jpg", "val_1.jpg"],
+    ],
+)
+def test_the_split_is_that_of_folders_or_files(tmp_path, paths):
+    records = load_paths(tmp_path, paths)
+    assert list(records.frame["split"]) == ["train", "train", "test", "val"]
+    assert records.notices == ("folder or file names give the split, which is used: 2 train, 1 val, 1 test",)
+
+
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [
+        (["train/a.jpg", "val/a.jpg"], "there are no test faces"),
+        (["train/a.jpg", "test/a.jpg", "more/a.jpg"], "1 faces are in none of them"),
+    ],
+)
+def test_an_incomplete_split_in_folders_is_not_used(tmp_path, paths, reason):
+    records = load_paths(tmp_path, paths)
+    assert "split" not in records.frame
+    assert any(f"are not used, since {reason}" in notice for notice in records.notices)
+
+
+@pytest.mark.parametrize(
+    "paths", [["train/a.jpg", "train/b.jpg"], ["train_1.jpg", "dev_patel.jpg", "a.jpg"], ["a.jpg"]]
+)
+def test_names_that_tell_no_faces_apart_are_no_split(tmp_path, paths):
+    records = load_paths(tmp_path, paths)
+    assert "split" not in records.frame
+    assert records.notices == ()
+
+
+def test_a_column_of_splits_is_stronger_than_folders(tmp_path):
+    records = load(tmp_path, "path,age,split\ntrain/a.jpg,3,test\ntest/b.jpg,4,train\n")
+    assert list(records.frame["split"]) == ["test", "train"]
+    assert "no validation faces" in records.notices[0]

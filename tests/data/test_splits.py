@@ -133,3 +133,17 @@ def test_invalid_split_files_are_rejected(tmp_path, content, message):
     (tmp_path / "split.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         read_split(tmp_path / "split.csv")
+
+
+def test_validation_faces_are_taken_from_the_training_faces_of_a_split_without_them(tmp_path, draw_folder):
+    draw_folder(tmp_path / "faces", 60)
+    for place, path in enumerate(sorted((tmp_path / "faces").iterdir())):
+        folder = tmp_path / "faces" / ("test" if place % 4 == 0 else "train")
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    scan = scan_images(load_records(str(tmp_path / "faces")))
+    split = split_scan(scan, 0)
+    assert set(split["split"][split["path"].str.startswith("test/")]) == {"test"}
+    inside = split["path"].str.startswith("train/")
+    assert split["split"][inside].value_counts().to_dict() == {"train": 40, "val": 5}
+    assert "give the split, which is used: 45 train, 15 test" in scan.records.notices[0]

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from agegen.data.images import list_images
 from agegen.data.labels import MAX_AGE
-from agegen.data.manifests import build_records
+from agegen.data.manifests import build_records, name_splits
 from agegen.data.records import Exclusion, FaceRecords, FileStore
 from agegen.data.tables import RawTable
 from agegen.data.values import parse_age, parse_gender
@@ -95,8 +95,10 @@ class UTKFaceLayout:
         if not rows:
             return None
         frame = pd.DataFrame(rows, columns=["path", "age", "female", "race", "row"])
-        store = FileStore(tuple(paths))
-        return FaceRecords(frame, store, str(path), tuple(excluded), terms=self.terms, layout=self.NAME)
+        store, notices = FileStore(tuple(paths)), tuple(name_splits(frame))
+        return FaceRecords(
+            frame, store, str(path), tuple(excluded), terms=self.terms, layout=self.NAME, notices=notices
+        )
 
 
 def parse_utkface_name(name: str) -> tuple[int, bool, str] | str:
