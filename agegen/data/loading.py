@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agegen.data.labels import AGE_BOUNDS
-from agegen.data.layouts import read_layout
+from agegen.data.layouts import WEBDATASET_ADVICE, read_layout
 from agegen.data.manifests import load_manifest
 from agegen.data.records import SOURCE_COLUMN, FaceRecords, JoinedStore
 from agegen.data.remote import fetch_parquet, is_remote
@@ -92,7 +92,8 @@ def load_records(data: str, options: ReadOptions = DEFAULT_READ_OPTIONS) -> Face
     elif path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
         records = load_manifest(path, options)
     elif path.is_file():
-        raise DataError(f"cannot read {data}: agegen reads {', '.join(TABLE_SUFFIXES)} and folders of images")
+        advice = f". {WEBDATASET_ADVICE}" if path.suffix.lower() == ".tar" else ""
+        raise DataError(f"cannot read {data}: agegen reads {', '.join(TABLE_SUFFIXES)} and folders of images{advice}")
     else:
         raise DataError(f"no data at {data}. Give a folder, a table ({', '.join(TABLE_SUFFIXES)}), or 'demo'.")
     if not len(records):

@@ -66,6 +66,10 @@ _PHOTO = re.compile(
 _ANY_DATE = re.compile(r"date|year|datetime|timestamp")
 # A number at the end, to which the column's unit belongs; in `18m` or `2 years` the cell has its own.
 _UNITLESS = re.compile(r".*[\d)\]+]\s*")
+# Columns of what `agegen predict` and `agegen eval` write.
+_ESTIMATES = {"p_female", "estimated_age"}
+# To find the folder of images that are not where a table says, this many names are looked for in so many folders.
+_PROBED, _MOST_FOLDERS = 10, 100
 # Columns to name in a notice.
 _NAMED = 8
 # In years. If no age is above it, they are fractions of a century: 116 / 100.
@@ -83,9 +87,7 @@ def load_manifest(path: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> Fa
     Raises:
         DataError: the table cannot be read, lacks a column, or has a label column without a single valid cell.
     """
-    table = read_table(path)
-    base = path if path.is_dir() else path.parent
-    return build_records(table, base, str(path), options)
+    return build_records(read_table(path), path.parent, str(path), options)
 
 
 def build_records(
@@ -110,6 +112,8 @@ def build_records(
         DataError: the table lacks a column, or has a label column without a single valid cell.
     """
     frame, notices = _rename_columns(table.frame, options.age_column, source)
+    if table.images is not None and "path" not in frame.columns:
+        frame["path"] = [f"row-{row}" for row in range(len(frame))]
     frame, found = _find_ages(frame)
     # The columns of a known layout are known.
     notices = [*notices, *found] if layout == "" else []
@@ -121,6 +125,10 @@ def build_records(
     in_files = images is None
     if images is None:
         frame["path"] = frame["path"].map(_normalize_path)
+        if folder := find_image_folder(base, list(frame["path"]), find_split(Path(source).stem)):
+            frame["path"] = f"{folder}/" + frame["path"]
+            notices.append(f"the images are in {folder}/")
+        notices += _describe_outside(base, list(frame["path"])) if layout == "" else []
         images = FileStore(tuple(base / (name if _is_path(name) else "unusable") for name in frame["path"]))
     notices += name_splits(frame, table.origins)
     ages, age_reasons = _parse_ages(frame, table.decimal_comma, source)
@@ -129,6 +137,32 @@ def build_records(
     kept, excluded = _keep_usable(frame, ages, female, reasons)
     notices += _list_notices(ages, coded and options.gender_codes is None and layout == "")
     return FaceRecords(kept, images, source, tuple(excluded), terms=terms, layout=layout, notices=tuple(notices))
+
+
+def join_tables(tables: dict[Path, RawTable], folder: Path) -> RawTable:
+    """Return tables of files below a folder as one, with paths relative to the folder."""
+    import pandas as pd
+
+    frames, origins = [], []
+    for path, table in tables.items():
+        frame, _ = _rename_columns(table.frame, None, str(path))
+        names = [_normalize_path(name) for name in frame["path"]]
+        images = path.parent / find_image_folder(path.parent, names, find_split(path.stem))
+        prefix = images.relative_to(folder)
+        frames.append(frame.assign(path=[(prefix / name).as_posix() if name else "" for name in names]))
+        origins += [path.relative_to(folder).as_posix()] * len(frame)
+    decimal_comma = any(table.decimal_comma for table in tables.values())
+    return RawTable(pd.concat(frames, ignore_index=True).fillna(""), None, decimal_comma, origins)
+
+
+def has_labels(table: RawTable) -> bool:
+    """Return whether a table of unknown origin has image files and labels; the estimates of agegen are not labels."""
+    try:
+        frame, _ = _rename_columns(table.frame, None, "")
+    except DataError:
+        return False
+    names = set(_find_ages(frame)[0].columns)
+    return "path" in names and bool({"age", "gender", "age_low"} & names) and not _ESTIMATES & names
 
 
 def _rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> tuple[pd.DataFrame, list[str]]:
@@ -177,7 +211,8 @@ def _match_columns(columns: list[str], age_chosen: bool) -> tuple[dict[str, str]
 
 
 def _normalize_name(name: str) -> str:
-    """Return a column's name in small letters with underscores: age_months for AgeMonths and Age (months)."""
+    """Return a column's name in small letters with underscores: age_months for AgeMonths and x.Age (months)."""
+    name = re.sub(r"^\w+\.(?=\w)", "", name)
     return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
 
 
@@ -281,15 +316,43 @@ def _find_splits(paths: list[str]) -> tuple[bool, list[str | None]]:
     folders = {parent: next(filter(None, map(find_split, part[shared:])), None) for parent, part in parts.items()}
     if any(folders.values()):
         return True, [folders[parent] for parent in parents]
-    files = takewhile(bool, (find_split(PurePosixPath(path).stem) for path in paths))
-    named = list(files)
-    return False, [*named, None] if len(named) < len(paths) else named
+    files = {}
+    for path in dict.fromkeys(paths):
+        files[path] = find_split(PurePosixPath(path).stem)
+        if files[path] is None:
+            return False, [None]
+    return False, [files[path] for path in paths]
 
 
 def _describe_validation(names: list[str | None]) -> list[str]:
     if not {"train", "test"} <= set(names) or "val" in names:
         return []
     return ["the split has no validation faces: training validates on one in nine of its training faces"]
+
+
+def _describe_outside(base: Path, names: list[str]) -> list[str]:
+    """Return a notice about absolute paths that lead out of a table's folder; relative ones never do."""
+    folder = base.absolute()
+    absolute = [name for name in names if Path(name).is_absolute()]
+    outside = [name for name in absolute if not Path(os.path.normpath(name)).is_relative_to(folder)]
+    if not outside:
+        return []
+    return [f"{len(outside):,} images are outside of the table's folder, the first: {shorten(outside[0])}"]
+
+
+def find_image_folder(base: Path, names: list[str], split: str | None = None) -> str:
+    """Return the folder in ``base`` that the files with these names are in; "" if they are in ``base`` itself.
+
+    It is "" as well if there are several such folders, unless one of them has the name of ``split``, or none.
+    """
+    probed = [name for name in names if not _check_path(name) and not Path(name).is_absolute()][:_PROBED]
+    if not probed or any((base / name).exists() for name in probed) or not base.is_dir():
+        return ""
+    folders = [path for pattern in ("*/", "*/*/") for path in sorted(base.glob(pattern))[:_MOST_FOLDERS]]
+    fitting = [path for path in folders if path.is_dir() and all((path / name).is_file() for name in probed)]
+    own = [path for path in fitting if split is not None and find_split(path.name) == split]
+    found = own if len(fitting) > 1 else fitting
+    return found[0].relative_to(base).as_posix() if len(found) == 1 else ""
 
 
 def _normalize_path(name: Any) -> str:

@@ -73,15 +73,17 @@ def _fetch_by_fsspec(address: str) -> list[Path]:
 
 def _link_files(files: Sequence[Path]) -> Path:
     """Return a folder of links to exactly these files, or one link; their own folder may contain other files."""
-    name = hashlib.sha256("\n".join(str(path.resolve()) for path in files).encode()).hexdigest()[:16]
+    # The names of the files may be those of splits.
+    names = [f"{number:05d}-{path.stem}{_SUFFIX}" for number, path in enumerate(files)]
+    targets = [f"{name} {path.resolve()}" for name, path in zip(names, files, strict=True)]
+    name = hashlib.sha256("\n".join(targets).encode()).hexdigest()[:16]
     folder = _get_cache_folder() / "sets" / name
     folder.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(files):
-        link = folder / f"{number:05d}{_SUFFIX}"
+    for link, path in zip((folder / name for name in names), files, strict=True):
         if not link.exists():
             link.unlink(missing_ok=True)
             link.symlink_to(path.resolve())
-    return folder if len(files) > 1 else folder / f"{0:05d}{_SUFFIX}"
+    return folder if len(files) > 1 else folder / names[0]
 
 
 def _get_cache_folder() -> Path:

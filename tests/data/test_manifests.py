@@ -326,7 +326,7 @@ def load_paths(tmp_path, paths):
 def test_the_split_is_that_of_folders_or_files(tmp_path, paths):
     records = load_paths(tmp_path, paths)
     assert list(records.frame["split"]) == ["train", "train", "test", "val"]
-    assert records.notices == ("folder or file names give the split, which is used: 2 train, 1 val, 1 test",)
+    assert records.notices[-1] == "folder or file names give the split, which is used: 2 train, 1 val, 1 test"
 
 
 @pytest.mark.parametrize(
@@ -355,3 +355,10 @@ def test_a_column_of_splits_is_stronger_than_folders(tmp_path):
     records = load(tmp_path, "path,age,split\ntrain/a.jpg,3,test\ntest/b.jpg,4,train\n")
     assert list(records.frame["split"]) == ["test", "train"]
     assert "no validation faces" in records.notices[0]
+
+
+def test_absolute_paths_that_lead_out_of_the_folder_get_a_notice(tmp_path):
+    rows = [f"{tmp_path}/a.jpg,20,f", "/etc/passwd,30,m", f"{tmp_path}/../b.jpg,40,m", "c.jpg,50,m", "../d.jpg,60,m"]
+    records = load(tmp_path, "\n".join(["path,age,gender", *rows]))
+    assert records.notices == ("2 images are outside of the table's folder, the first: /etc/passwd",)
+    assert [item.path for item in records.excluded] == ["../d.jpg"]
