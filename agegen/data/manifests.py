@@ -198,7 +198,8 @@ def _match_columns(columns: list[str], age_chosen: bool) -> tuple[dict[str, str]
     by_name: dict[str, list[str]] = {}
     for column in columns:
         by_name.setdefault(_normalize_name(column), []).append(column)
-    names, notices = {}, []
+    names: dict[str, str] = {}
+    notices = []
     for own, others in _ALIASES.items():
         found = [column for other in others for column in by_name.get(other, [])]
         if own == "age" and age_chosen:
