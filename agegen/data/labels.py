@@ -127,6 +127,14 @@ def format_labels(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     return ["" if age == "–" else age.replace("–", "-") for age in ages], [one.replace("–", "") for one in genders]
 
 
+def fill_missing(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame with "" for missing cells, except in columns of numbers."""
+    import pandas as pd
+
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    return frame.assign(**{str(name): frame[name].astype(object).where(frame[name].notna(), "") for name in texts})
+
+
 def format_age(low: float, high: float) -> str:
     """Return an age for display: 25, 20–29, or a dash if it is unknown (NaN)."""
     if low != low:
@@ -192,5 +200,5 @@ def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]
     ordered = sorted({*_BAND_NAMES, *wide_names}, key=lambda name: tuple(map(int, name.split("–"))))
     known = [None if value != value else format_gender(value) for value in labels.female]
     gender = pd.Series(known, index=frame.index, dtype=object).astype("category")
-    columns = {name: frame[name].astype(str).astype("category") for name in groups}
+    columns = {name: frame[name].astype(str).where(frame[name].notna()).astype("category") for name in groups}
     return {"age_band": bands.astype(pd.CategoricalDtype(ordered, ordered=True)), "gender": gender, **columns}

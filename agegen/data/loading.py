@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agegen.data.labels import AGE_BOUNDS
+from agegen.data.labels import AGE_BOUNDS, fill_missing
 from agegen.data.layouts import WEBDATASET_ADVICE, read_layout
 from agegen.data.manifests import load_manifest
 from agegen.data.records import SOURCE_COLUMN, FaceRecords, JoinedStore
@@ -114,6 +114,8 @@ def _join_records(loaded: list[FaceRecords], names: list[str]) -> FaceRecords:
     for records in loaded[:-1]:
         starts.append(starts[-1] + int(records.frame["row"].max()) + 1)
     layouts = [f"{name}: {records.layout or 'a table'}, {len(records):,} faces" for records, name in named]
+    given = [name for records, name in named if "split" in records.frame.columns]
+    ignored = [f"the split of {', '.join(given)} is not used: the other datasets have none"]
     return FaceRecords(
         _join_frames([records.frame for records in loaded], names, starts),
         JoinedStore(tuple(records.images for records in loaded), tuple(starts)),
@@ -122,7 +124,10 @@ def _join_records(loaded: list[FaceRecords], names: list[str]) -> FaceRecords:
         drawn=any(records.drawn for records in loaded),
         terms="; ".join(dict.fromkeys(records.terms for records in loaded if records.terms)),
         layout="; ".join([*layouts, "in total"]),
-        notices=tuple(f"{name}: {text}" for records, name in named for text in records.notices),
+        notices=(
+            *(f"{name}: {text}" for records, name in named for text in records.notices),
+            *(ignored if given and len(given) < len(named) else ()),
+        ),
     )
 
 
@@ -143,8 +148,5 @@ def _join_frames(frames: list[pd.DataFrame], names: list[str], starts: list[int]
     joined = pd.concat(parts, ignore_index=True)
     gender_known = all(frame["female"].dtype == bool for frame in frames)
     joined = joined.astype({"female": bool if gender_known else float})
-    for column in joined.columns:
-        # Group columns that only some datasets have.
-        if joined[column].dtype == object and joined[column].isna().any():
-            joined[column] = joined[column].fillna("")
-    return joined
+    # Group columns that only some datasets have.
+    return fill_missing(joined)

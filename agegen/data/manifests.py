@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agegen.data.labels import AGE_BOUNDS, MAX_AGE, SPLITS
+from agegen.data.labels import AGE_BOUNDS, MAX_AGE, SPLITS, fill_missing
 from agegen.data.records import SOURCE_COLUMN, Exclusion, FaceRecords, FileStore
 from agegen.data.remote import is_remote
 from agegen.data.tables import RawTable, read_table
@@ -491,7 +491,7 @@ def _keep_usable(
         frame = frame.astype({"female": bool})
     if "split" in frame.columns:
         frame["split"] = frame["split"].map(parse_split)
-    return frame.astype({"path": str}), excluded
+    return fill_missing(frame.astype({"path": str})), excluded
 
 
 def _list_notices(ages: list[Age | None], assumed_codes: bool) -> list[str]:

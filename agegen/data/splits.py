@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agegen.data.duplicates import find_duplicates, has_near_duplicate, join_pairs
 from agegen.data.labels import MAX_AGE, SPLITS, UNUSED
-from agegen.data.records import Exclusion
+from agegen.data.records import SOURCE_COLUMN, Exclusion
 from agegen.data.scan import HASH_BITS, Scan
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically
@@ -82,7 +82,7 @@ def group_faces(scan: Scan) -> NDArray[np.int64]:
     """Return a group number (N,) per image: the same for near-duplicates, and for images of the same person."""
     pairs = [find_duplicates(scan.hashes, scan.sha256)]
     for column in scan.records.identity_columns:
-        persons = number_identities(scan.records.frame[column])
+        persons = number_identities(scan.records.frame, column)
         order = np.argsort(persons, kind="stable")
         order = order[persons[order] >= 0]
         same = persons[order[1:]] == persons[order[:-1]]
@@ -90,11 +90,17 @@ def group_faces(scan: Scan) -> NDArray[np.int64]:
     return join_pairs(len(scan.hashes), np.concatenate(pairs))
 
 
-def number_identities(names: pd.Series) -> NDArray[np.int64]:
-    """Return a number (N,) per person; -1 if the name is empty or unknown."""
+def number_identities(frame: pd.DataFrame, column: str) -> NDArray[np.int64]:
+    """Return a number (N,) per person; -1 if the name is empty or unknown.
+
+    Equal names in several datasets are different persons: most datasets number theirs from 0 or 1.
+    """
     import pandas as pd
 
+    names = frame[column]
     known = names.notna() & ~names.astype(str).str.strip().str.lower().isin(("", "nan", "none", "unknown"))
+    if SOURCE_COLUMN in frame.columns:
+        names = frame[SOURCE_COLUMN].astype(str) + "/" + names.astype(str)
     return np.asarray(pd.factorize(names.where(known))[0], dtype=np.int64)
 
 
