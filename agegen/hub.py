@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def download_file(repository: str, file: str, revision: str | None = None) -> Path:
+# A commit, whose files never change; a branch or tag may have newer ones than the cache.
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def download_file(repository: str, file: str, revision: str | None = None, newest: bool = False) -> Path:
     """Return the local path of a file in a Hub repository; it is downloaded unless the Hugging Face cache has it.
+
+    With ``newest``, the Hub is asked for a newer file first, unless ``revision`` is a commit; without an answer, the
+    file in the cache is used.
 
     Raises:
         AgegenError: the file is not cached and cannot be downloaded.
     """
-    if (cached := find_cached(repository, file, revision)) is not None:
+    cached = find_cached(repository, file, revision)
+    if cached is not None and (not newest or _COMMIT.fullmatch(revision or "") or "HF_HUB_OFFLINE" in os.environ):
         return cached
     try:
         from huggingface_hub import hf_hub_download
@@ -28,10 +37,14 @@ def download_file(repository: str, file: str, revision: str | None = None) -> Pa
         with quiet_hub():
             return Path(hf_hub_download(repository, file, revision=revision))
     except ImportError as error:
+        if cached is not None:
+            return cached
         raise AgegenError(
             f"the download of {file} from {repository} requires another package: pip install huggingface-hub"
         ) from error
     except Exception as error:  # the Hub client raises its own errors, requests' errors and OS errors
+        if cached is not None:
+            return cached
         raise AgegenError(
             f"{file} of {repository} is not in the Hugging Face cache and cannot be downloaded "
             f"({explain_failure(error)}). Go online once, or set HF_HOME to a cache that contains it."

@@ -187,8 +187,9 @@ def is_hub_run(run: str | Path | None) -> bool:
 def fetch_hub_run(run: str | Path) -> Path:
     """Return the checkpoint of a run on the Hub, downloaded unless it is cached, with its ONNX file next to it.
 
-    Both files are from one revision: the named one, or the newest in the cache, or the newest on the Hub. The weights
-    are safetensors, so nothing is unpickled. An ONNX file of other weights is detected later by its checksum.
+    Both files are from one revision: the named one, or the newest on the Hub, or, without an answer of the Hub, in the
+    cache. The weights are safetensors, so nothing is unpickled. An ONNX file of other weights is detected later by its
+    checksum.
 
     Raises:
         AgegenError: the address is invalid, or the checkpoint is not cached and cannot be downloaded.
@@ -197,7 +198,7 @@ def fetch_hub_run(run: str | Path) -> Path:
     if match is None:
         raise AgegenError(f"invalid address of a run: '{run}'. Give hf://OWNER/NAME or hf://OWNER/NAME@REVISION.")
     repository, revision = parse_repository(match[1]), match[2]
-    checkpoint = download_file(repository, HUB_CHECKPOINT, revision)
+    checkpoint = download_file(repository, HUB_CHECKPOINT, revision, newest=True)
     # A snapshot folder of the cache is named after its commit, so the ONNX file comes from the same commit.
     if not checkpoint.with_name(_HUB_ONNX).is_file():
         with suppress(AgegenError):
