@@ -36,6 +36,8 @@ IDENTITY_COLUMNS = (
 SMALL_GROUP = 30
 # A column with more values is not reported by group: nobody reads such a table, and each group costs a bootstrap.
 MOST_GROUPS = 50
+# Reports by more columns have thousands of lines. Of a table with many more, such as embeddings, the rest is not read.
+MOST_GROUP_COLUMNS, MOST_COLUMNS = 30, 300
 # A column with this few values is reported by group even for a handful of faces.
 _FEW_GROUPS = 5
 # In years; finer in childhood, where three years change a face more than thirty do later.
@@ -164,12 +166,16 @@ def compute_baseline(train: pd.DataFrame) -> Baseline:
 
 
 def choose_groups(frame: pd.DataFrame, columns: list[str]) -> tuple[list[str], list[str]]:
-    """Return the columns to group reports by, and the others: those that identify persons or have too many values."""
+    """Return the columns to group reports by, and the others: those that identify persons or have too many values.
+
+    Of many columns, the first 30 that can be used are.
+    """
     most = min(MOST_GROUPS, max(_FEW_GROUPS, len(frame) // 2))
     chosen: list[str] = []
     others: list[str] = []
     for name in columns:
-        is_grouping = frame[name].nunique() <= most and name.lower() not in IDENTITY_COLUMNS
+        is_grouping = len(chosen) < MOST_GROUP_COLUMNS and name.lower() not in IDENTITY_COLUMNS
+        is_grouping = is_grouping and frame[name].nunique() <= most
         (chosen if is_grouping else others).append(name)
     return chosen, others
 

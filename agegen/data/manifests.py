@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agegen.data.labels import AGE_BOUNDS, MAX_AGE, SPLITS, fill_missing
-from agegen.data.records import SOURCE_COLUMN, Exclusion, FaceRecords, FileStore
+from agegen.data.labels import AGE_BOUNDS, IDENTITY_COLUMNS, MAX_AGE, MOST_COLUMNS, SPLITS, fill_missing
+from agegen.data.records import SOURCE_COLUMN, Exclusion, FaceRecords, FilePaths, FileStore
 from agegen.data.remote import is_remote
 from agegen.data.tables import RawTable, read_table
 from agegen.data.values import (
@@ -117,6 +117,8 @@ def build_records(
     frame, found = _find_ages(frame)
     # The columns of a known layout are known.
     notices = [*notices, *found] if layout == "" else []
+    frame, surplus = _drop_surplus(frame)
+    notices += surplus
     if "path" not in frame.columns or not {"age", "gender", "age_low"} & set(frame.columns):
         missing = "path" if "path" not in frame.columns else "age and no column gender"
         raise DataError(f"{source} has no column {missing}; it has {shorten(', '.join(map(str, table.frame.columns)))}")
@@ -129,7 +131,7 @@ def build_records(
             frame["path"] = f"{folder}/" + frame["path"]
             notices.append(f"the images are in {folder}/")
         notices += _describe_outside(base, list(frame["path"])) if layout == "" else []
-        images = FileStore(tuple(base / (name if _is_path(name) else "unusable") for name in frame["path"]))
+        images = FileStore(FilePaths(base, [name if _is_path(name) else "unusable" for name in frame["path"]]))
     notices += name_splits(frame, table.origins)
     ages, age_reasons = _parse_ages(frame, table.decimal_comma, source)
     female, gender_reasons, coded = _parse_genders(frame, options.gender_codes, source)
@@ -191,6 +193,16 @@ def _rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> t
     # An index that pandas wrote without a name is not a column of the dataset.
     unnamed = [name for name in frame.columns if name == "" or name.startswith(("Unnamed: ", "__index_level_"))]
     return frame.drop(columns=unnamed), notices
+
+
+def _drop_surplus(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return a table of very many columns with the first of those that are not labels, and a notice."""
+    others = [name for name in frame.columns if name not in _ALIASES and name.lower() not in IDENTITY_COLUMNS]
+    dropped = others[MOST_COLUMNS:]
+    if not dropped:
+        return frame, []
+    notice = f"of {len(frame.columns):,} columns, the last {len(dropped):,} are not read, from {shorten(dropped[0])} on"
+    return frame.drop(columns=dropped), [notice]
 
 
 def _match_columns(columns: list[str], age_chosen: bool) -> tuple[dict[str, str], list[str]]:
@@ -334,7 +346,8 @@ def _describe_validation(names: list[str | None]) -> list[str]:
 def _describe_outside(base: Path, names: list[str]) -> list[str]:
     """Return a notice about absolute paths that lead out of a table's folder; relative ones never do."""
     folder = base.absolute()
-    absolute = [name for name in names if Path(name).is_absolute()]
+    # Only names that begin like /a or C: can be absolute; a million paths would take seconds.
+    absolute = [name for name in names if (name[:1] in "/\\" or name[1:2] == ":") and Path(name).is_absolute()]
     outside = [name for name in absolute if not Path(os.path.normpath(name)).is_relative_to(folder)]
     if not outside:
         return []
@@ -346,7 +359,8 @@ def find_image_folder(base: Path, names: list[str], split: str | None = None) ->
 
     It is "" as well if there are several such folders, unless one of them has the name of ``split``, or none.
     """
-    probed = [name for name in names if not _check_path(name) and not Path(name).is_absolute()][:_PROBED]
+    usable = (name for name in names if not _check_path(name) and not Path(name).is_absolute())
+    probed = list(islice(usable, _PROBED))
     if not probed or any((base / name).exists() for name in probed) or not base.is_dir():
         return ""
     folders = [path for pattern in ("*/", "*/*/") for path in sorted(base.glob(pattern))[:_MOST_FOLDERS]]
@@ -375,7 +389,7 @@ def _check_path(name: str) -> str:
         return "the path is not a file name"
     if is_remote(name):
         return "the path is a URL; agegen reads only local files"
-    if Path(os.path.normpath(name)).parts[:1] == (os.pardir,):
+    if os.path.normpath(name).replace(os.sep, "/").split("/", 1)[0] == os.pardir:
         return "the path leads out of the manifest's folder"
     return ""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, ignore_progress
+from agegen.errors import shorten
 from agegen.evaluate.config import EvalConfig
 from agegen.evaluate.evaluation import Evaluation, describe_swapped_genders, evaluate_faces
 from agegen.evaluate.subject import EvaluationSubject, open_subject
@@ -100,7 +101,8 @@ def _describe_data(subject: EvaluationSubject, bundled_by_default: bool) -> list
         notices.append("the model was trained without ages: it is evaluated on genders alone")
     if skipped := records.ungrouped_columns:
         notices.append(
-            f"no metrics by group for the columns {', '.join(skipped)}: they identify persons or have too many values"
+            f"no metrics by group for the columns {shorten(', '.join(skipped))}: they identify persons, have too many "
+            "values, or are too many"
         )
     return notices
 
