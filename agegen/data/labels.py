@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agegen.errors import shorten
+
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
@@ -187,6 +189,12 @@ def band_ages(ages: NDArray[np.float64], frame: pd.DataFrame) -> pd.Series:
     return pd.Series(pd.cut(ages, _AGE_BANDS, right=False, labels=_BAND_NAMES), index=frame.index)
 
 
+def _name_groups(cells: pd.Series) -> pd.Series:
+    """Return the cells of a column as categories that are printable; none for missing cells."""
+    texts = cells.astype(str).where(cells.notna())
+    return texts.map({text: shorten(text) for text in texts.dropna().unique()}).astype("category")
+
+
 def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]:
     """Return the group of each face, as a category, by age band, by gender, and by each column in ``groups``.
 
@@ -206,5 +214,5 @@ def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]
     ordered = sorted({*_BAND_NAMES, *wide_names}, key=lambda name: tuple(map(int, name.split("–"))))
     known = [None if value != value else format_gender(value) for value in labels.female]
     gender = pd.Series(known, index=frame.index, dtype=object).astype("category")
-    columns = {name: frame[name].astype(str).where(frame[name].notna()).astype("category") for name in groups}
+    columns = {name: _name_groups(frame[name]) for name in groups}
     return {"age_band": bands.astype(pd.CategoricalDtype(ordered, ordered=True)), "gender": gender, **columns}

@@ -176,7 +176,8 @@ def _rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> t
         DataError: ``age_column`` does not exist, or two columns have the same name.
     """
     frame = raw.copy()
-    frame.columns = [str(name).strip() for name in frame.columns]
+    names = (str(name).strip() for name in frame.columns)
+    frame.columns = [name if name.isprintable() else shorten(name) for name in names]
     if repeated := list(frame.columns[frame.columns.duplicated()]):
         raise DataError(f"{source} has the column '{shorten(repeated[0])}' twice")
     if age_column is not None:
@@ -185,8 +186,8 @@ def _rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> t
         frame[age_column] = _add_unit(frame[age_column], _find_unit(age_column))
         frame = frame.drop(columns=[name for name in frame.columns if name == "age" != age_column])
         frame = frame.rename(columns={age_column: "age"})
-    names, notices = _match_columns(list(frame.columns), age_column is not None)
-    frame = frame.rename(columns=names)
+    recognized, notices = _match_columns(list(frame.columns), age_column is not None)
+    frame = frame.rename(columns=recognized)
     # The user's columns with a name that agegen uses itself get an underscore.
     taken = {"row", "female", SOURCE_COLUMN, *AGE_BOUNDS} & set(frame.columns)
     frame = frame.rename(columns={name: f"{name}_" for name in taken})

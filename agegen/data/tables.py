@@ -25,10 +25,18 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 ARROW_SUFFIX = ".arrow"
 SHARD_SUFFIXES = (".parquet", ARROW_SUFFIX)
 TABLE_SUFFIXES = (*CSV_SUFFIXES, *JSON_SUFFIXES, *SHARD_SUFFIXES)
-_SEPARATORS = (",", ";", "\t")
+_SEPARATORS = (",", ";", "\t", "|")
 # In bytes. A file with a longer first line is not a table of faces.
 _MAX_HEADER = 100_000
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# UTF-32 first: its mark begins with that of UTF-16.
+_WIDE_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# Bytes per character.
+_WIDTHS = {"utf-32": 4, "utf-16": 2, "utf-32-le": 4, "utf-32-be": 4, "utf-16-le": 2, "utf-16-be": 2}
 # Common names of image columns, the most likely first: a table may also have columns of masks or depth maps.
 _IMAGE_COLUMNS = ("image", "img", "picture", "photo", "face", "images", "jpg", "png", "bytes")
 # Columns with the gray values of an image as text, and the form of a cell: at least 8×8 numbers.
@@ -60,7 +68,7 @@ class RawTable:
 def read_table(path: Path) -> RawTable:
     """Read a table; its suffix determines the format.
 
-    CSV may be separated by commas, semicolons or tabs, and encoded in UTF-8 (with or without BOM), UTF-16 or Latin-1.
+    CSV may be separated by commas, semicolons, tabs or bars, and encoded in UTF-8, UTF-16, UTF-32 or Latin-1.
 
     Raises:
         DataError: the table cannot be read.
@@ -96,13 +104,16 @@ def _detect_csv_format(path: Path) -> tuple[str, str]:
     try:
         with path.open("rb") as file:
             header = file.readline(_MAX_HEADER)
-            encoding = "utf-16" if header.startswith(_UTF16) else "utf-8-sig" if _is_utf8(file, header) else "latin-1"
+            encoding = _detect_wide_encoding(header) or ("utf-8-sig" if _is_utf8(file, header) else "latin-1")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if (b"\x00" in header and encoding != "utf-16") or len(header) >= _MAX_HEADER:
+    if len(header) >= _MAX_HEADER:
         raise DataError(f"cannot read {path} as CSV: its first line is not a header")
-    # The newline of UTF-16 has two bytes, of which readline returns only the first.
-    text = header[: len(header) // 2 * 2 if encoding == "utf-16" else None].decode(encoding, errors="replace")
+    # Of the last character, the newline, readline returns only the first byte.
+    width = _WIDTHS.get(encoding, 1)
+    text = header[: len(header) // width * width].decode(encoding, errors="replace")
+    if "\x00" in text:
+        raise DataError(f"cannot read {path} as CSV: its first line is not a header, it is binary")
     separator = max(_SEPARATORS, key=text.count)
     try:
         names = [name.strip() for name in next(csv.reader(text.splitlines()[:1], delimiter=separator), [])]
@@ -111,6 +122,21 @@ def _detect_csv_format(path: Path) -> tuple[str, str]:
     if repeated := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{path} has the column '{shorten(repeated[0])}' twice")
     return encoding, separator
+
+
+def _detect_wide_encoding(header: bytes) -> str | None:
+    """Return the encoding of a first line with several bytes per character, with or without a byte order mark."""
+    for mark, encoding in _WIDE_MARKS.items():
+        if header.startswith(mark):
+            return encoding
+    if b"\x00" not in header:
+        return None
+    # Of ASCII, all bytes but one of each character are zero.
+    for encoding, width in ((name, width) for name, width in _WIDTHS.items() if name.endswith(("le", "be"))):
+        zeros = [not any(header[place : len(header) // width * width : width]) for place in range(width)]
+        if sum(zeros) == width - 1 and zeros[0] == encoding.endswith("be"):
+            return encoding
+    return None
 
 
 def _is_utf8(file: Any, header: bytes) -> bool:
@@ -130,17 +156,36 @@ def _read_json(path: Path) -> RawTable:
     import pandas as pd
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        is_array = text.lstrip().startswith("[")
-        rows = json.loads(text) if is_array else [json.loads(line) for line in text.splitlines() if line.strip()]
+        content = path.read_bytes()
+        text = content.decode(json.detect_encoding(content))
+        rows = json.loads(text) if text.lstrip().startswith("[") else _parse_json_lines(text)
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"cannot read {path} as JSON Lines: it is not one object per line")
+        cells = [{_format_cell(name): _format_cell(cell) for name, cell in row.items()} for row in rows]
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path} as JSON Lines: it is not encoded in UTF-8") from error
+    except RecursionError as error:
+        raise DataError(f"cannot read {path} as JSON Lines: its lists are nested too deeply") from error
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path} as JSON Lines: {shorten(str(error))}") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"cannot read {path} as JSON Lines: it is not one object per line")
-    frame = pd.DataFrame(rows)
-    return RawTable(
-        frame.map(lambda cell: "" if cell is None else cell if isinstance(cell, list | dict) else str(cell))
-    )
+    return RawTable(pd.DataFrame(cells).fillna(""))
+
+
+def _parse_json_lines(text: str) -> list[Any]:
+    """Parse one value per line; only \\n ends a line, since a text may contain other separators, such as U+2028."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
+    return rows
+
+
+def _format_cell(cell: Any) -> str:
+    """Return a value of JSON as text; half of a surrogate pair, which no text file can contain, becomes ?."""
+    text = json.dumps(cell) if isinstance(cell, list | dict) else "" if cell is None else str(cell)
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def find_shards(folder: Path) -> list[Path]:
@@ -172,7 +217,7 @@ def read_shards(folder: Path, shards: list[Path]) -> RawTable:
     read = _read_arrow if shards[0].suffix.lower() == ARROW_SUFFIX else _read_parquet
     try:
         frame, images, counts = read(shards)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         kind = "Arrow" if read is _read_arrow else "Parquet"
         name = folder if len(shards) > 1 else shards[0]
         raise DataError(f"cannot read {name} as {kind}: {shorten((str(error) or kind).splitlines()[0])}") from error
@@ -231,8 +276,10 @@ def _list_plain_columns(schema: Any) -> list[str]:
 
 
 def _make_frame(table: Any) -> pd.DataFrame:
+    """Return a table as pandas has it; raises ArrowInvalid if a text is not UTF-8."""
+    table.validate(full=True)
     # What pandas stored about its index and types is not needed, and may be damaged.
-    frame: pd.DataFrame = _decode_class_labels(table).to_pandas(ignore_metadata=True)
+    frame: pd.DataFrame = _decode_class_labels(table).replace_schema_metadata(None).to_pandas()
     return frame
 
 

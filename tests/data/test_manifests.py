@@ -362,3 +362,14 @@ def test_absolute_paths_that_lead_out_of_the_folder_get_a_notice(tmp_path):
     records = load(tmp_path, "\n".join(["path,age,gender", *rows]))
     assert records.notices == ("2 images are outside of the table's folder, the first: /etc/passwd",)
     assert [item.path for item in records.excluded] == ["../d.jpg"]
+
+
+def test_of_thousands_of_columns_the_first_are_read(tmp_path):
+    names = [f"c{place}" for place in range(2000)]
+    rows = [",".join(["a.jpg", "f", *["1"] * 2000, "20", "x"]), ",".join(["b.jpg", "m", *["2"] * 2000, "30", "y"])]
+    records = load(tmp_path, "\n".join([",".join(["path", "gender", *names, "age_months", "person"]), *rows]))
+    assert list(records.frame["age"]) == [20 / 12, 30 / 12]
+    assert records.identity_columns == ["person"]
+    assert len(records.group_columns) == 30
+    assert len(records.ungrouped_columns) == 271
+    assert any("the last 1,700 are not read, from c300 on" in notice for notice in records.notices)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from agegen.data.labels import label_groups
 from agegen.data.loading import load_records
 from agegen.data.scan import scan_images
 from agegen.data.tables import RowGroupStore
@@ -258,3 +259,76 @@ def test_labels_in_flattened_structs(images, tmp_path):
     columns = {"json.age": [1, 2, 3], "json.gender": list("fmf")}
     records = load_records(make_parquet(tmp_path / "t.parquet", make_structs(images, "xyz"), **columns))
     assert list(records.frame["age"]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_encodings_with_and_without_a_mark(tmp_path, encoding, mark):
+    lines = [",".join(HEADER), *(",".join(row) for row in ROWS)]
+    (tmp_path / "t.csv").write_bytes((mark + "\n".join(lines)).encode(encoding))
+    check(load_records(str(tmp_path / "t.csv")))
+    lines = [json.dumps(dict(zip(HEADER, row, strict=True))) for row in ROWS]
+    (tmp_path / "t.jsonl").write_bytes((mark + "\n".join(lines)).encode(encoding))
+    check(load_records(str(tmp_path / "t.jsonl")))
+
+
+def test_tables_that_are_not_text_are_one_line(tmp_path):
+    write(tmp_path / "t.csv", HEADER, ROWS, "|")
+    check(load_records(str(tmp_path / "t.csv")))
+    (tmp_path / "t.csv").write_bytes(b"\x00\x01\x02path,age\n")
+    with pytest.raises(DataError, match="its first line is not a header, it is binary"):
+        load_records(str(tmp_path / "t.csv"))
+    (tmp_path / "t.jsonl").write_bytes(b'{"path": "\xe9.jpg", "age": 3}')
+    with pytest.raises(DataError, match="it is not encoded in UTF-8"):
+        load_records(str(tmp_path / "t.jsonl"))
+
+
+def test_only_newlines_end_a_line_of_json(tmp_path):
+    lines = ['{"path": "a.jpg", "age": 3, "note": "one\u2028two\x85three"}', "", '{"path": "b.jpg", "age": 4}']
+    (tmp_path / "t.jsonl").write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    assert len(load_records(str(tmp_path / "t.jsonl"))) == 2
+    (tmp_path / "t.jsonl").write_text("\n".join([*lines, '{"path": oops}']), encoding="utf-8")
+    with pytest.raises(DataError, match="line 4, column 10: Expecting value"):
+        load_records(str(tmp_path / "t.jsonl"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_nested_json_is_one_line(tmp_path, suffix):
+    deep = "[" * 200_000 + "]" * 200_000
+    (tmp_path / f"t.{suffix}").write_text(f'{{"path": {deep}, "age": 3}}' if suffix == "jsonl" else deep)
+    with pytest.raises(DataError, match="nested too deeply"):
+        load_records(str(tmp_path / f"t.{suffix}"))
+    (tmp_path / "t.jsonl").write_text('{"path": "a.jpg", "age": 3, "tags": ["x", {"y": 1}]}')
+    assert list(load_records(str(tmp_path / "t.jsonl")).frame["tags"]) == ['["x", {"y": 1}]']
+
+
+def test_half_characters_are_replaced(tmp_path):
+    rows = r'{"path": "d/\ud800.jpg", "age": 3, "k\udfff": "\udc00", "l": ["\ud800"]}'
+    (tmp_path / "t.jsonl").write_text(rows)
+    frame = load_records(str(tmp_path / "t.jsonl")).frame
+    assert list(frame["path"]) == ["d/?.jpg"]
+    assert list(frame["k?"]) == ["?"]
+
+
+def test_damaged_metadata_of_pandas_does_not_matter(tmp_path):
+    frame = pd.DataFrame({"path": ["a.jpg", "b.jpg"], "age": [3, 4]}, index=pd.Index(["x", "y"], name="camera"))
+    table = pa.Table.from_pandas(frame)
+    metadata = {**table.schema.metadata, b"pandas": table.schema.metadata[b"pandas"].replace(b"{", b"\xfb", 1)}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "t.parquet")
+    records = load_records(str(tmp_path / "t.parquet"))
+    assert list(records.frame["age"]) == [3, 4]
+    assert list(records.frame["camera"]) == ["x", "y"]
+
+
+def test_text_in_parquet_that_is_not_utf_8_is_one_line(tmp_path):
+    paths = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff.jpg"]).buffers())
+    pq.write_table(pa.table({"path": paths, "age": [3]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"as Parquet: .*[Ii]nvalid UTF8"):
+        load_records(str(tmp_path / "t.parquet"))
+
+
+def test_control_characters_in_groups_are_not_printed(tmp_path):
+    write(tmp_path / "t.csv", ("path", "age", "cam\x1b[31m"), [("a.jpg", "3", "\x1b[31mred"), ("b.jpg", "4", "blue")])
+    frame = load_records(str(tmp_path / "t.csv")).frame
+    groups = label_groups(frame, ["cam?[31m"])
+    assert list(groups["cam?[31m"]) == ["?[31mred", "blue"]
