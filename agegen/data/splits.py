@@ -232,6 +232,14 @@ def fingerprint_split(split: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def fingerprint_labels(scan: Scan) -> str:
+    """Return a SHA-256 of the labels of which content, independent of file names and order."""
+    labels = scan.records.labels
+    rows = zip(scan.sha256, labels.low, labels.high, labels.female, strict=True)
+    lines = sorted(f"{digest} {low:.4f} {high:.4f} {female:.0f}" for digest, low, high, female in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def count_leaking_groups(split: pd.DataFrame) -> int:
     """Return the number of groups with images in more than one part."""
     return int((split.groupby("group")["split"].nunique() > 1).sum())

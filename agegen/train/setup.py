@@ -21,6 +21,7 @@ from agegen.data.splits import (
     apply_protocol,
     apply_split,
     find_protocol,
+    fingerprint_labels,
     fingerprint_split,
     read_split,
     split_scan,
@@ -114,6 +115,7 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
     else:
         scan, split = apply_split(scan, read_split(resumed.split), "the run's split.csv")
         check_unchanged(resumed, split, plugin, settings, options)
+        check_labels(resumed, scan)
     earlier = None if start is None else read_used_faces(start)
     distillation = read_distillation(config.soft_labels, scan.sha256, split) if config.soft_labels else None
     landmarks = measure_dataset(scan.records)
@@ -320,6 +322,20 @@ def check_unchanged(
             raise AgegenError(
                 f"cannot resume {run.path}: {what} was {then} and is now {now}; restore it, or start a new training"
             )
+
+
+def check_labels(run: RunFolder, scan: Scan) -> None:
+    """Check that the labels are those that a run began with; runs of earlier versions do not record them.
+
+    Raises:
+        AgegenError: a label has changed.
+    """
+    recorded = run.read()["data"].get("labels")
+    if recorded is not None and recorded != fingerprint_labels(scan):
+        raise AgegenError(
+            f"cannot resume {run.path}: ages or genders of its faces have changed since it began; restore the labels, "
+            "or start a new training"
+        )
 
 
 def list_plugin_settings(settings: FitSettings) -> dict[str, Any]:

@@ -218,6 +218,23 @@ def test_a_run_with_changed_data_or_settings_is_refused(faces_folder, tmp_path, 
         resume(run)
 
 
+def test_a_run_with_changed_labels_is_refused(faces_folder, tmp_path):
+    names = sorted(faces_folder.iterdir())
+    rows = [f"{path},{path.name.split('_')[0]},{path.name.split('_')[1]}" for path in names]
+    table, run = tmp_path / "t.csv", tmp_path / "run"
+    table.write_text("\n".join(["path,age,gender", *rows]))
+    start(table, run, 2)
+    before = table.read_text()
+    table.write_text(before.replace(rows[7], f"{names[7]},99,1"))
+    with pytest.raises(AgegenError, match=r"cannot resume .*: ages or genders of its faces have changed"):
+        resume(run)
+    record = json.loads((run / "run.json").read_text())
+    # Earlier versions did not record the labels.
+    del record["data"]["labels"]
+    (run / "run.json").write_text(json.dumps(record))
+    resume(run)
+
+
 def test_equal_trainings_give_equal_checkpoints(data, tmp_path):
     """Byte by byte, resumed ones as well: they contain no times."""
     for name in ("first", "again"):
