@@ -11,7 +11,7 @@ import numpy as np
 from agegen.compare.costs import Cost, measure_cost
 from agegen.compare.differences import MIN_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
 from agegen.compare.models import ComparedModel, ComparedRun, choose_models, name_models
-from agegen.data.labels import AGE_BOUNDS, read_labels
+from agegen.data.labels import AGE_BOUNDS, drop_ages, read_labels
 from agegen.data.records import SOURCE_COLUMN
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.errors import AgegenError
@@ -264,6 +264,9 @@ def align_predictions(
     order = [digest for digest in tables[0].index if digest in common]
     ordered = [table.loc[order].drop(columns="seen").reset_index(drop=True) for table in tables]
     _check_labels(ordered)
+    if any(table["estimated_age"].isna().all() for table in ordered):
+        # Of a model that was trained without ages: only the genders can be compared.
+        ordered = [drop_ages(table) for table in ordered]
     rest = iter(ordered)
     aligned = {name: [next(rest) for _ in model.trainings] for name, model in zip(names, models, strict=True)}
     return aligned, all(len(table) == len(order) for table in tables)

@@ -109,7 +109,7 @@ class Labels:
         return Labels(self.low[rows], self.high[rows], self.female[rows], soft)
 
     def drop_ages(self) -> Labels:
-        """Return the genders alone."""
+        """Return the genders alone; see :func:`drop_ages` for frames."""
         unknown = np.full(len(self), np.nan, dtype=np.float32)
         return replace(self, low=unknown, high=unknown)
 
@@ -129,6 +129,11 @@ def format_labels(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     ages = [format_age(low, high) for low, high in zip(labels.low, labels.high, strict=True)]
     genders = [format_gender(female) for female in labels.female]
     return ["" if age == "–" else age.replace("–", "-") for age in ages], [one.replace("–", "") for one in genders]
+
+
+def drop_ages(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a label frame in which all ages are unknown."""
+    return frame.drop(columns=list(AGE_BOUNDS), errors="ignore").assign(age=float("nan"))
 
 
 def fill_missing(frame: pd.DataFrame) -> pd.DataFrame:

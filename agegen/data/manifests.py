@@ -70,6 +70,8 @@ _UNITLESS = re.compile(r".*[\d)\]+]\s*")
 _ESTIMATES = {"p_female", "estimated_age"}
 # To find the folder of images that are not where a table says, this many names are looked for in so many folders.
 _PROBED, _MOST_FOLDERS = 10, 100
+# Before the name of a label that was in a struct: json.age, where WebDataset was converted to Parquet.
+_STRUCT = re.compile(r"^(?:json|labels?|meta|metadata|annotations?|attributes?)\.(?=\w)")
 # Columns to name in a notice.
 _NAMED = 8
 # In years. If no age is above it, they are fractions of a century: 116 / 100.
@@ -225,8 +227,8 @@ def _match_columns(columns: list[str], age_chosen: bool) -> tuple[dict[str, str]
 
 
 def _normalize_name(name: str) -> str:
-    """Return a column's name in small letters with underscores: age_months for AgeMonths and x.Age (months)."""
-    name = re.sub(r"^\w+\.(?=\w)", "", name)
+    """Return a column's name in small letters with underscores: age_months for AgeMonths and Age (months)."""
+    name = _STRUCT.sub("", name)
     return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
 
 

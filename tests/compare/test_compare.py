@@ -168,6 +168,13 @@ def test_what_cannot_be_compared_is_an_error(two_runs):
         choose_models(tuple(two_runs))
 
 
+def test_models_without_ages_are_compared_by_gender(two_runs):
+    tables = [pd.read_parquet(RunFolder(Path(path)).predictions).assign(seen=False) for path in two_runs]
+    tables[1]["estimated_age"] = float("nan")
+    aligned, _ = align_predictions(NAMES, choose_models(tuple(two_runs)), tables, "test")
+    assert all(table["age"].isna().all() for (table,) in aligned.values())
+
+
 def test_models_are_compared_on_other_data(two_runs, faces_folder):
     result = compare_runs(CompareConfig(tuple(two_runs), data=(str(faces_folder),), split="all"))
     trained = set(pd.read_csv(Path(two_runs[0]) / "split.csv").query("split == 'train'")["sha256"])
