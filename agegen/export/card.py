@@ -10,6 +10,7 @@ from typing import Any
 from agegen.data.labels import MAX_AGE
 from agegen.errors import CheckpointError
 from agegen.files import write_text
+from agegen.model.calibration import describe_weaknesses, read_calibration
 from agegen.model.metadata import CheckpointInfo, read_info
 from agegen.render.tables import METRIC_TITLES, format_bounds, format_value
 from agegen.runs import RunFolder, compute_training_seconds, list_sources
@@ -84,6 +85,7 @@ def render_card(
         **_describe_training(facts.record, facts.info),
         **_describe_metrics(facts.report),
         calibration=facts.info.calibration,
+        weaknesses=describe_weaknesses(read_calibration(facts.info.calibration)),
     )
 
 
