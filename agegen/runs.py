@@ -7,12 +7,12 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from agegen.errors import AgegenError, CheckpointError
-from agegen.files import replace_atomically, write_json
+from agegen.files import Limits, find_mismatch, replace_atomically, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +20,153 @@ if TYPE_CHECKING:
 DEFAULT_ROOT = Path("runs")
 # A folder with this file is a study: several trainings, each with its own run folder.
 STUDY_FILE = "study.json"
-# The entries that run.json has from its first version on, and their types.
-_REQUIRED = {"model": str, "options": dict, "settings": dict, "parameters": dict, "data": dict, "baseline": dict}
+# The columns of epochs.csv that every version of it has, as numbers.
+_EPOCH_NUMBERS = ("train_loss", "val_loss", "val_mae", "val_accuracy", "lr", "seconds")
+# The parts of eval.json that hold metrics; see `_find_metric_mismatch`.
+_METRIC_PARTS = ("age", "bracket", "gender", "interval", "confident")
+_Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Plugin:
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options that other commands read; all of them are checked when the run is resumed."""
+
+    batch_size: Annotated[int, Limits(min=1)]
+    age_balance: float | None = None
+    age_column: str | None = None
+    gender_codes: str | None = None
+    detector: str | None = None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    epochs: Annotated[int, Limits(min=1)]
+    lr: Annotated[float, Limits(min=0)]
+    weight_decay: Annotated[float, Limits(min=0)]
+    views: Annotated[int, Limits(min=1)]
+    compute: str
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    total: Annotated[int, Limits(min=0)]
+    trainable: Annotated[int, Limits(min=0)]
+
+
+@dataclass(frozen=True)
+class _Data:
+    source: str | list[str]
+    faces: Annotated[int, Limits(min=0)]
+    fingerprint: str
+    terms: str | None = None
+    trims: dict[str, dict[str, float]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    split_origin: str = "seed"
+    leaking_groups: int = 0
+    persons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    age: float
+    female: bool
+
+
+@dataclass(frozen=True)
+class _Start:
+    checkpoint: str
+    seen: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Best:
+    epoch: Annotated[int, Limits(min=1)]
+    val_mae: float | None = None
+    val_accuracy: float | None = None
+    val_in_bracket: float | None = None
+
+
+@dataclass(frozen=True)
+class _Seconds:
+    total: float
+    preparing: float = 0.0
+    features: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Machine:
+    device: str
+    cores: int
+
+
+@dataclass(frozen=True)
+class _Libraries:
+    torch: str
+
+
+@dataclass(frozen=True)
+class _RunRecord:
+    """The schema of ``run.json``. Entries with a default are missing in older runs."""
+
+    model: str
+    plugin: _Plugin
+    options: _Options
+    settings: _Settings
+    parameters: _Parameters
+    data: _Data
+    baseline: _Baseline
+    seed: Annotated[int, Limits(min=0)]
+    machine: _Machine
+    libraries: _Libraries
+    teachers: list[str] = field(default_factory=list)
+    start: _Start | None = None
+    command: str = ""
+    resumed: list[str] = field(default_factory=list)
+    finished: str | None = None
+    best: _Best | None = None
+    seconds: _Seconds | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _FinishedRecord:
+    """What ``run.json`` also has as soon as a run is finished."""
+
+    best: _Best
+    seconds: _Seconds
+
+
+@dataclass(frozen=True)
+class _Group:
+    column: str
+    value: str
+    n: int
+    small: bool
+    age: _Metrics
+    gender: _Metrics
+    interval: _Metrics = field(default_factory=dict)
+    bracket: _Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _EvalRecord:
+    """The schema of ``eval.json``."""
+
+    n: int
+    age: _Metrics
+    gender: _Metrics
+    groups: list[_Group]
+    baseline: dict[str, _Metrics]
+    counts: dict[str, int] = field(default_factory=dict)
+    bracket: _Metrics = field(default_factory=dict)
+    interval: _Metrics = field(default_factory=dict)
+    confident: _Metrics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,17 +239,22 @@ class RunFolder:
             CheckpointError: the file is missing or damaged.
         """
         path = self.path / "run.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{self.path} is not a run folder: it has no run.json") from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} is damaged: it is not a JSON object")
-        for name, kind in _REQUIRED.items():
-            if not isinstance(content.get(name), kind):
-                raise CheckpointError(f"{path} is damaged: '{name}' is missing or has the wrong type")
+        if not path.exists():
+            raise CheckpointError(f"{self.path} is not a run folder: it has no run.json")
+        content = read_json(path, _RunRecord)
+        if content.get("finished") and (found := find_mismatch(content, _FinishedRecord)):
+            raise CheckpointError(f"{path} is damaged: {found}")
+        return content
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """Return the content of ``eval.json``.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        content = read_json(self.evaluation, _EvalRecord)
+        if found := _find_metric_mismatch(content):
+            raise CheckpointError(f"{self.evaluation} is damaged: {found}")
         return content
 
     def write(self, content: dict[str, Any]) -> None:
@@ -112,7 +262,7 @@ class RunFolder:
         write_json(self.path / "run.json", content)
 
     def read_epochs(self) -> pd.DataFrame:
-        """Return ``epochs.csv``: one row per epoch, with the fields of ``EpochResult``.
+        """Return ``epochs.csv``: one row per epoch, at least one, with the fields of ``EpochResult``.
 
         Raises:
             CheckpointError: the file is missing or damaged.
@@ -121,9 +271,15 @@ class RunFolder:
 
         path = self.path / "epochs.csv"
         try:
-            return pd.read_csv(path)
+            epochs = pd.read_csv(path)
+            epochs = epochs.astype(dict.fromkeys(_EPOCH_NUMBERS, float) | {"best": bool})
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot read {path}: {error}") from error
+        except KeyError as error:
+            raise CheckpointError(f"{path} is damaged: it lacks a column ({error.args[0]})") from error
+        if epochs.empty:
+            raise CheckpointError(f"{path} is damaged: it has no rows")
+        return epochs
 
     def write_epochs(self, rows: list[dict[str, Any]]) -> None:
         """Write ``epochs.csv``, replacing all rows."""
@@ -131,6 +287,35 @@ class RunFolder:
 
         with replace_atomically(self.path / "epochs.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def read_json(path: Path, kind: type) -> dict[str, Any]:
+    """Read a JSON file that has the fields of a dataclass; see :func:`agegen.files.find_mismatch`.
+
+    Raises:
+        CheckpointError: the file cannot be read or is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if found := find_mismatch(content, kind):
+        raise CheckpointError(f"{path} is damaged: {found}")
+    return content
+
+
+def _find_metric_mismatch(report: dict[str, Any]) -> str | None:
+    """Return what is wrong with the first metric of ``eval.json`` that is not a number or null, or its interval."""
+    owners = [("", report), ("baseline.", report["baseline"]), *(("groups.", group) for group in report["groups"])]
+    for owner, content in owners:
+        for part in _METRIC_PARTS:
+            for name, value in content.get(part, {}).items():
+                kind: Any = tuple[float, float] | None if name.endswith("_ci95") else float | None
+                if found := find_mismatch(value, kind, f"{owner}{part}.{name}"):
+                    return found
+    return None
 
 
 def create_run(out: Path | None, model: str) -> RunFolder:
@@ -212,7 +397,7 @@ def list_finished_runs(root: Path = DEFAULT_ROOT) -> list[RunFolder]:
 
 def compute_training_seconds(record: dict[str, Any]) -> float:
     """Return the training time in ``run.json``, without feature extraction: other runs reuse the cached features."""
-    return float(record["seconds"]["total"]) - float(record["seconds"]["preparing"])
+    return float(record["seconds"]["total"]) - float(record["seconds"].get("preparing", 0))
 
 
 def list_sources(record: dict[str, Any]) -> tuple[str, ...]:

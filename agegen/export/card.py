@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,17 +92,7 @@ def _read_facts(run: RunFolder, record: dict[str, Any] | None = None) -> _Facts:
     record = run.read() if record is None else record
     if not record.get("finished"):
         raise CheckpointError(f"{run.path} is not finished. Finish it with `agegen train --resume {run.path}`.")
-    return _Facts(record, _read_report(run.evaluation), read_info(run.checkpoint))
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(report, dict) or not {"age", "gender", "groups", "interval"} <= report.keys():
-        raise CheckpointError(f"{path} has an unsupported format. Evaluate the run again with `agegen eval`.")
-    return report
+    return _Facts(record, run.read_evaluation(), read_info(run.checkpoint))
 
 
 def _describe_training(record: dict[str, Any], info: CheckpointInfo) -> dict[str, Any]:
@@ -174,7 +163,7 @@ def _format_validation(best: dict[str, Any]) -> str:
 def _describe_metrics(report: dict[str, Any]) -> dict[str, Any]:
     """Return the template's values about the metrics on the test set."""
     parts = ("age", "bracket", "interval", "gender", "confident")
-    flat = {name: value for part in parts for name, value in report.get(part, {}).items()}
+    flat: dict[str, Any] = {name: value for part in parts for name, value in report.get(part, {}).items()}
     trivial = {name: value for part in report["baseline"].values() for name, value in part.items()}
     metrics = [
         [title, format_value(name, flat[name]), _format_interval(name, flat), format_value(name, trivial.get(name))]
@@ -185,9 +174,9 @@ def _describe_metrics(report: dict[str, Any]) -> dict[str, Any]:
         "evaluation": report,
         "metrics": metrics,
         "groups": [_make_group_row(group) for group in report["groups"]],
-        "coverage": None if flat["coverage"] is None else format_value("coverage", flat["coverage"]),
-        "named": format_value("named", flat["named"]),
-        "named_accuracy": format_value("named_accuracy", flat["named_accuracy"]),
+        "coverage": None if flat.get("coverage") is None else format_value("coverage", flat["coverage"]),
+        "named": format_value("named", flat.get("named")),
+        "named_accuracy": format_value("named_accuracy", flat.get("named_accuracy")),
         "limitations": list_limitations(report["groups"]),
     }
 
@@ -210,11 +199,11 @@ def _make_group_row(group: dict[str, Any]) -> list[str]:
         _escape(group["column"]),
         _escape(group["value"]),
         f"{group['n']:,}{'*' if group['small'] else ''}",
-        format_value("mae", group["age"]["mae"]),
+        format_value("mae", group["age"].get("mae")),
         _format_interval("mae", group["age"]),
-        format_value("coverage", group["interval"]["coverage"]),
+        format_value("coverage", group.get("interval", {}).get("coverage")),
         format_value("in_bracket", bracket.get("in_bracket")),
-        format_value("accuracy", group["gender"]["accuracy"]),
+        format_value("accuracy", group["gender"].get("accuracy")),
         _format_interval("accuracy", group["gender"]),
     ]
 
@@ -229,10 +218,12 @@ def _make_repeat_row(run: RunFolder) -> list[str]:
     best, report = facts.record["best"], facts.report
     return [
         run.path.name,
-        format_value("mae", best["val_mae"]),
-        format_value("accuracy", best["val_accuracy"]),
-        f"{format_value('mae', report['age']['mae'])} ({_format_interval('mae', report['age'])})",
-        f"{format_value('accuracy', report['gender']['accuracy'])} ({_format_interval('accuracy', report['gender'])})",
+        format_value("mae", best.get("val_mae")),
+        format_value("accuracy", best.get("val_accuracy")),
+        *(
+            f"{format_value(name, report[part].get(name))} ({_format_interval(name, report[part])})"
+            for part, name in (("age", "mae"), ("gender", "accuracy"))
+        ),
     ]
 
 

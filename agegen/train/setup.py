@@ -27,7 +27,7 @@ from agegen.data.splits import (
     write_split,
 )
 from agegen.distributed import SINGLE_PROCESS, DistContext, init_distributed
-from agegen.errors import AgegenError, CheckpointError, DataError, PluginError
+from agegen.errors import AgegenError, DataError, PluginError
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.matching import LandmarkStats, load_cropped, measure_dataset, read_crop_boxes
 from agegen.machine import Compute, choose_compute
@@ -243,7 +243,7 @@ def collect_used_faces(split: pd.DataFrame, hashes: NDArray[np.bool_], earlier: 
 def _scan_data(config: TrainConfig, backbone: Backbone, resumed: RunFolder | None, on_progress: ProgressHook) -> Scan:
     """Load and scan the data; a resumed run crops its images as before."""
     reading = ReadOptions(config.age_column, config.gender_codes)
-    trims = None if resumed is None else read_crop_boxes(resumed.read()["data"]["trims"])
+    trims = None if resumed is None else read_crop_boxes(resumed.read()["data"].get("trims", {}))
     contract = None if backbone.crop is None else AlignmentTemplate(backbone.crop)
     records = load_cropped(config.data, reading, config.detector, trims, contract)
     return scan_for(backbone, records, on_progress)
@@ -293,19 +293,16 @@ def check_unchanged(
         AgegenError: something has changed.
     """
     record = run.read()
-    try:
-        data, before, version = record["data"], record["settings"], record["plugin"]
-        pairs = (
-            ("the model", record["model"], plugin.name),
-            ("the number of faces", data["faces"], len(split)),
-            ("the fingerprint of the data", data["fingerprint"], fingerprint_split(split)),
-            (f"the plugin {plugin.name}", f"{version['distribution']} {version['version']}", plugin.source),
-            ("the number of views", before["views"], options.views),
-            ("device and precision", before["compute"], str(options.compute)),
-            *((name, before[name], value) for name, value in list_plugin_settings(settings).items()),
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{run.path / 'run.json'} is damaged: {error} is missing") from error
+    data, before, version = record["data"], record["settings"], record["plugin"]
+    pairs = (
+        ("the model", record["model"], plugin.name),
+        ("the number of faces", data["faces"], len(split)),
+        ("the fingerprint of the data", data["fingerprint"], fingerprint_split(split)),
+        (f"the plugin {plugin.name}", f"{version['distribution']} {version['version']}", plugin.source),
+        ("the number of views", before["views"], options.views),
+        ("device and precision", before["compute"], str(options.compute)),
+        *((name, before.get(name), value) for name, value in list_plugin_settings(settings).items()),
+    )
     for what, then, now in pairs:
         if then != now:
             raise AgegenError(

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
@@ -31,15 +30,15 @@ from agegen.data.splits import (
     write_split,
 )
 from agegen.distributed import init_distributed
-from agegen.errors import AgegenError, CheckpointError, TrainingInterrupted
+from agegen.errors import AgegenError, TrainingInterrupted
 from agegen.evaluate.estimates import read_predictions, write_predictions
 from agegen.evaluate.evaluation import round_number
 from agegen.evaluate.study import OUT_OF_FOLD
 from agegen.faces.matching import load_cropped
-from agegen.files import write_json
+from agegen.files import Limits, write_json
 from agegen.machine import choose_compute
 from agegen.options import ReadOptions, from_plain, select_fields, to_plain
-from agegen.runs import STUDY_FILE, RunFolder, create_run, list_sources
+from agegen.runs import STUDY_FILE, RunFolder, create_run, list_sources, read_json
 from agegen.train.config import StudyConfig, TrainConfig, read_config, reject_changes
 from agegen.train.loop import PartStart, StudyEvent, StudyResult
 from agegen.train.record import format_time
@@ -72,6 +71,15 @@ class Study:
     def locate_split(self, number: int) -> Path:
         """Return the split file of a training, counted from 0."""
         return self.path / "splits" / (f"fold-{number + 1}.csv" if self.kind == "folds" else "all.csv")
+
+
+@dataclass(frozen=True)
+class _StudyRecord:
+    """The schema of ``study.json``."""
+
+    kind: Literal["folds", "seeds"]
+    count: Annotated[int, Limits(min=2)]
+    options: TrainConfig
 
 
 def train_study(
@@ -147,12 +155,8 @@ def open_study(path: Path) -> Study:
     Raises:
         CheckpointError: its ``study.json`` is missing or damaged.
     """
-    try:
-        content = json.loads((path / STUDY_FILE).read_text(encoding="utf-8"))
-        options = from_plain(TrainConfig, content["options"])
-        return Study(path, str(content["kind"]), int(content["count"]), TrainConfig(**options))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / STUDY_FILE} is damaged: {error}") from error
+    content = read_json(path / STUDY_FILE, _StudyRecord)
+    return Study(path, content["kind"], content["count"], TrainConfig(**from_plain(TrainConfig, content["options"])))
 
 
 def read_study(path: Path, given: dict[str, Any], fold: int | None = None) -> StudyConfig:
@@ -241,7 +245,7 @@ def summarize_study(path: Path, kind: str, model: str, parts: list[RunFolder]) -
 
     ``spread`` is the standard deviation between trainings (n − 1), not the standard error of the mean.
     """
-    reports = [json.loads(run.evaluation.read_text(encoding="utf-8")) for run in parts]
+    reports = [run.read_evaluation() for run in parts]
     rows = [
         {"run": run.path.name, "n": report["n"], "metrics": pick_metrics(report)}
         for run, report in zip(parts, reports, strict=True)
