@@ -143,8 +143,8 @@ def find_mismatch(value: Any, kind: Any, name: str = "") -> str | None:
     if is_dataclass(kind):
         return _compare_type(value, dict, name) or _find_field_mismatch(value, kind, name)
     if origin is dict:
-        items = value.items() if isinstance(value, dict) else ()
-        parts = (find_mismatch(item, arguments[1], _join_names(name, key)) for key, item in items)
+        entries = value if isinstance(value, dict) else {}
+        parts = (find_mismatch(item, arguments[1], _join_names(name, key)) for key, item in entries.items())
     elif origin in (list, tuple):
         items = value if isinstance(value, list) else ()
         if origin is tuple and Ellipsis not in arguments and len(items) != len(arguments):

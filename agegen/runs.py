@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from agegen.errors import AgegenError, CheckpointError
-from agegen.files import Limits, find_mismatch, replace_atomically, write_json
+from agegen.files import Limits, digest_file, find_mismatch, replace_atomically, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,6 +212,28 @@ class RunFolder:
         """The model card."""
         return self.path / "MODEL_CARD.md"
 
+    def verify(self, path: Path) -> Path:
+        """Return a file of this run, unchanged, after checking that it is the one that the run finished with.
+
+        Runs that are not finished, and those of older versions, do not know.
+
+        Raises:
+            CheckpointError: it is another file.
+        """
+        expected = self.read().get("sha256", {}).get(path.name)
+        if expected is None:
+            return path
+        try:
+            found = digest_file(path)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        if found != expected:
+            raise CheckpointError(
+                f"{path} is not the file that this training wrote: its SHA-256 is {found[:12]}…, run.json has "
+                f"{expected[:12]}…. Restore it, or move it out of {self.path} to use it on its own."
+            )
+        return path
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the folder for this process inside the block.
@@ -363,22 +385,38 @@ def is_standalone_file(path: Path) -> bool:
     return path.is_file() and not (path.parent / "run.json").exists()
 
 
-def find_newest_run(root: Path = DEFAULT_ROOT, model: str | None = None) -> RunFolder:
-    """Return the newest finished run in a folder, of one model or of any.
+def find_newest_run(root: Path = DEFAULT_ROOT) -> RunFolder:
+    """Return the newest finished run in a folder.
 
     Raises:
         CheckpointError: no run is finished.
     """
-    runs = [run for run in list_finished_runs(root) if model in (None, run.read()["model"])]
+    runs = list_finished_runs(root)
     if not runs:
-        kind = f" of {model}" if model else ""
-        hint = f"Train one with `agegen train --model {model or 'scratch'}`."
+        hint = "Train one with `agegen train --model scratch`."
         # An interrupted training leaves the state that it resumes from.
         states = sorted(root.glob("*/state-*.safetensors"), key=lambda path: path.stat().st_mtime)
         if states:
             hint = f"Finish one with `agegen train --resume {states[-1].parent}`."
-        raise CheckpointError(f"no finished run{kind} under {root}/. {hint}")
+        if damaged := describe_damaged_runs(root):
+            hint = f"{damaged[-1]}."
+        raise CheckpointError(f"no finished run under {root}/. {hint}")
     return runs[-1]
+
+
+def describe_damaged_runs(root: Path = DEFAULT_ROOT, after: RunFolder | None = None) -> list[str]:
+    """Return a notice for each run in a folder that cannot be read, by the time of their last change, oldest first.
+
+    ``after``: only those that were changed after this run was finished.
+    """
+    damaged = []
+    for path in root.glob("*/run.json"):
+        try:
+            RunFolder(path.parent).read()
+        except CheckpointError as error:
+            damaged.append((path.stat().st_mtime, f"the run {path.parent} is left out: {error}"))
+    least = 0.0 if after is None else (after.path / "run.json").stat().st_mtime
+    return [notice for changed, notice in sorted(damaged) if changed >= least]
 
 
 def list_finished_runs(root: Path = DEFAULT_ROOT) -> list[RunFolder]:

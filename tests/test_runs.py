@@ -1,13 +1,20 @@
 """Run folders: what is read from edited and older ones, and files that do not belong to the run."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from agegen.errors import CheckpointError
 from agegen.export.card import render_card
 from agegen.files import find_mismatch
+from agegen.predict.estimator import Estimator
 from agegen.runs import RunFolder
 
 # What to change in run.json, and what the error says.
@@ -131,6 +138,99 @@ def test_records_of_older_versions_are_read(run):
     (run / "eval.json").write_text(json.dumps(report))
     assert RunFolder(run).read()["later"] == {"more": 1}
     assert "480 faces" in render_card(RunFolder(run), run / "best.safetensors")
+
+
+def test_a_damaged_newest_run_is_not_skipped_silently(trained_run, agegen):
+    shutil.copytree(trained_run, "runs/older")
+    newest = shutil.copytree(trained_run, Path("runs/newest"))
+    (newest / "run.json").write_text("{")
+    done = agegen("eval")
+    assert done.exit_code == 0
+    assert "the run runs/newest is left out: runs/newest/run.json is damaged: Expecting" in done.stderr
+    assert "runs/older on the test split" in done.stdout
+    # Damaged before the older one was finished: nobody expects it to be evaluated.
+    os.utime(newest / "run.json", (0, 0))
+    assert "is left out" not in agegen("eval").stderr
+    done = agegen("compare")
+    assert "two different finished runs" in done.stderr
+    shutil.rmtree("runs/older")
+    done = agegen("eval")
+    assert done.exit_code == 1
+    assert "no finished run under runs/. the run runs/newest is left out: runs/newest/run.json is" in done.stderr
+
+
+def scale_weights(path, factor):
+    tensors = load_file(path)
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    floats = {name: tensor * np.float32(factor) for name, tensor in tensors.items() if tensor.dtype == np.float32}
+    save_file(tensors | floats, path, metadata)
+
+
+def test_weights_that_are_not_those_of_the_run_are_refused(run, trained_run, tmp_path, agegen):
+    """Even if they are sound, eval and compare would report the metrics of two models for one run."""
+    other = tmp_path / "other.safetensors"
+    shutil.copy(run / "best.safetensors", other)
+    scale_weights(other, 0.5)
+    shutil.copy(other, run / "best.safetensors")
+    for command in (
+        ["eval", run],
+        ["compare", trained_run, run],
+        ["export", run, "--weights", tmp_path / "w.safetensors"],
+        ["export", run, "--onnx", tmp_path / "w.onnx"],
+        ["predict", "--demo", "--run", run],
+        ["calibrate", run, "--data", "demo"],
+        ["train", "--model", "scratch", "--data", "demo", "--init", run],
+    ):
+        done = agegen(*command)
+        assert done.exit_code == 1
+        assert f"{run / 'best.safetensors'} is not the file that this training wrote: its SHA-256 is" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    # Alone, or in a run of an older version, which did not store the hash, they are used.
+    assert agegen("predict", "--demo", "--run", other).exit_code == 0
+    record = json.loads((run / "run.json").read_text())
+    del record["sha256"]
+    (run / "run.json").write_text(json.dumps(record))
+    done = agegen("predict", "--demo", "--run", run)
+    assert done.exit_code == 0
+    # The ONNX file is that of the other weights.
+    assert "best.onnx was not exported from" in done.stderr
+    assert "(using torch with best.safetensors instead)" in done.stderr
+
+
+def test_predictions_of_other_weights_are_not_compared(run, trained_run, agegen):
+    table = pd.read_parquet(run / "predictions.parquet")
+    table.assign(estimated_age=table["estimated_age"] + 5).to_parquet(run / "predictions.parquet")
+    done = agegen("compare", trained_run, run)
+    assert done.exit_code == 1
+    assert f"{run / 'predictions.parquet'} is not the file that this training wrote" in done.stderr
+
+
+def test_weights_without_finite_outputs_are_refused_in_one_line(run, tmp_path, agegen):
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(run / "best.safetensors", alone)
+    scale_weights(alone, 1e30)
+    with pytest.raises(CheckpointError, match=r"invalid outputs from .*alone\.safetensors: NaN or infinite"):
+        Estimator.load(run=alone)
+    for command in (
+        ["predict", "--demo", "--run", alone],
+        ["eval", alone, "--data", "demo", "--split", "all"],
+        ["calibrate", alone, "--data", "demo"],
+    ):
+        done = agegen(*command)
+        assert done.exit_code == 1
+        assert "NaN or infinite" in done.stderr.splitlines()[-1]
+
+
+def test_a_damaged_onnx_file_gets_a_notice(run, agegen):
+    content = (run / "best.onnx").read_bytes()
+    (run / "best.onnx").write_bytes(content[: len(content) // 2])
+    done = agegen("predict", "--demo", "--run", run)
+    assert done.exit_code == 0
+    assert "best.onnx is damaged or not an ONNX file" in done.stderr
+    assert "(using torch with best.safetensors instead)" in done.stderr
+    (run / "best.onnx").unlink()
+    assert "onnx" not in agegen("predict", "--demo", "--run", run).stderr
 
 
 EPOCHS = ["", "epoch\n1\n", "epoch,train_loss\n", "\x00\x01", None]
