@@ -19,8 +19,8 @@ from agegen.errors import AgegenError, TrainingInterrupted
 from agegen.evaluate.estimates import estimate_batches, write_predictions
 from agegen.evaluate.evaluation import Evaluation, evaluate_source
 from agegen.export.card import write_card
-from agegen.files import write_json
-from agegen.model.calibration import Calibration, calibrate
+from agegen.files import digest_file, write_json
+from agegen.model.calibration import Calibration, calibrate, describe_weaknesses
 from agegen.model.checkpoint import describe_model, load_checkpoint, save_checkpoint
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel, TwoHeads
@@ -139,6 +139,9 @@ def finish_run(trained: TrainedRun) -> Iterator[TrainNotice | TrainResult]:
     seconds = time.time() - started
     record = trained.record | {"finished": format_time(time.time()), "best": epoch_to_json(trained.best)}
     record["seconds"]["total"] = round(record["seconds"]["total"] + seconds, 1)
+    record["sha256"] = {path.name: digest_file(path) for path in (run.checkpoint, run.predictions)}
+    if weaknesses := describe_weaknesses(model.calibration):
+        yield TrainNotice(tuple(weaknesses))
     write_card(run.card, run, run.checkpoint, record=record)
     plot_curves(run.curves, {record["model"]: run.read_epochs()})
     try:
