@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DEFAULT_ROOT = Path("runs")
 # A folder with this file is a study: several trainings, each with its own run folder.
 STUDY_FILE = "study.json"
+# What a training writes into its folder before run.json, also under temporary names.
+_LEFTOVERS = re.compile(r"\.lock|split\.csv|\.(split-\w{8}\.csv|run-\w{8}\.json)")
 # The columns of epochs.csv that every version of it has, as numbers.
 _EPOCH_NUMBERS = ("train_loss", "val_loss", "val_mae", "val_accuracy", "lr", "seconds")
 # The parts of eval.json that hold metrics; see `_find_metric_mismatch`.
@@ -212,6 +214,11 @@ class RunFolder:
         """The model card."""
         return self.path / "MODEL_CARD.md"
 
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a saved state, intact or not, of an unfinished training."""
+        return any(self.path.glob("state-*.safetensors"))
+
     def verify(self, path: Path) -> Path:
         """Return a file of this run, unchanged, after checking that it is the one that the run finished with.
 
@@ -262,7 +269,10 @@ class RunFolder:
         """
         path = self.path / "run.json"
         if not path.exists():
-            raise CheckpointError(f"{self.path} is not a run folder: it has no run.json")
+            hint = f". Its training was stopped before it began: start it again with --out {self.path}."
+            raise CheckpointError(
+                f"{self.path} is not a run folder: it has no run.json{hint if self.split.exists() else ''}"
+            )
         content = read_json(path, _RunRecord)
         if content.get("finished") and (found := find_mismatch(content, _FinishedRecord)):
             raise CheckpointError(f"{path} is damaged: {found}")
@@ -344,27 +354,48 @@ def create_run(out: Path | None, model: str) -> RunFolder:
     """Create the folder of a new run: ``out``, or ``runs/<model>-<time>``.
 
     Raises:
-        AgegenError: the folder is not empty or cannot be created.
+        AgegenError: the folder is in use or cannot be created.
     """
-    path = out or _find_free_path(DEFAULT_ROOT, model)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise AgegenError(f"{path} is not empty. Choose another --out.")
+        if out is None:
+            return RunFolder(_create_free_folder(DEFAULT_ROOT, model))
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AgegenError(f"cannot create the run folder {out or DEFAULT_ROOT}: {error.strerror}") from error
+    check_unused(out)
+    return RunFolder(out)
+
+
+def check_unused(path: Path) -> None:
+    """Check that a training can begin in a folder: it is missing, empty, or has what a killed one left at its start.
+
+    Raises:
+        AgegenError: it has other files.
+    """
+    try:
+        others = [one.name for one in path.iterdir() if not _LEFTOVERS.fullmatch(one.name)] if path.exists() else []
     except OSError as error:
         raise AgegenError(f"cannot create the run folder {path}: {error.strerror}") from error
-    return RunFolder(path)
+    if "run.json" in others and not RunFolder(path).read().get("finished"):
+        raise AgegenError(
+            f"{path} has an unfinished run. Resume it with `agegen train --resume {path}`, or choose another --out."
+        )
+    if others:
+        raise AgegenError(f"{path} is not empty. Choose another --out.")
 
 
-def _find_free_path(root: Path, name: str) -> Path:
-    """Return a path that does not exist yet: the name, reduced to portable characters, and the time."""
+def _create_free_folder(root: Path, name: str) -> Path:
+    """Create a folder that did not exist: the name, reduced to portable characters, and the time."""
     portable = re.sub(r"[^\w.-]+", "-", name)
     path = root / f"{portable}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidate, number = path, 2
-    while candidate.exists():
-        candidate = path.with_name(f"{path.name}-{number}")
-        number += 1
-    return candidate
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            candidate = path.with_name(f"{path.name}-{number}")
+            number += 1
 
 
 def open_run(path: Path) -> RunFolder:

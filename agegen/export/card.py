@@ -11,7 +11,7 @@ from agegen.errors import CheckpointError
 from agegen.files import write_text
 from agegen.model.calibration import describe_weaknesses, read_calibration
 from agegen.model.metadata import CheckpointInfo, read_info
-from agegen.render.tables import METRIC_TITLES, format_bounds, format_value
+from agegen.render.tables import METRIC_TITLES, format_bounds, format_duration, format_value
 from agegen.runs import RunFolder, compute_training_seconds, list_sources
 
 UNKNOWN_TERMS = "those of the training data"
@@ -115,14 +115,19 @@ def _describe_training(record: dict[str, Any], info: CheckpointInfo) -> dict[str
         "seed": record["seed"],
         "command": record.get("command", f"agegen train --model {info.model}"),
         "recipe": _format_recipe(record, frozen=bool(info.base)),
-        "minutes": round(compute_training_seconds(record) / 60),
-        "feature_minutes": round(record["seconds"].get("features", 0) / 60),
+        "duration": format_duration(compute_training_seconds(record)),
+        "feature_duration": _format_feature_duration(record["seconds"].get("features", 0)),
         "machine": record["machine"],
         "libraries": record["libraries"],
         "best": record["best"],
         "validation": _format_validation(record["best"]),
         "epochs": settings["epochs"],
     }
+
+
+def _format_feature_duration(seconds: float) -> str:
+    """Return how long the features were computed; "" if they were cached or the backbone is trained."""
+    return format_duration(seconds) if seconds >= 1 else ""
 
 
 def list_dataset_names(record: dict[str, Any]) -> list[str]:

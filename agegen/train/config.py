@@ -255,9 +255,24 @@ def reject_changes(path: Path, kept: dict[str, Any], given: dict[str, Any], free
         )
 
 
-def _phrase(name: str, value: Any) -> str:
-    if name == "data" and value:
-        from agegen.data.loading import make_absolute
+def resolve_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options, some or all of :class:`TrainConfig`, with absolute paths: a run is resumed from any folder."""
+    from agegen.data.loading import make_absolute
 
-        value = make_absolute(value)
+    resolved = dict(options)
+    for name in ("split_file", "cache_dir"):
+        if options.get(name) is not None:
+            resolved[name] = Path(options[name]).resolve()
+    # --init also takes names of weights and addresses on the Hub.
+    if options.get("init") and Path(options["init"]).exists():
+        resolved["init"] = str(Path(options["init"]).resolve())
+    if options.get("soft_labels"):
+        resolved["soft_labels"] = tuple(str(Path(path).resolve()) for path in options["soft_labels"])
+    if options.get("data"):
+        resolved["data"] = make_absolute(options["data"])
+    return resolved
+
+
+def _phrase(name: str, value: Any) -> str:
+    value = resolve_paths({name: value})[name]
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

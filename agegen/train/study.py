@@ -8,14 +8,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from agegen.data.loading import make_absolute
 from agegen.data.scan import ProgressHook, Scan, ignore_progress, scan_images
 from agegen.data.splits import (
     apply_protocol,
@@ -39,7 +38,7 @@ from agegen.files import Limits, write_json
 from agegen.machine import choose_compute
 from agegen.options import ReadOptions, from_plain, select_fields, to_plain
 from agegen.runs import STUDY_FILE, RunFolder, create_run, list_sources, read_json
-from agegen.train.config import StudyConfig, TrainConfig, read_config, reject_changes
+from agegen.train.config import StudyConfig, TrainConfig, read_config, reject_changes, resolve_paths
 from agegen.train.loop import PartStart, StudyEvent, StudyResult
 from agegen.train.record import format_time
 from agegen.train.train import train_and_finish
@@ -136,7 +135,8 @@ def begin_study(config: StudyConfig, started: float) -> Study:
     kind, count = ("folds", config.folds) if config.folds is not None else ("seeds", config.seeds)
     if count is None or count < 2 or (config.folds is not None and config.seeds is not None):
         raise AgegenError("choose --folds K or --seeds N, with a number of at least 2")
-    common = replace(config.train, out=None, data=make_absolute(config.train.data))
+    given = {field.name: getattr(config.train, field.name) for field in fields(config.train)}
+    common = TrainConfig(**(resolve_paths(given) | {"out": None}))
     out = config.train.out
     if out is not None and (out / STUDY_FILE).is_file():
         existing = open_study(out)

@@ -30,6 +30,7 @@ from agegen.train.config import TrainConfig
 from agegen.train.loop import (
     BatchResult,
     EpochResult,
+    LossAlarm,
     TrainEvent,
     TrainNotice,
     TrainResult,
@@ -44,7 +45,7 @@ from agegen.train.record import (
     make_checkpoint_notes,
     make_start_event,
 )
-from agegen.train.setup import TrainingContext, prepare_training
+from agegen.train.setup import TrainingContext, load_weights, prepare_training, start_run
 from agegen.train.state import StateFiles
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def train_run(
     training = prepare_training(config, on_progress)
     run, dist = training.run, training.options.dist
     with _lock(run, dist), report_lost_worker(dist, run.path):
+        if not training.resumed:
+            dist.run_on_main(lambda: start_run(run, training.split))
         record = begin_record(config, training, started)
         if dist.is_main:
             run.write(record)
@@ -183,13 +186,19 @@ def fit_and_save(
         TrainingInterrupted: ``should_stop`` returned True; the state is saved.
     """
     run, dist, settings = training.run, training.options.dist, training.settings
+    states = StateFiles(run.path)
+    restored = training.resumed and states.read(dist)
+    if states.notices:
+        yield TrainNotice(states.notices)
     if training.start is None and isinstance(training.model.heads, TwoHeads):
         fit_biases(training.model.heads, sources.train.labels)
+    elif training.start is not None and run.has_state and not restored:
+        # They were not loaded, because a state was to replace them.
+        load_weights(training.model, training.start)
     trainer = make_trainer(sources.network, settings, training.options.compute, dist, compiled)
-    states = StateFiles(run.path)
-    if damaged := states.restore(trainer):
-        yield TrainNotice(damaged)
+    states.restore(trainer)
     rows = _read_rows(run, trainer.progress.epoch) if dist.is_main else []
+    alarm = LossAlarm(settings)
     for event in fit(trainer, sources.train, sources.val):
         if isinstance(event, EpochResult) and dist.is_main:
             rows.append(asdict(event))
@@ -200,6 +209,8 @@ def fit_and_save(
         if dist.is_main and (stop or is_last or states.age >= save_every):
             states.save(trainer)
         yield event
+        if notice := alarm.check(event):
+            yield TrainNotice((notice,))
         if stop:
             raise TrainingInterrupted(
                 f"interrupted in epoch {event.epoch}; resume with `agegen train --resume {run.path}`"
@@ -231,7 +242,9 @@ def find_best(rows: pd.DataFrame) -> EpochResult:
     """
     best = rows[rows["best"].astype(bool)]
     if best.empty:
-        raise AgegenError("no epoch had a finite validation loss; try a lower --lr")
+        raise AgegenError(
+            "no epoch had a finite validation loss, so there is no best one: start again with a lower --lr"
+        )
     return EpochResult(**{str(name): value for name, value in best.to_dict("records")[-1].items()})
 
 

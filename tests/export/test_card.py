@@ -57,7 +57,10 @@ def test_training_time_excludes_feature_extraction(trained_run, tmp_path):
     record["seconds"] |= {"total": 4200.0, "preparing": 3900.0, "features": 3840.0}
     (run / "run.json").write_text(json.dumps(record))
     card = render_card(RunFolder(run), run / "best.safetensors")
-    assert "Training took 5 minutes, after 64 minutes for extracting the features once, on" in card
+    assert "Training took 5 min 0 s, after 1 h 4 min for extracting the features once, on" in card
+    record["seconds"] |= {"total": 24.0, "preparing": 3.0, "features": 0.2}
+    (run / "run.json").write_text(json.dumps(record))
+    assert "Training took 21 s, on" in render_card(RunFolder(run), run / "best.safetensors")
 
 
 def test_only_finished_runs_are_exported(trained_run, tmp_path):
