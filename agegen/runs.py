@@ -66,6 +66,7 @@ class _Data:
     source: str | list[str]
     faces: Annotated[int, Limits(min=0)]
     fingerprint: str
+    labels: str = ""
     terms: str | None = None
     trims: dict[str, dict[str, float]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)

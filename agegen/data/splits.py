@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.duplicates import find_duplicates, has_near_duplicate, join_pairs
-from agegen.data.labels import MAX_AGE, SPLITS, UNUSED
+from agegen.data.labels import MAX_AGE, SPLITS, UNUSED, Labels
 from agegen.data.records import Exclusion
 from agegen.data.scan import HASH_BITS, Scan
 from agegen.errors import AgegenError, DataError
@@ -210,6 +210,13 @@ def write_split(path: Path, split: pd.DataFrame) -> None:
 def fingerprint_split(split: pd.DataFrame) -> str:
     """Return a SHA-256 of which content is in which part, independent of file names and order."""
     lines = sorted(f"{digest} {name}" for digest, name in zip(split["sha256"], split["split"], strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def fingerprint_labels(sha256: Sequence[str], labels: Labels) -> str:
+    """Return a SHA-256 of which content has which age and gender, independent of file names and order."""
+    columns = (labels.low.tolist(), labels.high.tolist(), labels.female.tolist())
+    lines = sorted(" ".join(map(str, row)) for row in zip(sha256, *columns, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -20,7 +20,7 @@ from agegen.data.loading import make_absolute
 from agegen.data.records import CropBox
 from agegen.data.scan import Scan
 from agegen.data.soft_labels import DistillationTargets
-from agegen.data.splits import count_leaking_groups, fingerprint_split
+from agegen.data.splits import count_leaking_groups, fingerprint_labels, fingerprint_split
 from agegen.faces.matching import make_crop_notices
 from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
@@ -70,6 +70,7 @@ def make_record(config: TrainConfig, training: TrainingContext, started: float) 
             "trims": _trims_to_json(scan.records.trims),
             "faces": len(training.split),
             "fingerprint": fingerprint_split(training.split),
+            "labels": fingerprint_labels(scan.sha256, scan.records.labels),
             "terms": scan.records.terms,
             "counts": count_splits(training.split),
             "split_origin": name_split(config.protocol, config.split_file, scan),

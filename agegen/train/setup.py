@@ -21,6 +21,7 @@ from agegen.data.splits import (
     apply_protocol,
     apply_split,
     find_protocol,
+    fingerprint_labels,
     fingerprint_split,
     read_split,
     split_scan,
@@ -117,7 +118,7 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         scan, split = split_data(scan, config.seed, config.protocol, config.split_file)
     else:
         scan, split = apply_split(scan, read_split(resumed.split), "the run's split.csv")
-        check_unchanged(resumed, split, plugin, settings, options)
+        check_unchanged(resumed, scan, split, plugin, settings, options)
     distillation = read_distillation(config.soft_labels, scan.sha256, split) if config.soft_labels else None
     landmarks = measure_dataset(scan.records)
     # Created last, so that a start that fails leaves no folder.
@@ -317,7 +318,7 @@ def _explain_empty(name: str, count: int, total: int, split_file: Path | None, h
 
 
 def check_unchanged(
-    run: RunFolder, split: pd.DataFrame, plugin: Plugin, settings: FitSettings, options: SourceOptions
+    run: RunFolder, scan: Scan, split: pd.DataFrame, plugin: Plugin, settings: FitSettings, options: SourceOptions
 ) -> None:
     """Check that a run resumes with the model, data and settings that it began with.
 
@@ -328,10 +329,13 @@ def check_unchanged(
     """
     record = run.read()
     data, before, version = record["data"], record["settings"], record["plugin"]
+    labels = fingerprint_labels(scan.sha256, scan.records.labels)
     pairs = (
         ("the model", record["model"], plugin.name),
         ("the number of faces", data["faces"], len(split)),
         ("the fingerprint of the data", data["fingerprint"], fingerprint_split(split)),
+        # Older runs did not store that of the labels.
+        ("the fingerprint of the labels", data.get("labels", labels), labels),
         (f"the plugin {plugin.name}", f"{version['distribution']} {version['version']}", plugin.source),
         ("the number of views", before["views"], options.views),
         ("device and precision", before["compute"], str(options.compute)),

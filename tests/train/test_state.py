@@ -282,7 +282,7 @@ def test_the_state_of_another_model_is_refused(data, tmp_path):
         states.restore(trainer)
 
 
-@pytest.mark.parametrize("change", ["gone", "version", "weight_decay", "compute"])
+@pytest.mark.parametrize("change", ["gone", "label", "version", "weight_decay", "compute"])
 def test_a_run_with_changed_data_or_settings_is_refused(faces_folder, tmp_path, change):
     folder = tmp_path / "faces"
     shutil.copytree(faces_folder, folder)
@@ -291,6 +291,11 @@ def test_a_run_with_changed_data_or_settings_is_refused(faces_folder, tmp_path, 
     record = json.loads((run / "run.json").read_text())
     if change == "gone":
         next(folder.iterdir()).unlink()
+    elif change == "label":
+        # The age is in the name: the same picture is a year older.
+        path = next(folder.iterdir())
+        age, _, rest = path.name.partition("_")
+        path.rename(folder / f"{int(age) + 1}_{rest}")
     elif change == "version":
         record["plugin"]["version"] = "0.0.9"
     elif change == "weight_decay":
