@@ -78,7 +78,7 @@ def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_
             *subject.notices,
             *_describe_seen(int(subject.seen.sum())),
             *subject.describe_overlap(),
-            *describe_weaknesses(fitted),
+            *describe_weaknesses(fitted, "faces"),
         ),
     )
 

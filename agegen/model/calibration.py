@@ -158,19 +158,22 @@ def calibrate(
     return Calibration(scale, COVERAGE, threshold, faces, basis, scales, doubtful, shown)
 
 
-def describe_weaknesses(calibration: Calibration) -> list[str]:
-    """Return a sentence for each promise about intervals and gender that too few validation faces leave open."""
+def describe_weaknesses(calibration: Calibration, faces: str = "validation faces") -> list[str]:
+    """Return a sentence for each promise about intervals and gender that too few faces leave open.
+
+    ``faces``: what to call those that the calibration was fitted to.
+    """
     lines = []
     if 0 < calibration.faces < MIN_INTERVAL_FACES:
         width = "; they contain all ages" if calibration.faces < MIN_CONFORMAL_FACES else ""
         lines.append(
-            f"{calibration.faces} validation faces with an age are too few to show that the intervals contain "
+            f"{calibration.faces} {faces} with an age are too few to show that the intervals contain "
             f"{calibration.coverage:.0%} of the ages ({MIN_INTERVAL_FACES} are needed){width}"
         )
     if calibration.gender_basis == UNPROVEN:
         limit = calibration.min_confidence
         lines.append(
-            f"the validation faces do not show that {TARGET_ACCURACY:.0%} of the reported genders are correct (the "
+            f"the {faces} do not show that {TARGET_ACCURACY:.0%} of the reported genders are correct (the "
             f"model is too inaccurate, or they are fewer than {MIN_ACCURATE_FACES}): gender is "
             + ("never reported" if limit >= 1 else f"reported only from a probability of {limit:g} on")
         )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -222,8 +221,6 @@ def configure_part(study: Study, number: int) -> TrainConfig:
     if (run.path / "run.json").is_file():
         free = select_fields(TrainConfig, resume="free")
         return read_config(run.path, {name: getattr(study.config, name) for name in free})
-    # A run folder without run.json was killed before it could be resumed.
-    shutil.rmtree(run.path, ignore_errors=True)
     is_fold = study.kind == "folds"
     return replace(
         study.config,
