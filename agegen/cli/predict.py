@@ -74,6 +74,8 @@ class PredictDisplay:
         notices = []
         if start.ignored:
             notices.append(start.ignored)
+        if start.notice:
+            notices.append(start.notice)
         if start.skipped:
             notices.append(f"{start.skipped:,} files already processed")
         if not start.calibrated:

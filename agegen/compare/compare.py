@@ -30,7 +30,7 @@ from agegen.evaluate.metrics import (
 )
 from agegen.evaluate.subject import TrainingSplit, read_training_split
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
-from agegen.runs import RunFolder, list_sources
+from agegen.runs import RunFolder, describe_damaged_runs, list_sources
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,6 +152,8 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
     n = len(tables[names[0]])
     age, gender = measure_rows(names, trainings)
     counts = tuple(len(model.trainings) for model in models)
+    if not config.runs:
+        notices += describe_damaged_runs()
     if max(counts) > 1:
         notices.append(
             "groups, datasets, learning curves, costs and images are those of the first training of each model"
@@ -213,7 +215,7 @@ def collect_predictions(
     runs = [training.run for training in trainings if training.run is not None]
     if not config.data and config.split == "test":
         splits = [read_training_split(run) for run in runs]
-        kept = [read_predictions(run.predictions) for run in runs]
+        kept = [read_predictions(run.verify(run.predictions)) for run in runs]
         return [mark_seen(table, split, splits) for table, split in zip(kept, splits, strict=True)], []
     tables: list[pd.DataFrame] = []
     notices: list[str] = []

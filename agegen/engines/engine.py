@@ -27,6 +27,11 @@ class CropOutputs(NamedTuple):
     p_female: NDArray[np.float64]
     distribution: NDArray[np.float64] | None = None
 
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers are; damaged weights can give NaN or infinity."""
+        return all(values is None or bool(np.isfinite(values).all()) for values in self)
+
 
 # The name of the input in ONNX files, and the names of the outputs.
 INPUT = "crops"
@@ -37,10 +42,14 @@ SOURCE_KEY = "agegen_checkpoint"
 
 
 class Engine(Protocol):
-    """A loaded model; ``input_size`` is the side of its input crops in pixels."""
+    """A loaded model.
+
+    ``input_size`` is the side of its input crops in pixels; ``notice`` says why another engine was not used.
+    """
 
     name: str
     input_size: int
+    notice: str
 
     def run(self, crops: NDArray[np.uint8], distribution: bool = False) -> CropOutputs:
         """Return the outputs for RGB crops (N, input_size, input_size, 3); ``distribution``: also return P(age)."""
@@ -50,6 +59,7 @@ class OnnxEngine:
     """An onnxruntime session; see :class:`agegen.engines.engine.Engine`."""
 
     name = "onnx"
+    notice = ""
 
     def __init__(self, session: Any, input_size: int, source: str = "") -> None:
         """Wrap a session; ``source`` is the SHA-256 of the checkpoint that its file was exported from."""
@@ -88,7 +98,7 @@ def load_onnx(
         engine = OnnxEngine(session, int(info.input_spec["size"]), metadata.get(SOURCE_KEY, ""))
         # A black crop shows whether the inputs and outputs are as expected.
         outputs = engine.run(np.zeros((1, engine.input_size, engine.input_size, 3), dtype=np.uint8))
-        valid = all(values is None or (values.shape == (1,) and np.isfinite(values).all()) for values in outputs)
+        valid = outputs.finite and all(values is None or values.shape == (1,) for values in outputs)
     except Exception as error:  # onnxruntime's errors have no common class
         raise CheckpointError(f"cannot run {path}: {_shorten(error)}") from error
     if not valid:

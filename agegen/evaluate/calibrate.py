@@ -16,7 +16,7 @@ from agegen.evaluate.config import CalibrateConfig
 from agegen.evaluate.estimates import Estimates
 from agegen.evaluate.subject import EvaluationSubject, open_subject
 from agegen.machine import choose_compute
-from agegen.model.calibration import COVERAGE, Calibration, bound_ages, calibrate
+from agegen.model.calibration import COVERAGE, Calibration, bound_ages, calibrate, choose_rank, describe_weaknesses
 from agegen.model.checkpoint import save_checkpoint
 
 # With fewer faces, the true coverage of the intervals is known to no better than ±9 points.
@@ -76,7 +76,12 @@ def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_
         faces=fitted.faces,
         before=measure_coverage(estimates, labels, subject.calibration),
         sure=bound_coverage(fitted.faces),
-        notices=(*subject.notices, *_describe_seen(int(subject.seen.sum())), *subject.describe_overlap()),
+        notices=(
+            *subject.notices,
+            *_describe_seen(int(subject.seen.sum())),
+            *subject.describe_overlap(),
+            *describe_weaknesses(fitted, "faces"),
+        ),
     )
 
 
@@ -117,6 +122,6 @@ def bound_coverage(faces: int, share: float = COVERAGE) -> tuple[float, float]:
     """
     from scipy.stats import beta
 
-    left = int(np.floor((faces + 1) * (1 - share)))
-    distribution = beta(faces + 1 - left, max(left, 1))
+    rank = choose_rank(faces, share)
+    distribution = beta(rank, faces + 1 - rank)
     return float(distribution.ppf(0.025)), float(distribution.ppf(0.975))

@@ -186,7 +186,9 @@ def define_confident_metrics(
     p_female: Floats, female: Bools, min_confidence: float | Floats
 ) -> MetricSpec[ConfidentMetrics]:
     """Return how many of n faces reach a confidence threshold, 0.5–1 (for all or per face (n,)), and their accuracy."""
-    named = (np.maximum(p_female, 1 - p_female) >= min_confidence).astype(float)
+    # As in predict, a threshold of 1 reports no gender.
+    reported = (np.maximum(p_female, 1 - p_female) >= min_confidence) & (np.asarray(min_confidence) < 1)
+    named = reported.astype(float)
     right = named * ((p_female >= 0.5) == female)
 
     def compute_accuracy(weights: Floats) -> Floats:

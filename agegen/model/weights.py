@@ -46,7 +46,10 @@ def find_checkpoint(model: str | None, run: Path | None, weights: str | None = N
         return find_weights(model or DEFAULT_MODEL, weights or DEFAULT_WEIGHTS)
     if is_hub_run(run):
         return fetch_hub_run(run)
-    return run if is_standalone_file(run) else open_run(run).checkpoint
+    if is_standalone_file(run):
+        return run
+    folder = open_run(run)
+    return folder.verify(folder.checkpoint)
 
 
 @dataclass(frozen=True)

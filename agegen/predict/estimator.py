@@ -234,7 +234,10 @@ class FaceModel:
         for start in range(0, len(crops), BATCH_FACES):
             part = crops[start : start + BATCH_FACES]
             images = np.stack([resize_image(crop, self.engine.input_size) for crop in part])
-            age, spread, p_female, ages = self.engine.run(images, self._distribution)
+            outputs = self.engine.run(images, self._distribution)
+            if not outputs.finite:
+                raise AgegenError(f"the model {self.name} gave NaN or infinite estimates: its weights are damaged")
+            age, spread, p_female, ages = outputs
             low, high = bound_ages(age, spread, self.calibration)
             sigma = compute_sigma(age, spread, self.calibration)
             columns = (values.tolist() for values in (age, low, high, p_female, sigma))

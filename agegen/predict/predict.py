@@ -43,6 +43,7 @@ class PredictStart:
         calibrated: whether the model was calibrated.
         skipped: the number of images finished before.
         ignored: one line about the files in folders that are not images.
+        notice: one line about an ONNX file that could not be used.
     """
 
     photos: int | None
@@ -53,6 +54,7 @@ class PredictStart:
     calibrated: bool
     skipped: int
     ignored: str | None = None
+    notice: str = ""
 
     @classmethod
     def create(cls, estimator: Estimator, photos: int | None, skipped: int, ignored: str | None = None) -> PredictStart:
@@ -67,6 +69,7 @@ class PredictStart:
             calibrated=model.calibration.faces > 0,
             skipped=skipped,
             ignored=ignored,
+            notice=model.engine.notice,
         )
 
 

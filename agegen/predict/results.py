@@ -292,8 +292,11 @@ class RowBuilder:
 
 
 def choose_gender(p_female: float, min_confidence: float) -> str:
-    """Return ``female``, ``male``, or ``uncertain`` if neither probability reaches the threshold, 0.5–1."""
-    if max(p_female, 1 - p_female) < min_confidence:
+    """Return ``female``, ``male``, or ``uncertain`` if neither probability reaches the threshold, 0.5–1.
+
+    At 1 it is always ``uncertain``: a probability that rounding made 1 does not count as certain.
+    """
+    if min_confidence >= 1 or max(p_female, 1 - p_female) < min_confidence:
         return UNCERTAIN
     return "female" if p_female >= 0.5 else "male"
 

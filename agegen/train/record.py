@@ -25,7 +25,7 @@ from agegen.faces.matching import make_crop_notices
 from agegen.machine import Compute, count_cores
 from agegen.model.network import count_parameters
 from agegen.options import to_plain
-from agegen.train.config import TrainConfig
+from agegen.train.config import TrainConfig, resolve_paths
 from agegen.train.loop import EpochResult, TrainStart, syncs_norms
 from agegen.train.setup import TrainingContext, sees_ages
 
@@ -50,8 +50,9 @@ def make_record(config: TrainConfig, training: TrainingContext, started: float) 
     """Return the content of ``run.json`` at the start of a new training."""
     options, settings, scan = training.options, training.settings, training.scan
     total, trainable = count_parameters(training.model)
+    resolved = resolve_paths({field.name: getattr(config, field.name) for field in fields(config)})
     chosen = replace(
-        config,
+        TrainConfig(**resolved),
         epochs=settings.epochs,
         batch_size=options.batch_size,
         lr=settings.lr,

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from agegen.batches.batch import EvalSource
@@ -19,8 +20,8 @@ from agegen.errors import AgegenError, TrainingInterrupted
 from agegen.evaluate.estimates import estimate_batches, write_predictions
 from agegen.evaluate.evaluation import Evaluation, evaluate_source
 from agegen.export.card import write_card
-from agegen.files import write_json
-from agegen.model.calibration import Calibration, calibrate
+from agegen.files import digest_file, write_json
+from agegen.model.calibration import Calibration, calibrate, describe_weaknesses
 from agegen.model.checkpoint import describe_model, load_checkpoint, save_checkpoint
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel, TwoHeads
@@ -30,6 +31,7 @@ from agegen.train.config import TrainConfig
 from agegen.train.loop import (
     BatchResult,
     EpochResult,
+    LossAlarm,
     TrainEvent,
     TrainNotice,
     TrainResult,
@@ -44,7 +46,7 @@ from agegen.train.record import (
     make_checkpoint_notes,
     make_start_event,
 )
-from agegen.train.setup import TrainingContext, prepare_training, sees_ages
+from agegen.train.setup import TrainingContext, load_weights, prepare_training, sees_ages, start_run
 from agegen.train.state import StateFiles
 
 if TYPE_CHECKING:
@@ -103,6 +105,8 @@ def train_run(
     training = prepare_training(config, on_progress)
     run, dist = training.run, training.options.dist
     with _lock(run, dist), report_lost_worker(dist, run.path):
+        if not training.resumed:
+            dist.run_on_main(lambda: start_run(run, training.split))
         record = begin_record(config, training, started)
         if dist.is_main:
             run.write(record)
@@ -139,6 +143,9 @@ def finish_run(trained: TrainedRun) -> Iterator[TrainNotice | TrainResult]:
     seconds = time.time() - started
     record = trained.record | {"finished": format_time(time.time()), "best": epoch_to_json(trained.best)}
     record["seconds"]["total"] = round(record["seconds"]["total"] + seconds, 1)
+    record["sha256"] = {path.name: digest_file(path) for path in (run.checkpoint, run.predictions)}
+    if weaknesses := describe_weaknesses(model.calibration):
+        yield TrainNotice(tuple(weaknesses))
     write_card(run.card, run, run.checkpoint, record=record)
     plot_curves(run.curves, {record["model"]: run.read_epochs()})
     try:
@@ -180,13 +187,19 @@ def fit_and_save(
         TrainingInterrupted: ``should_stop`` returned True; the state is saved.
     """
     run, dist, settings = training.run, training.options.dist, training.settings
+    states = StateFiles(run.path)
+    restored = training.resumed and states.read(dist)
+    if states.notices:
+        yield TrainNotice(states.notices)
     if training.start is None and isinstance(training.model.heads, TwoHeads):
         fit_biases(training.model.heads, sources.train.labels)
+    elif training.start is not None and run.has_state and not restored:
+        # They were not loaded, because a state was to replace them.
+        load_weights(training.model, training.start)
     trainer = make_trainer(sources.network, settings, training.options.compute, dist, compiled)
-    states = StateFiles(run.path)
-    if damaged := states.restore(trainer):
-        yield TrainNotice(damaged)
+    states.restore(trainer)
     rows = _read_rows(run, trainer.progress.epoch) if dist.is_main else []
+    alarm = LossAlarm(settings)
     for event in fit(trainer, sources.train, sources.val):
         if isinstance(event, EpochResult) and dist.is_main:
             rows.append(asdict(event))
@@ -197,6 +210,8 @@ def fit_and_save(
         if dist.is_main and (stop or is_last or states.age >= save_every):
             states.save(trainer)
         yield event
+        if notice := alarm.check(event):
+            yield TrainNotice((notice,))
         if stop:
             raise TrainingInterrupted(
                 f"interrupted in epoch {event.epoch}; resume with `agegen train --resume {run.path}`"
@@ -228,7 +243,9 @@ def find_best(rows: pd.DataFrame) -> EpochResult:
     """
     best = rows[rows["best"].astype(bool)]
     if best.empty:
-        raise AgegenError("no epoch had a finite validation loss; try a lower --lr")
+        raise AgegenError(
+            "no epoch had a finite validation loss, so there is no best one: start again with a lower --lr"
+        )
     return EpochResult(**{str(name): value for name, value in best.to_dict("records")[-1].items()})
 
 
