@@ -100,6 +100,7 @@ def convert_model(model: AgeGenderModel, name: str) -> Any:
                 input_names=[INPUT],
                 output_names=list(CropOutputs._fields),
                 dynamic_shapes=({0: torch.export.Dim("faces")},),
+                dynamo=True,
                 external_data=False,
                 verbose=False,
             )

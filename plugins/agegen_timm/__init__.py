@@ -94,15 +94,15 @@ class TimmBackbone(Backbone):
 
 
 def check_name(name: str) -> None:
-    """Check that timm knows a network, and its weights if the name has a tag.
+    """Check that timm's registry has a network, and its weights if the name has a tag.
+
+    Names of Hub repositories (``hf-hub:…``) and folders, which timm would also load, are not in its registry.
 
     Raises:
         AgegenError: the name is unknown; the message suggests similar names.
     """
     import timm
 
-    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise AgegenError(f"timm has no network '{architecture}'. {_suggest(architecture, timm.list_models())}")
