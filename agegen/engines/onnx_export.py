@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agegen.backbone import Backbone
-from agegen.engines.engine import INPUT, SOURCE_KEY, CropOutputs, OnnxEngine
+from agegen.engines.engine import CHECKED_KEY, INPUT, SOURCE_KEY, CropOutputs, OnnxEngine, make_checksum
 from agegen.engines.torch_engine import TorchEngine
 from agegen.errors import AgegenError
 from agegen.files import digest_file, write_bytes
@@ -60,8 +60,9 @@ def export_model(
 
     proto = convert_model(model.cpu(), info.model)
     halve_weights(proto)
-    helper.set_model_props(proto, format_info(info) | {SOURCE_KEY: digest_file(checkpoint)})
+    helper.set_model_props(proto, format_info(info) | {SOURCE_KEY: digest_file(checkpoint), CHECKED_KEY: "sha256"})
     content = proto.SerializeToString(deterministic=True)
+    content += make_checksum(content)
     if not outputs_match(model, content, crops):
         raise AgegenError(f"cannot export backbone '{info.model}' to ONNX: the outputs differ from those of torch")
     write_bytes(target, content)
