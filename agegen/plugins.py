@@ -187,11 +187,12 @@ def build_backbone(
         raise PluginError(f"{called} does not support --{missing[0].replace('_', '-')}")
     try:
         backbone = factory(pretrained=pretrained, **options)
+        gap = find_contract_gap(backbone)
     except AgegenError as error:
         raise PluginError(f"{called}: {error}") from error
-    except Exception as error:  # a third-party constructor may raise anything
+    except (Exception, SystemExit) as error:  # a third-party constructor may raise anything
         raise PluginError(f"{called} cannot be built: {format_cause(error)}") from error
-    if gap := find_contract_gap(backbone):
+    if gap:
         raise PluginError(f"{called}: {gap}")
     backbone.build_options = dict(options)
     return backbone

@@ -50,11 +50,14 @@ def save_checkpoint(
 ) -> None:
     """Write a model's tensors, its metadata and what it remembers of its faces.
 
-    Of a frozen backbone's model only the heads are written.
+    Of a frozen backbone's model only the heads are written, of a tensor that several modules share only the first name.
     """
     from safetensors.torch import save
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _select_stored_tensors(model).items()}
+    repeated = _list_repeated(model)
+    stored = {name: tensor for name, tensor in _select_stored_tensors(model).items() if name not in repeated}
+    # Copies, because the file format does not accept tensors that share memory, as views of others do.
+    tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in stored.items()}
     if used_faces is not None:
         for name, fingerprints in used_faces._asdict().items():
             tensors[_USED_FACES + name] = torch.from_numpy(np.unique(fingerprints).view(np.int64))
@@ -153,7 +156,8 @@ def _check_base(path: Path, info: CheckpointInfo, backbone: Backbone) -> None:
 def _check_tensors(path: Path, model: AgeGenderModel, tensors: dict[str, Tensor]) -> None:
     """Check that the file has the tensors that the model stores, in the same shapes."""
     expected = _select_stored_tensors(model)
-    if missing := sorted(expected.keys() - tensors.keys()):
+    # Files of older versions have shared tensors under each of their names.
+    if missing := sorted(expected.keys() - tensors.keys() - _list_repeated(model)):
         raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first is {shorten(missing[0])}")
     if surplus := sorted(tensors.keys() - expected.keys()):
         raise CheckpointError(f"{path} has {len(surplus)} unexpected tensors, the first is {shorten(surplus[0])}")
@@ -171,6 +175,13 @@ def _select_stored_tensors(model: AgeGenderModel) -> dict[str, Tensor]:
     if model.backbone.frozen:
         return {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
     return state
+
+
+def _list_repeated(model: AgeGenderModel) -> set[str]:
+    """Return all names but the first of each parameter and buffer that several modules share."""
+    every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    first = (*model.named_parameters(), *model.named_buffers())
+    return {name for name, _ in every} - {name for name, _ in first}
 
 
 def fingerprint_tensors(module: nn.Module) -> str:
