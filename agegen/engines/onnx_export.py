@@ -101,7 +101,9 @@ def convert_model(model: AgeGenderModel, name: str) -> Any:
                 input_names=[INPUT],
                 output_names=list(CropOutputs._fields),
                 dynamic_shapes=({0: torch.export.Dim("faces")},),
+                # Both are the defaults of newer versions of torch.
                 dynamo=True,
+                optimize=True,
                 external_data=False,
                 verbose=False,
             )
