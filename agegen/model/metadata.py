@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -132,7 +132,7 @@ class Entries(NamedTuple):
     entries with any other name; None forbids them.
     """
 
-    schemas: dict[str, Schema]
+    schemas: Mapping[str, Schema]
     optional: tuple[str, ...] = ()
     nullable: tuple[str, ...] = ()
     further: Schema | None = None

@@ -146,6 +146,15 @@ def test_only_networks_of_timms_registry_are_built(name):
         TimmBackbone(name, pretrained=False)
 
 
+def test_a_network_without_trained_weights_is_not_searched_for_on_the_hub():
+    with pytest.raises(
+        AgegenError, match=r"no trained weights for 'ghostnet_050'\. Train it with --no-pretrained"
+    ) as caught:
+        TimmBackbone("ghostnet_050")
+    assert "ghostnet_100" in str(caught.value)
+    TimmBackbone("ghostnet_050", pretrained=False, image_size=64)
+
+
 def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
