@@ -238,7 +238,7 @@ _HEADS = {
 }
 # As fractions of an image: its part that is used, which may extend beyond it.
 _CROP_BOX = Entries({"left": _allow_number(-2, 2), "top": _allow_number(-2, 2), "side": _allow_number(0.1, 5)})
-_TRAINING = {
+_TRAINING: dict[str, Schema] = {
     "baseline": Entries({"age": _allow_number(0, MAX_AGE), "female": _BOOLEAN}),
     "seed": _allow_whole(-(2**63), 2**64),
     "split": _TEXT,
@@ -260,22 +260,23 @@ CALIBRATION = Entries(
     },
     optional=("basis", "scales", "doubtful"),
 )
+_ENTRIES: dict[str, Schema] = {
+    "model": _MODEL,
+    "distribution": _TEXT,
+    "version": _TEXT,
+    "heads": Entries(_HEADS, optional=tuple(_HEADS), nullable=("age_hidden", "gender_hidden")),
+    "input_spec": Entries(
+        {"size": _SIDE, "mean": _allow_numbers(3, -1000, 1000), "std": _allow_numbers(3, 1e-6, 1000)}
+    ),
+    "base": Entries({"identity": _TEXT, "fingerprint": _TEXT}),
+    "training": Entries(_TRAINING, optional=tuple(_TRAINING), nullable=("split", "terms", "trims"), further=_SHALLOW),
+    # Tight crops have some landmarks outside.
+    "crop": Entries({"landmarks": _allow_rows(5, *[_allow_number(-2, 3)] * 2)}),
+    "calibration": CALIBRATION,
+    "build": Entries({"image_size": _SIDE, "freeze": _BOOLEAN}, ("image_size", "freeze"), further=_SCALAR),
+}
 _METADATA = Entries(
-    {
-        "model": _MODEL,
-        "distribution": _TEXT,
-        "version": _TEXT,
-        "heads": Entries(_HEADS, optional=tuple(_HEADS), nullable=("age_hidden", "gender_hidden")),
-        "input_spec": Entries(
-            {"size": _SIDE, "mean": _allow_numbers(3, -1000, 1000), "std": _allow_numbers(3, 1e-6, 1000)}
-        ),
-        "base": Entries({"identity": _TEXT, "fingerprint": _TEXT}),
-        "training": Entries(_TRAINING, optional=tuple(_TRAINING), nullable=("split", "terms"), further=_SHALLOW),
-        # Tight crops have some landmarks outside.
-        "crop": Entries({"landmarks": _allow_rows(5, *[_allow_number(-2, 3)] * 2)}),
-        "calibration": CALIBRATION,
-        "build": Entries({"image_size": _SIDE, "freeze": _BOOLEAN}, ("image_size", "freeze"), further=_SCALAR),
-    },
+    _ENTRIES,
     optional=("base", "training", "crop", "calibration", "build"),
     nullable=("base", "crop", "calibration"),
 )
