@@ -84,8 +84,16 @@ def _has_fast_bf16(device: str) -> bool:
 
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = read_cpu_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def read_cpu_capabilities() -> dict[str, Any]:
+    """Return torch's description of the CPU; empty if torch is too old to have one."""
+    import torch
+
+    read = getattr(torch.cpu, "get_capabilities", dict)
+    return dict(read())
 
 
 def limit_cores(count: int) -> None:

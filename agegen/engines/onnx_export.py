@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from agegen.data.demo import draw_face
 from agegen.data.images import resize_image
-from agegen.engines.engine import INPUT, SOURCE_KEY, CropOutputs, OnnxEngine
+from agegen.engines.engine import CHECKED_KEY, INPUT, SOURCE_KEY, CropOutputs, OnnxEngine, make_checksum
 from agegen.engines.torch_engine import TorchEngine
 from agegen.errors import AgegenError
 from agegen.files import digest_file, write_bytes
@@ -53,8 +53,9 @@ def export_model(info: CheckpointInfo, model: AgeGenderModel, checkpoint: Path, 
 
     proto = convert_model(model.cpu(), info.model)
     halve_weights(proto)
-    helper.set_model_props(proto, format_info(info) | {SOURCE_KEY: digest_file(checkpoint)})
+    helper.set_model_props(proto, format_info(info) | {SOURCE_KEY: digest_file(checkpoint), CHECKED_KEY: "sha256"})
     content = proto.SerializeToString(deterministic=True)
+    content += make_checksum(content)
     if not outputs_match(model, content):
         raise AgegenError(f"cannot export backbone '{info.model}' to ONNX: the outputs differ from those of torch")
     write_bytes(target, content)
@@ -93,6 +94,9 @@ def convert_model(model: AgeGenderModel, name: str) -> Any:
                 input_names=[INPUT],
                 output_names=list(CropOutputs._fields),
                 dynamic_shapes=({0: torch.export.Dim("faces")},),
+                # Both are the defaults of newer versions of torch.
+                dynamo=True,
+                optimize=True,
                 external_data=False,
                 verbose=False,
             )

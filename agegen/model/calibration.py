@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from agegen.data.labels import MAX_AGE, Labels
 from agegen.errors import CheckpointError
+from agegen.model.metadata import CALIBRATION, find_problem
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -101,19 +102,11 @@ class Calibration:
         Raises:
             CheckpointError: the content has another form, or numbers out of range.
         """
-        try:
-            read = cls(**content)
-            scales = tuple((float(age), float(scale)) for age, scale in read.scales)
-            doubtful = tuple((float(low), float(high), float(least)) for low, high, least in read.doubtful)
-            read = replace(read, scales=scales, doubtful=doubtful)
-            valid = 0 <= read.interval_scale < 1000 and 0 < read.coverage < 1 and 0.5 <= read.min_confidence <= 1
-            valid = valid and all(0 <= scale < 1000 for _, scale in scales)
-            valid = valid and all(0.5 <= least <= 1 for *_, least in doubtful) and isinstance(read.knows_age, bool)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"the calibration of the checkpoint is invalid: {error}") from error
-        if not valid:
-            raise CheckpointError("the calibration of the checkpoint is invalid: it has numbers out of range")
-        return read
+        if problem := find_problem("calibration", content, CALIBRATION):
+            raise CheckpointError(f"the calibration of the checkpoint is invalid: {problem}")
+        scales = tuple((float(age), float(scale)) for age, scale in content.get("scales", ()))
+        doubtful = tuple((float(low), float(high), float(least)) for low, high, least in content.get("doubtful", ()))
+        return cls(**{**content, "scales": scales, "doubtful": doubtful})
 
 
 # For checkpoints without a calibration: assume a normal distribution, and always report gender.

@@ -137,9 +137,10 @@ def find_weights(model: str, name: str = DEFAULT_WEIGHTS) -> Path:
     if path is None:
         raise CheckpointError(f"backbone '{model}' of {plugin.source}: its package lacks {chosen.source}")
     if chosen.sha256 and (found := digest_file(path)) != chosen.sha256:
+        advice = "Delete it, so that it is downloaded again" if chosen.remote else f"Reinstall {plugin.distribution}"
         raise CheckpointError(
             f"{path} is not the file that backbone '{model}' of {plugin.source} names: its SHA-256 is {found[:12]}…, "
-            f"not {chosen.sha256[:12]}…. Delete it, so that it is downloaded again."
+            f"not {chosen.sha256[:12]}…. {advice}."
         )
     return path
 

@@ -22,7 +22,7 @@ from agegen.data.scan import Scan
 from agegen.data.soft_labels import DistillationTargets
 from agegen.data.splits import count_leaking_groups, fingerprint_labels, fingerprint_split
 from agegen.faces.matching import make_crop_notices
-from agegen.machine import Compute, count_cores
+from agegen.machine import Compute, count_cores, read_cpu_capabilities
 from agegen.model.network import count_parameters
 from agegen.options import to_plain
 from agegen.train.config import TrainConfig, resolve_paths
@@ -152,7 +152,7 @@ def _trims_to_json(trims: dict[str, CropBox]) -> dict[str, dict[str, Any]]:
 def _name_device(compute: Compute) -> str:
     if compute.device.type == "cuda":
         return torch.cuda.get_device_name(compute.device)
-    return str(torch.cpu.get_capabilities().get("cpu_name", platform.processor()))
+    return str(read_cpu_capabilities().get("cpu_name", platform.processor()))
 
 
 def make_checkpoint_notes(training: TrainingContext, epoch: EpochResult) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agegen.backbone import Backbone
+from agegen.backbone import Backbone, find_feature_gap
 from agegen.batches.sources import SourceOptions, scan_for
 from agegen.data.duplicates import compute_fingerprints, match_fingerprints
 from agegen.data.labels import Baseline, compute_baseline
@@ -158,14 +158,17 @@ def make_backbone(
     """Build the backbone; None leaves an option to it.
 
     Raises:
-        PluginError: it cannot be built with these options.
+        PluginError: it cannot be built with these options, or its features have another shape than it declares.
     """
     if (backbone_class.frozen or freeze) and not pretrained:
         raise PluginError(f"backbone '{plugin.name}' is frozen and requires pretrained weights; remove --no-pretrained")
     options = {"image_size": image_size, "freeze": freeze}
     chosen = {name: value for name, value in options.items() if value is not None}
     # Built with its own weights even if --init or --resume replaces them: its defaults may depend on having them.
-    return build_backbone(plugin, backbone_class, pretrained=pretrained, options=chosen)
+    backbone = build_backbone(plugin, backbone_class, pretrained=pretrained, options=chosen)
+    if gap := find_feature_gap(backbone):
+        raise PluginError(f"backbone '{plugin.name}' of {plugin.source}: {gap}")
+    return backbone
 
 
 def choose_settings(

@@ -46,6 +46,8 @@ class TimmBackbone(Backbone):
         """
         super().__init__(pretrained=pretrained)
         check_name(name)
+        if pretrained:
+            check_weights(name)
         self.net: nn.Module = build_network(name, pretrained, image_size)
         config = read_config(self.net)
         size = image_size or max(config["input_size"][1:])
@@ -94,20 +96,36 @@ class TimmBackbone(Backbone):
 
 
 def check_name(name: str) -> None:
-    """Check that timm knows a network, and its weights if the name has a tag.
+    """Check that timm's registry has a network, and its weights if the name has a tag.
+
+    Names of Hub repositories (``hf-hub:…``) and folders, which timm would also load, are not in its registry.
 
     Raises:
         AgegenError: the name is unknown; the message suggests similar names.
     """
     import timm
 
-    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise AgegenError(f"timm has no network '{architecture}'. {_suggest(architecture, timm.list_models())}")
     if tag and name not in (known := timm.list_pretrained(f"{architecture}.*")):
         raise AgegenError(f"timm has no weights '{name}'. {_suggest(name, known)}")
+
+
+def check_weights(name: str) -> None:
+    """Check that timm has trained weights for a network, before they are searched for on the Hub.
+
+    Raises:
+        AgegenError: it has none; the message suggests similar networks that have some.
+    """
+    import timm
+
+    trained = {known.partition(".")[0] for known in timm.list_pretrained()}
+    if (architecture := name.partition(".")[0]) not in trained:
+        raise AgegenError(
+            f"timm has no trained weights for '{architecture}'. Train it with --no-pretrained, or choose another "
+            f"network. {_suggest(architecture, sorted(trained))}"
+        )
 
 
 def _suggest(name: str, known: list[str]) -> str:

@@ -9,6 +9,7 @@ from agegen_timm import TimmBackbone, list_extras
 
 from agegen.backbone import LossSettings
 from agegen.errors import AgegenError
+from agegen.hub import create_timm
 from agegen.model.network import AgeGenderModel
 from agegen.plugins import build_backbone, find_plugin, load_backbone
 from agegen.testing import check_backbone
@@ -139,6 +140,21 @@ def test_frozen_vgg16_caches_its_features(agegen, faces_folder, tmp_path):
     assert again.exit_code == 0, again.stderr
 
 
+@pytest.mark.parametrize("name", ["hf-hub:timm/lcnet_050", "local-dir:.", "hf-hub:lcnet_050", "timm/lcnet_050"])
+def test_only_networks_of_timms_registry_are_built(name):
+    with pytest.raises(AgegenError, match="timm has no network"):
+        TimmBackbone(name, pretrained=False)
+
+
+def test_a_network_without_trained_weights_is_not_searched_for_on_the_hub():
+    with pytest.raises(
+        AgegenError, match=r"no trained weights for 'ghostnet_050'\. Train it with --no-pretrained"
+    ) as caught:
+        TimmBackbone("ghostnet_050")
+    assert "ghostnet_100" in str(caught.value)
+    TimmBackbone("ghostnet_050", pretrained=False, image_size=64)
+
+
 def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -164,7 +180,7 @@ def test_pickled_weights_run_no_code(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save({"conv_stem.weight": Bomb()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(AgegenError) as caught:
-        TimmBackbone(f"local-dir:{tmp_path}")
+        create_timm(f"local-dir:{tmp_path}", pretrained=True)
     assert len(str(caught.value).splitlines()) == 1
     assert not Path("exploded").exists()
 
