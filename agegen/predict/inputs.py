@@ -17,7 +17,7 @@ from agegen.data.remote import is_remote
 from agegen.data.tables import extract_image, find_image_column, list_image_names
 from agegen.errors import AgegenError, DataError, shorten
 from agegen.hub import explain_failure
-from agegen.predict.video import is_video_name
+from agegen.predict.video import HEADER_BYTES, begins_as_image, is_video_name
 
 # The content of an image file, or a function that returns it.
 FileContent = bytes | Callable[[], bytes]
@@ -26,8 +26,6 @@ ImageSource = str | os.PathLike[str] | tuple[str, FileContent]
 
 # Images per shard: few enough that a dying process loses little, enough to avoid a flood of files.
 SHARD_IMAGES = 1000
-# The number of bytes that distinguish an image file from a list of paths.
-_HEADER_BYTES = 16
 # PNG is the only image format that has a line end in its header.
 _PNG_START = b"\x89"
 _READ_BYTES = 1 << 16
@@ -97,7 +95,7 @@ def read_stdin(stream: BinaryIO) -> bytes | Iterator[str]:
     for block in blocks:
         start += block
         # A short list may be all that arrives for a while: one line is enough to recognise it.
-        if len(start) >= _HEADER_BYTES or (b"\n" in start and not start.startswith(_PNG_START)):
+        if len(start) >= HEADER_BYTES or (b"\n" in start and not start.startswith(_PNG_START)):
             break
     if not looks_like_image(start):
         return _split_lines(start, blocks)
@@ -235,21 +233,13 @@ def _walk(folder: str, found: FoundInputs) -> None:
             path = os.path.join(root, name)  # noqa: PTH118 - keeps "./photos" as it was given
             if Path(path).is_dir():
                 continue
-            if is_image_name(Path(name)) or is_video_name(name) or (not Path(name).suffix and _begins_as_image(path)):
+            if is_image_name(Path(name)) or is_video_name(name) or (not Path(name).suffix and begins_as_image(path)):
                 found.names.append(path)
             else:
                 found.ignored[Path(name).suffix.lower() or "without extension"] += 1
         found.names += refused
         refused.clear()
     found.names += refused
-
-
-def _begins_as_image(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - faster than Path for a million files
-            return looks_like_image(file.read(_HEADER_BYTES))
-    except OSError:
-        return False
 
 
 def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+from agegen.errors import DataError
 from agegen.machine import count_cores
 from agegen.predict.annotation import ImageWriter, annotate_video
 from agegen.predict.boxes import GivenFaces, read_boxes
@@ -25,7 +26,7 @@ from agegen.predict.inputs import (
     read_shard,
     read_stdin,
 )
-from agegen.predict.results import PhotoPrediction
+from agegen.predict.results import UNREADABLE, PhotoPrediction, add_reason
 from agegen.predict.rows import list_extra_columns, load_resume_state, open_writer
 from agegen.predict.tracking import predict_video
 from agegen.predict.video import Sampling, VideoOptions, is_video
@@ -226,7 +227,11 @@ def _predict_video(
 ) -> Iterator[PhotoPrediction]:
     """Yield the results for a video; its last row comes after its annotated copy was written."""
     result = yield from predict_video(estimator, name, options, copies.keep)
+    final = result.final
     if (target := copies.find_video_path(name)) is not None:
-        annotate_video(name, result, options.sampling, target)
-    if result.final is not None:
-        yield result.final
+        try:
+            annotate_video(name, result, options.sampling, target)
+        except DataError as error:
+            final = add_reason(final or PhotoPrediction(name, UNREADABLE, is_video=True), str(error))
+    if final is not None:
+        yield final

@@ -172,6 +172,7 @@ class PhotoPrediction:
         page: of a file with several pages, from 1; ``time`` of a video frame, in seconds.
         detector: that searched for faces, and the ``model`` that estimated; None if nothing could be read.
         options: non-default options that affect the rows; see :class:`FacePrediction`.
+        is_video: the result is that of a whole video.
     """
 
     file: str
@@ -186,6 +187,7 @@ class PhotoPrediction:
     detector: str | None = None
     model: str | None = None
     options: str | None = None
+    is_video: bool = False
 
     def list_rows(self) -> list[FacePrediction]:
         """Return the rows of the output: one per face, and one that gives the reason if there are none or not all."""
@@ -194,6 +196,12 @@ class PhotoPrediction:
             about = {"detector": self.detector, "model": self.model, "page": self.page, "time": self.time}
             rows.append(FacePrediction(self.file, self.status, reason=self.reason, **about))  # type: ignore[arg-type]
         return [replace(row, options=self.options) for row in rows] if self.options else rows
+
+
+def add_reason(photo: PhotoPrediction, reason: str) -> PhotoPrediction:
+    """Return a result with a further reason why something of the file is missing; its rows stay."""
+    reasons = reason if photo.reason is None else f"{photo.reason}; {reason}"
+    return replace(photo, status=UNREADABLE, reason=reasons)
 
 
 @dataclass(frozen=True)
