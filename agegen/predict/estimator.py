@@ -134,9 +134,9 @@ class Estimator:
         """Return the faces of one image, from left to right; an empty list if none was detected.
 
         Args:
-            picture: a path, the content of an image file, an open file, a Pillow image, or an array (RGB, RGBA or
-                greyscale); see :func:`agegen.predict.extraction.open_image`. A file with several pages gives the faces
-                of all of them.
+            picture: a path, the content of an image file, an open file, a Pillow image, or an array (RGB, not BGR as
+                OpenCV's; RGBA or greyscale); see :func:`agegen.predict.extraction.open_image`. A file with several
+                pages gives the faces of all of them.
             boxes: the known faces, as (left, top, right, bottom) in pixels of the image, or as
                 :class:`agegen.predict.boxes.GivenFace` with landmarks; then the image is not searched.
 
