@@ -66,6 +66,11 @@ def build(name, **options):
         ("scratch", {"image_size": 64}, "backbone 'scratch' of agegen .* does not support --image-size"),
         ("timm:resnet19", {}, "timm has no network 'resnet19'. Similar: resnet18"),
         ("timm:mobilenetv4_small", {}, "Similar: .*mobilenetv4_conv_small"),
+        (
+            "timm:ghostnet_050",
+            {"pretrained": True},
+            r"timm has no pretrained weights .* Add --no-pretrained.*ghostnet_100",
+        ),
         ("timm:vgg16.tv", {}, r"timm has no weights 'vgg16\.tv'. Similar: vgg16\.tv_in1k"),
         ("timm:levit_128s", {"image_size": 70}, "does not accept images of 70×70 pixels"),
     ],
@@ -74,6 +79,14 @@ def test_invalid_names_and_options_are_one_line(name, options, message):
     with pytest.raises(AgegenError, match=message) as caught:
         build(name, **options)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_networks_without_weights_are_refused_offline():
+    """Going online, which is the advice for weights that are not cached, would not help."""
+    plugin, backbone_class = load_backbone("timm:ghostnet_050")
+    with pytest.raises(AgegenError, match=r"timm has no pretrained weights .* Add --no-pretrained.*ghostnet_100"):
+        build_backbone(plugin, backbone_class, pretrained=True, options={})
+    assert build("timm:ghostnet_050").feature_dim > 0
 
 
 def test_the_name_includes_the_argument():
