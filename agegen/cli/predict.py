@@ -75,7 +75,8 @@ class PredictDisplay:
         if start.ignored:
             notices.append(start.ignored)
         if start.skipped:
-            notices.append(f"{start.skipped:,} files already processed")
+            total = "" if start.photos is None else f" of {start.skipped + start.photos:,}"
+            notices.append(f"continuing after {start.skipped:,}{total} inputs")
         if not start.calibrated:
             notices.append("this checkpoint is not calibrated: its intervals and probabilities are unreliable")
         show_notices(self._notices, tuple(notices))
@@ -94,7 +95,11 @@ class PredictDisplay:
             caption += f"; {more:,} more rows (write them with --csv FILE)"
         broken = frozenset(index for index, row in enumerate(self._rows) if row.reason is not None)
         columns = ["file", "face", "age", "90 % interval", "gender", "probability"]
-        return PlainTable("", columns, [_list_cells(row) for row in self._rows], caption=caption, alarms=broken)
+        rows = [_list_cells(row) for row in self._rows]
+        if any(row.status != "ok" for row in self._rows):
+            columns.append("problem")
+            rows = [[*cells, _describe_problem(row)] for cells, row in zip(rows, self._rows, strict=True)]
+        return PlainTable("", columns, rows, caption=caption, alarms=broken)
 
     def show_summary(self, always: bool) -> None:
         """Print a summary in one line, if there is more than one photo or no table shows the rows (``always``)."""
@@ -146,12 +151,12 @@ def predict(
         else:
             check_options(config)
             # Listed first: a name that does not exist is reported without waiting for the model.
-            photos = list_photos(config.inputs, config.boxes, sys.stdin.buffer)
+            photos = list_photos(config.inputs, config.boxes, sys.stdin.buffer, config.copies)
             for event in predict_photos(config, load_estimator(config), photos, sys.stdout.buffer):
                 display.show(event)
-    if config.parquet is None and "-" not in config.outputs.values():
+    if config.parquet is None and not config.outputs:
         make_output_console().print(render_table(display.make_table()))
-    display.show_summary(always=config.parquet is not None)
+    display.show_summary(always=config.writes_only_files)
     if display.unreadable:
         raise typer.Exit(1)
 
@@ -170,10 +175,16 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
 def _list_cells(row: FacePrediction) -> list[str]:
     file = _shorten_path(row.file)
     if row.age is None or row.p_female is None:
-        return [file, "", "", "", row.status if row.reason is None else f"{row.status}: {row.reason}", ""]
+        return [file, "", "", "", "", ""]
     probability = max(row.p_female, 1 - row.p_female)
     ages = f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}"
     return [file, str(row.face), *ages, str(row.gender), f"{probability:.2f}"]
+
+
+def _describe_problem(row: FacePrediction) -> str:
+    if row.status == "ok":
+        return ""
+    return row.status if row.reason is None else f"{row.status}: {row.reason}"
 
 
 def _shorten_path(path: str, most: int = 40) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import glob
 import io
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from agegen.errors import AgegenError, DataError, shorten
 from agegen.files import replace_atomically, write_bytes
 from agegen.predict.config import STDIN
 from agegen.predict.extraction import LARGEST_SIDE
+from agegen.predict.inputs import find_folder
 from agegen.predict.results import KEEP_NOTHING, FacePrediction, KeepOptions, PhotoPrediction, add_reason
 from agegen.predict.tracking import MAX_GAP, VideoResult, interpolate_box
 from agegen.predict.video import Sampling, Video
@@ -108,7 +107,7 @@ class ImageWriter:
 
 def find_common_folder(inputs: Iterable[str]) -> Path:
     """Return the folder that contains all inputs: folders, and the folders of files and globs."""
-    folders = [_find_folder(name) for name in inputs] or [Path()]
+    folders = [find_folder(name) for name in inputs] or [Path()]
     return Path(os.path.commonpath([folder.absolute() for folder in folders]))
 
 
@@ -249,16 +248,6 @@ def _refuse_input(path: Path, source: str) -> Path:
     if path.resolve() == Path(source).resolve():
         raise AgegenError(f"the copy would overwrite the input {path}. Choose another folder.")
     return path
-
-
-def _find_folder(name: str) -> Path:
-    """Return the folder of an input; of a glob, the part before its first wildcard."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if os.path.lexists(path) or not glob.has_magic(name):
-        return path.parent
-    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
 
 
 def _add_stream(container: Any, video: Video, image: RGB) -> Any:

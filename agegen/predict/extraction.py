@@ -281,6 +281,8 @@ def _convert_array(array: np.ndarray) -> RGB:
 
 def _refuse_negative(array: np.ndarray) -> None:
     """Raise DataError for an array that was normalized for a network; resampled floats may be slightly below 0."""
+    if np.issubdtype(array.dtype, np.unsignedinteger):
+        return
     finite = array[np.isfinite(array)]
     tolerance = _UNDERSHOOT * finite.max(initial=0) if np.issubdtype(array.dtype, np.floating) else 0
     if finite.min(initial=0) < -tolerance:

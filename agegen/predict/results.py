@@ -194,7 +194,9 @@ class PhotoPrediction:
         rows = list(self.faces)
         if not rows or self.reason is not None:
             about = {"detector": self.detector, "model": self.model, "page": self.page, "time": self.time}
-            rows.append(FacePrediction(self.file, self.status, reason=self.reason, **about))  # type: ignore[arg-type]
+            # On one line: libraries' messages may have several.
+            reason = None if self.reason is None else " ".join(self.reason.split())
+            rows.append(FacePrediction(self.file, self.status, reason=reason, **about))  # type: ignore[arg-type]
         return [replace(row, options=self.options) for row in rows] if self.options else rows
 
 
