@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from agegen.predict.results import FacePrediction, PhotoPrediction
     from agegen.predict.shards import ShardResult
 
+# Characters of a path that leave room for the other columns in a terminal of 100, and for those with reasons.
+_MAX_PATH, _MAX_PATH_WITH_PROBLEM = 40, 28
 # Longer tables are not readable; files contain all rows.
 _ROWS_SHOWN = 1000
 
@@ -95,10 +97,11 @@ class PredictDisplay:
             caption += f"; {more:,} more rows (write them with --csv FILE)"
         broken = frozenset(index for index, row in enumerate(self._rows) if row.reason is not None)
         columns = ["file", "face", "age", "90 % interval", "gender", "probability"]
-        rows = [_list_cells(row) for row in self._rows]
         if any(row.status != "ok" for row in self._rows):
             columns.append("problem")
-            rows = [[*cells, _describe_problem(row)] for cells, row in zip(rows, self._rows, strict=True)]
+            rows = [[*_list_cells(row, _MAX_PATH_WITH_PROBLEM), _describe_problem(row)] for row in self._rows]
+        else:
+            rows = [_list_cells(row, _MAX_PATH) for row in self._rows]
         return PlainTable("", columns, rows, caption=caption, alarms=broken)
 
     def show_summary(self, always: bool) -> None:
@@ -106,8 +109,9 @@ class PredictDisplay:
         done = self._counts.total()
         if done > 1 or always:
             seconds = time.monotonic() - self._started
+            faces, photos = _count(self._faces, "face"), _count(done, "photo")
             self._notices.print(
-                f"{self._faces:,} faces in {done:,} photos, {self._counts['no_face']:,} without a face, "
+                f"{faces} in {photos}, {self._counts['no_face']:,} without a face, "
                 f"{self.unreadable:,} unreadable; {format_duration(seconds)}, {done / seconds:,.1f} photos/s",
                 soft_wrap=True,
             )
@@ -172,8 +176,12 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
         raise
 
 
-def _list_cells(row: FacePrediction) -> list[str]:
-    file = _shorten_path(row.file)
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _list_cells(row: FacePrediction, most: int) -> list[str]:
+    file = _shorten_path(row.file, most)
     if row.age is None or row.p_female is None:
         return [file, "", "", "", "", ""]
     probability = max(row.p_female, 1 - row.p_female)
@@ -187,10 +195,7 @@ def _describe_problem(row: FacePrediction) -> str:
     return row.status if row.reason is None else f"{row.status}: {row.reason}"
 
 
-def _shorten_path(path: str, most: int = 40) -> str:
-    """Return a path of at most ``most`` characters, the middle cut out: the end tells the files of a folder apart.
-
-    40 characters leave room for the other columns in a terminal of 100.
-    """
+def _shorten_path(path: str, most: int) -> str:
+    """Return a path of at most ``most`` characters, the middle cut out: the end tells the files of a folder apart."""
     head = most // 3
     return path if len(path) <= most else f"{path[:head]}…{path[head + 1 - most :]}"

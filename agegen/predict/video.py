@@ -38,7 +38,7 @@ _MAX_DAMAGED_PACKETS = 1000
 _DEFAULT_RATE = Fraction(25)
 # A time that goes back by more than this (in seconds, and in frames) is the start of another recording, which was
 # appended to the file. Smaller steps back come from frames whose times were stored in decoding order.
-_RESTART_SECONDS, _RESTART_FRAMES = 0.5, 4
+_RESTART_SECONDS, _RESTART_FRAMES = 0.25, 4
 # Sample aspect ratios of real formats are within these limits (anamorphic lenses have 2); others are damage. Below the
 # third number, which 16:15 of PAL exceeds, resampling would cost more than it corrects.
 _MIN_ASPECT, _MAX_ASPECT, _MIN_STRETCH = 0.25, 4.0, 0.02

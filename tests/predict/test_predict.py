@@ -86,6 +86,18 @@ def test_copies_never_overwrite_inputs(agegen, trained_run, folder):
     assert (folder / "1.jpg").read_bytes() == before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX names")
+def test_a_copy_whose_name_is_too_long_does_not_end_the_run(agegen, trained_run, portrait, tmp_path):
+    """Names have at most 255 bytes, and that of a crop is longer than that of its photo."""
+    longest = tmp_path / ("x" * 250 + ".jpg")
+    shutil.copy(portrait, longest)
+    done = agegen("predict", longest, portrait, "--run", trained_run, "--crops", tmp_path / "crops", "--json", "-")
+    face, problem, other = json.loads(done.stdout)
+    assert (face["status"], problem["status"], other["status"]) == ("ok", "unreadable", "ok")
+    assert "the name of its copy would be too long" in problem["reason"]
+    assert done.exit_code == 1
+
+
 def test_paths_from_stdin(trained_run, folder):
     names = f"{folder / '1.jpg'}\n\n{folder / '4.jpg'}\n"
     done = run_process(["-", "--run", trained_run, "--jsonl", "-"], input=names.encode())
@@ -133,7 +145,7 @@ def test_rows_that_go_to_a_file_are_not_printed(agegen, trained_run, folder, tmp
     assert done.stdout == ""
     assert "2 faces in 4 photos, 1 without a face, 1 unreadable" in done.stderr
     assert (
-        "1 faces in 1 photos"
+        "1 face in 1 photo,"
         in agegen("predict", folder / "1.jpg", "--run", trained_run, "--jsonl", tmp_path / "rows.jsonl").stderr
     )
 

@@ -103,7 +103,7 @@ def test_extra_columns_and_files(faces_folder, agegen, tmp_path):
 def test_a_missing_file_is_an_unreadable_row(agegen):
     done = agegen("predict", "nowhere.jpg", "--no-detect", "--parquet", "out")
     assert done.exit_code == 1
-    assert "0 faces in 1 photos, 0 without a face, 1 unreadable" in done.stderr
+    assert "0 faces in 1 photo, 0 without a face, 1 unreadable" in done.stderr
     assert [row["status"] for row in read_rows("out")] == ["unreadable"]
 
 
