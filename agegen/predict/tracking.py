@@ -25,7 +25,7 @@ from agegen.predict.results import (
     RowBuilder,
     choose_gender,
 )
-from agegen.predict.video import Video, VideoOptions, begins_as_image, read_animation
+from agegen.predict.video import Video, VideoOptions, is_image, read_animation
 
 # Seconds after which a lost track ends; a person who comes back later gets a new number.
 MAX_GAP = 2.0
@@ -131,7 +131,7 @@ def predict_video(
     """Process a video or animation; yields a result per frame if ``options`` request them, and returns the rest."""
     tracker = Tracker(keep.tracks)
     reason, count = None, 0
-    is_animation = begins_as_image(name)
+    is_animation = is_image(name)
     try:
         video = None if is_animation else Video(name)
         frames = read_animation(name) if video is None else video.read(options.sampling)

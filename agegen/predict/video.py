@@ -13,12 +13,13 @@ import numpy as np
 from agegen.data.images import RGB, convert_to_rgb, looks_like_image
 from agegen.errors import DataError
 
+_MOTION_JPEG = (".mjpg", ".mjpeg")
 # Files in folders count as videos by these extensions; of files that are named, the content decides.
 VIDEO_SUFFIXES = frozenset(
     {
         *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob"),
         *(".ts", ".mts", ".m2ts", ".tod", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogm", ".mxf"),
-        *(".dv", ".lrv", ".insv", ".rm", ".rmvb", ".h264", ".264", ".h265", ".265", ".hevc", ".mjpg", ".mjpeg"),
+        *(".dv", ".lrv", ".insv", ".rm", ".rmvb", ".h264", ".264", ".h265", ".265", ".hevc", *_MOTION_JPEG),
     }
 )
 ANIMATION_SUFFIXES = frozenset({".gif", ".webp", ".apng", ".png"})
@@ -37,7 +38,8 @@ _MAX_DAMAGED_PACKETS = 1000
 # Frame rate of videos that do not specify it.
 _DEFAULT_RATE = Fraction(25)
 # A time that goes back by more than this (in seconds, and in frames) is the start of another recording, which was
-# appended to the file. Smaller steps back come from frames whose times were stored in decoding order.
+# appended to the file, as is a time that does not advance for more than this many frames. Smaller steps back come from
+# frames whose times were stored in decoding order.
 _RESTART_SECONDS, _RESTART_FRAMES = 0.25, 4
 # Sample aspect ratios of real formats are within these limits (anamorphic lenses have 2); others are damage. Below the
 # third number, which 16:15 of PAL exceeds, resampling would cost more than it corrects.
@@ -77,9 +79,14 @@ def is_video(name: str, animations: bool) -> bool:
 
     If the file exists, its content decides: people and programs rename videos to ``.jpg`` or ``.dat``.
     """
-    if begins_as_image(name):
+    if is_image(name):
         return animations and Path(name).suffix.lower() in ANIMATION_SUFFIXES and count_animation_frames(name) > 1
     return is_video_name(name) or _can_be_opened(name)
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file is an image by its content; Motion JPEG, a series of JPEGs, is a video by its name."""
+    return begins_as_image(name) and Path(name).suffix.lower() not in _MOTION_JPEG
 
 
 def begins_as_image(path: str) -> bool:
@@ -185,6 +192,7 @@ class _Clock:
         last: time of the last frame; -1 before the first one.
         end: when the last frame ends, as far as the file says how long it is shown.
         gap: the longest time between two frames.
+        stuck: the number of frames since the times in the file last advanced.
         offset: what is added to the times in the file.
     """
 
@@ -192,6 +200,7 @@ class _Clock:
     last: float = -1.0
     end: float = 0.0
     gap: float = 0.0
+    stuck: int = 0
     offset: float | None = None
 
     def advance(self, frame: Any) -> float:
@@ -208,7 +217,9 @@ class _Clock:
         """Return a time in the file as time from the first frame; an appended recording follows the one before."""
         if self.offset is None:
             self.offset = following - time
-        if self.last - (time + self.offset) > max(_RESTART_SECONDS, _RESTART_FRAMES * self.step):
+        behind = self.last - (time + self.offset)
+        self.stuck = self.stuck + 1 if behind >= 0 else 0
+        if behind > max(_RESTART_SECONDS, _RESTART_FRAMES * self.step) or self.stuck > _RESTART_FRAMES:
             self.offset = following - time
         return max(time + self.offset, self.last)
 

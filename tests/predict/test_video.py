@@ -69,6 +69,33 @@ def test_appended_recordings_continue_the_times(head, tmp_path):
     assert video.reason is None
 
 
+def write_with_codec(path, codec, image, count=25, **options):
+    with av.open(str(path), "w", **options) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = image.shape[1], image.shape[0]
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for _ in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_times_that_stand_still_are_replaced(head, tmp_path):
+    """Of joined MXF files all later frames have the last time of the first file."""
+    part = write_with_codec(tmp_path / "part.mxf", "mpeg2video", head)
+    (tmp_path / "joined.mxf").write_bytes(part.read_bytes() * 2)
+    times = read_times(tmp_path / "joined.mxf")
+    assert len(times) == 50
+    assert times[-1] > 1.7
+    assert np.all(np.diff(times) >= 0)
+
+
+def test_motion_jpeg_is_a_video(head, tmp_path):
+    path = write_with_codec(tmp_path / "camera.mjpg", "mjpeg", head, format="mjpeg")
+    assert is_video(str(path), animations=False)
+    assert len(read_times(path)) == 25
+
+
 @pytest.mark.parametrize("name", ["v.mkv", "v.webm", "v.flv", "v.ts", "v.mp4"])
 @pytest.mark.parametrize("start", [5, 3600])
 def test_recordings_may_begin_at_any_time(head, tmp_path, name, start):
