@@ -29,7 +29,7 @@ HEADER_BYTES = 16
 # text and images for videos.
 _FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,asf,flv,live_flv,ogg,mxf,mxf_opatom,dv,rm,nut,wtv,gxf,ivf,dhav,nuv,pva,ty,swf,"
-    "yuv4mpegpipe,m4v,mpegvideo,h261,h263,h264,hevc,vvc,av1,obu,vc1,vc1test,dirac,cavsvideo,avs2,avs3,mjpeg,mjpeg_2000"
+    "yuv4mpegpipe,m4v,mpegvideo,h261,h263,h264,hevc,vvc,av1,obu,vc1,vc1test,dirac,cavsvideo,avs2,avs3"
 )
 # A video is truncated if its last frame comes before this share of its nominal duration.
 _MIN_LENGTH = 0.9
@@ -121,8 +121,9 @@ class Video:
         Raises:
             DataError: the file does not exist or is not a readable video, or PyAV is not installed.
         """
-        if not Path(path).exists():
-            raise DataError("no such file")
+        if not Path(path).is_file():
+            # Opening a named pipe would wait for its writer.
+            raise DataError("not a regular file" if Path(path).exists() else "no such file")
         self._av = _import_av()
         self.path = path
         self.reason: str | None = None
@@ -173,8 +174,10 @@ class Video:
         return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
 
     def _open(self) -> Any:
+        # A damaged JPEG would also be a series of JPEGs.
+        formats = f"{_FORMATS},mjpeg" if Path(self.path).suffix.lower() in _MOTION_JPEG else _FORMATS
         try:
-            container = self._av.open(self.path, options={"format_whitelist": _FORMATS})
+            container = self._av.open(self.path, options={"format_whitelist": formats})
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(f"not a readable video ({getattr(error, 'strerror', None) or error})") from error
         if _choose_stream(container) is None:

@@ -1,5 +1,6 @@
 """Videos and animations: times, rotation, sampling, and files that cannot be read completely."""
 
+import io
 import json
 import os
 import subprocess
@@ -190,10 +191,24 @@ def test_files_are_videos_by_their_content(head, clip, tmp_path):
         assert not is_video(str(tmp_path / name), animations=True), name
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_damaged_images_are_not_videos(head, tmp_path, kind):
+    stream = io.BytesIO()
+    Image.fromarray(head).save(stream, kind)
+    content = stream.getvalue()
+    for number, damaged in enumerate([b"xx" + content, content[3:], content[:2] + content[5:], bytes(20) + content]):
+        path = tmp_path / f"{number}.jpg"
+        path.write_bytes(damaged)
+        assert not is_video(str(path), animations=False)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
 def test_named_pipes_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     assert not is_video(str(tmp_path / "pipe.jpg"), animations=True)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(DataError, match="not a regular file"):
+        Video(str(tmp_path / "pipe.mp4"))
 
 
 def test_songs_with_a_cover_are_not_videos(tmp_path):
