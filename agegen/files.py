@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON, checksums, and the sample portrait bundled with matplotlib."""
+"""Files: atomic writes, JSON, checksums, the cache folder, and the sample portrait bundled with matplotlib."""
 
 from __future__ import annotations
 
@@ -198,6 +198,29 @@ def digest_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_cache_folder() -> Path | None:
+    """Return agegen's cache folder, which need not exist; None if the user has no home, as in some containers."""
+    from platformdirs import user_cache_path
+
+    try:
+        path = user_cache_path("agegen")
+    except RuntimeError:
+        return None
+    # Older releases of platformdirs return "~", which would be a folder in the current one.
+    return None if str(path).startswith("~") else path
+
+
+def require_cache_folder() -> Path:
+    """Return agegen's cache folder.
+
+    Raises:
+        AgegenError: the user has no home.
+    """
+    if (path := find_cache_folder()) is None:
+        raise AgegenError("there is no home directory for the cache. Set HOME or XDG_CACHE_HOME to a writable folder.")
+    return path
 
 
 def find_portrait() -> Path:

@@ -26,6 +26,11 @@ _LITERALLY: dict[str, Any] = {"markup": False, "emoji": False, "highlight": Fals
 
 # Panels of `agegen --help`, and the commands in them, most used first.
 USE, TRAIN, DATA, SHARE, EXTEND = "Use", "Train", "Data", "Share", "Extend"
+# What people try, and the option that exists; Typer itself suggests only similar spellings.
+_SYNONYMS = {
+    **dict.fromkeys(("--threshold", "--gender-threshold", "--min-probability"), "--min-confidence"),
+    **dict.fromkeys(("--detection-threshold", "--det-thresh"), "--min-score"),
+}
 _ORDER = (
     *("predict", "serve", "explain"),
     *("train", "eval", "compare", "calibrate", "models"),
@@ -67,6 +72,16 @@ class _Group(TyperGroup):
             if error.filename is None:
                 discard_stdout()
             raise typer.Exit(1) from None
+        except Exception as error:
+            _suggest_synonym(error)
+            raise
+
+
+def _suggest_synonym(error: Any) -> None:
+    """Add the option that is meant to Typer's NoSuchOption, which it does not export."""
+    meant = _SYNONYMS.get(getattr(error, "option_name", ""))
+    if meant and error.ctx is not None and any(meant in option.opts for option in error.ctx.command.params):
+        error.possibilities = [meant]
 
 
 app = typer.Typer(

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from agegen.predict.results import FacePrediction, PhotoPrediction
     from agegen.predict.shards import ShardResult
 
+# Characters of a path that leave room for the other columns in a terminal of 100, and for those with reasons.
+_MAX_PATH, _MAX_PATH_WITH_PROBLEM = 40, 28
 # Longer tables are not readable; files contain all rows.
 _ROWS_SHOWN = 1000
 
@@ -77,7 +79,8 @@ class PredictDisplay:
         if start.notice:
             notices.append(start.notice)
         if start.skipped:
-            notices.append(f"{start.skipped:,} files already processed")
+            total = "" if start.photos is None else f" of {start.skipped + start.photos:,}"
+            notices.append(f"continuing after {start.skipped:,}{total} inputs")
         if not start.calibrated:
             notices.append("this checkpoint is not calibrated: its intervals and probabilities are unreliable")
         show_notices(self._notices, tuple(notices))
@@ -96,15 +99,21 @@ class PredictDisplay:
             caption += f"; {more:,} more rows (write them with --csv FILE)"
         broken = frozenset(index for index, row in enumerate(self._rows) if row.reason is not None)
         columns = ["file", "face", "age", "90 % interval", "gender", "probability"]
-        return PlainTable("", columns, [_list_cells(row) for row in self._rows], caption=caption, alarms=broken)
+        if any(row.status != "ok" for row in self._rows):
+            columns.append("problem")
+            rows = [[*_list_cells(row, _MAX_PATH_WITH_PROBLEM), _describe_problem(row)] for row in self._rows]
+        else:
+            rows = [_list_cells(row, _MAX_PATH) for row in self._rows]
+        return PlainTable("", columns, rows, caption=caption, alarms=broken)
 
     def show_summary(self, always: bool) -> None:
         """Print a summary in one line, if there is more than one photo or no table shows the rows (``always``)."""
         done = self._counts.total()
         if done > 1 or always:
             seconds = time.monotonic() - self._started
+            faces, photos = _count(self._faces, "face"), _count(done, "photo")
             self._notices.print(
-                f"{self._faces:,} faces in {done:,} photos, {self._counts['no_face']:,} without a face, "
+                f"{faces} in {photos}, {self._counts['no_face']:,} without a face, "
                 f"{self.unreadable:,} unreadable; {format_duration(seconds)}, {done / seconds:,.1f} photos/s",
                 soft_wrap=True,
             )
@@ -148,12 +157,12 @@ def predict(
         else:
             check_options(config)
             # Listed first: a name that does not exist is reported without waiting for the model.
-            photos = list_photos(config.inputs, config.boxes, sys.stdin.buffer)
+            photos = list_photos(config.inputs, config.boxes, sys.stdin.buffer, config.copies)
             for event in predict_photos(config, load_estimator(config), photos, sys.stdout.buffer):
                 display.show(event)
-    if config.parquet is None and "-" not in config.outputs.values():
+    if config.parquet is None and not config.outputs:
         make_output_console().print(render_table(display.make_table()))
-    display.show_summary(always=config.parquet is not None)
+    display.show_summary(always=config.writes_only_files)
     if display.unreadable:
         raise typer.Exit(1)
 
@@ -169,20 +178,27 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
         raise
 
 
-def _list_cells(row: FacePrediction) -> list[str]:
-    file = _shorten_path(row.file)
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _list_cells(row: FacePrediction, most: int) -> list[str]:
+    file = _shorten_path(row.file, most)
     if row.p_female is None:
-        return [file, "", "", "", row.status if row.reason is None else f"{row.status}: {row.reason}", ""]
+        return [file, "", "", "", "", ""]
     probability = max(row.p_female, 1 - row.p_female)
     # A model that was trained without ages gives none.
     ages = ("–", "–") if row.age is None else (f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}")
     return [file, str(row.face), *ages, str(row.gender), f"{probability:.2f}"]
 
 
-def _shorten_path(path: str, most: int = 40) -> str:
-    """Return a path of at most ``most`` characters, the middle cut out: the end tells the files of a folder apart.
+def _describe_problem(row: FacePrediction) -> str:
+    if row.status == "ok":
+        return ""
+    return row.status if row.reason is None else f"{row.status}: {row.reason}"
 
-    40 characters leave room for the other columns in a terminal of 100.
-    """
+
+def _shorten_path(path: str, most: int) -> str:
+    """Return a path of at most ``most`` characters, the middle cut out: the end tells the files of a folder apart."""
     head = most // 3
     return path if len(path) <= most else f"{path[:head]}…{path[head + 1 - most :]}"

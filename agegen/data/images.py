@@ -36,6 +36,10 @@ _SIGNATURES = (
     *_TIFF_SIGNATURES,
     *_JXL_SIGNATURES,
 )
+# The white of floats by their largest value, which exceeds it after resampling: by a quarter at most beside hard edges.
+# In 0–1 sharpened images may exceed it by more, since no image of 0–255 is as dark as 2.
+_FLOAT_WHITES = ((2.0, 1.0), (1.25 * 255, 255.0))
+_INTEGER_WHITES = tuple((white, white) for white in (255.0, 1023.0, 4095.0, 16383.0, 65535.0))
 # Folders of thumbnails on a Synology NAS, and of metadata in archives from a Mac.
 _SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 # Cameras reach about a hundred megapixels; larger images are treated as decompression bombs.
@@ -289,7 +293,9 @@ def scale_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     """
     numbers = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
     largest = float(numbers.max()) if numbers.size else 0.0
+    is_float = np.issubdtype(values.dtype, np.floating)
     # For larger floats, and integers of 32 bits, white is the largest value.
-    whites = (1.0, 255.0) if np.issubdtype(values.dtype, np.floating) else (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
-    white = next((white for white in whites if largest <= white), largest)
+    white = next(
+        (white for limit, white in (_FLOAT_WHITES if is_float else _INTEGER_WHITES) if largest <= limit), largest
+    )
     return np.asarray((numbers * (255.0 / white)).round().clip(0, 255), dtype=np.uint8)

@@ -38,6 +38,8 @@ _LIMITED_FACE = 80.0
 # Crops are extracted from an image in which they have this many times the side of the model's input: with less, they
 # are blurred. tests/benchmarks/README.md has the effect of 1 and 2.
 _OVERSAMPLING = 1.5
+# Cubic and Lanczos filters go below black by up to a quarter of white beside hard edges.
+_UNDERSHOOT = 0.25
 # Bounding boxes of the same face differ by some per cent between detection sizes.
 _BOX_TOLERANCE = 0.9
 
@@ -237,12 +239,13 @@ def open_image(image: Any, limit: int | None) -> Decode:
 
     Args:
         image: the content of an image file, a binary file open for reading, a Pillow image (rotated as its EXIF
-            orientation says), or an array: RGB or RGBA (height, width, 3 or 4) or greyscale (height, width), of uint8
-            or any other number type, whose values are mapped to 0–255.
+            orientation says), or an array: RGB or RGBA (height, width, 3 or 4) or greyscale (height, width), uint8
+            0–255, float 0–1 or 0–255, or integers of more bits, whose values are mapped to 0–255. OpenCV's arrays are
+            BGR: pass ``image[..., ::-1]``.
         limit: maximum longer side in pixels; only for the content of a file.
 
     Raises:
-        DataError: ``image`` is something else; the error names its type.
+        DataError: ``image`` is something else, and the error names its type; or an array has negative numbers.
     """
     if hasattr(image, "read"):
         image = image.read()
@@ -270,9 +273,23 @@ def _convert_array(array: np.ndarray) -> RGB:
             "an array must be RGB (height, width, 3), RGBA (height, width, 4) or greyscale (height, width), with real "
             f"numbers, not {array.dtype} {array.shape}"
         )
+    _refuse_negative(array)
     values = array if array.dtype == np.uint8 else scale_to_8_bits(array)
     flat = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
     return np.ascontiguousarray(convert_to_rgb(Image.fromarray(np.ascontiguousarray(flat))))
+
+
+def _refuse_negative(array: np.ndarray) -> None:
+    """Raise DataError for an array that was normalized for a network; resampled floats may be slightly below 0."""
+    if np.issubdtype(array.dtype, np.unsignedinteger):
+        return
+    finite = array[np.isfinite(array)]
+    tolerance = _UNDERSHOOT * finite.max(initial=0) if np.issubdtype(array.dtype, np.floating) else 0
+    if finite.min(initial=0) < -tolerance:
+        raise DataError(
+            f"an array must not have negative numbers, as normalized ones do (its minimum is {finite.min():g}). "
+            "Give RGB as uint8 0–255 or float 0–1."
+        )
 
 
 def _measure_crop(face: DetectedFace, target: Points) -> float:

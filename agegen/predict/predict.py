@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+from agegen.data.remote import is_remote
+from agegen.errors import DataError
 from agegen.machine import count_cores
 from agegen.predict.annotation import ImageWriter, annotate_video
 from agegen.predict.boxes import GivenFaces, read_boxes
@@ -25,7 +28,7 @@ from agegen.predict.inputs import (
     read_shard,
     read_stdin,
 )
-from agegen.predict.results import PhotoPrediction
+from agegen.predict.results import UNREADABLE, PhotoPrediction, add_reason
 from agegen.predict.rows import list_extra_columns, load_resume_state, open_writer
 from agegen.predict.tracking import predict_video
 from agegen.predict.video import Sampling, VideoOptions, is_video
@@ -100,7 +103,7 @@ def predict_photos(
     """
     options = config.format_row_options()
     columns = list_extra_columns(config.under, config.distribution)
-    finished: set[str] = set()
+    finished: Collection[str] = ()
     if config.resume:
         ((kind, target),) = config.outputs.items()
         origin = {"model": estimator.model.name, "detector": estimator.detector, "options": options}
@@ -133,8 +136,12 @@ def make_video_options(config: PredictConfig) -> VideoOptions:
     return VideoOptions(Sampling(config.fps, config.every_frame), config.frames)
 
 
-def list_photos(inputs: Sequence[str], boxes_file: Path | None, stdin: BinaryIO) -> PhotoList:
+def list_photos(
+    inputs: Sequence[str], boxes_file: Path | None, stdin: BinaryIO, outputs: Sequence[Path] = ()
+) -> PhotoList:
     """Return the images that the inputs name; without inputs, those that the file of known faces names.
+
+    ``outputs`` are the folders of copies, which are no inputs where they lie inside one.
 
     Raises:
         AgegenError: a folder or glob contains no image, or the file of known faces cannot be read.
@@ -148,7 +155,7 @@ def list_photos(inputs: Sequence[str], boxes_file: Path | None, stdin: BinaryIO)
     if not inputs and boxes is not None:
         names = boxes.list_files()
         return PhotoList(names, len(names), boxes)
-    found = find_inputs(inputs)
+    found = find_inputs(inputs, outputs)
     if not any(map(is_parquet_or_remote, found.names)):
         return PhotoList(found.names, len(found.names), boxes, found.describe_ignored())
     shards = list(list_shards(found.names))
@@ -157,14 +164,34 @@ def list_photos(inputs: Sequence[str], boxes_file: Path | None, stdin: BinaryIO)
 
 
 def skip_finished(
-    images: Iterable[ImageSource], count: int | None, finished: set[str]
+    images: Iterable[ImageSource], count: int | None, finished: Collection[str]
 ) -> tuple[Iterable[ImageSource], int | None, int]:
-    """Return the images that are not finished, their number (None if it is unknown), and the number of the others."""
-    remaining = (image for image in images if get_name(image) not in finished)
+    """Return the images that are not finished, their number (None if it is unknown), and the number of the others.
+
+    Names are compared by what they stand for: ``photos/a.jpg`` and ``./photos/a.jpg`` are one file.
+    """
+    if not finished:
+        return images, count, 0
+    resolved = set(map(resolve_name, finished))
+    remaining = (image for image in images if resolve_name(get_name(image)) not in resolved)
     if isinstance(images, list):
         left = list(remaining)
         return left, len(left), len(images) - len(left)
     return remaining, None if count is None else max(0, count - len(finished)), len(finished)
+
+
+def resolve_name(name: str) -> str:
+    """Return the absolute path of a name, with the links of its folder resolved; addresses stay as they are.
+
+    A link to a file is an input of its own.
+    """
+    folder, file = os.path.split(name)
+    return name if is_remote(name) else f"{_resolve_folder(folder, Path.cwd())}/{file}"
+
+
+@lru_cache(1024)
+def _resolve_folder(folder: str, current: Path) -> Path:
+    return (current / folder).resolve()
 
 
 def get_name(image: ImageSource) -> str:
@@ -229,7 +256,11 @@ def _predict_video(
 ) -> Iterator[PhotoPrediction]:
     """Yield the results for a video; its last row comes after its annotated copy was written."""
     result = yield from predict_video(estimator, name, options, copies.keep)
+    final = result.final
     if (target := copies.find_video_path(name)) is not None:
-        annotate_video(name, result, options.sampling, target)
-    if result.final is not None:
-        yield result.final
+        try:
+            annotate_video(name, result, options.sampling, target)
+        except DataError as error:
+            final = add_reason(final or PhotoPrediction(name, UNREADABLE, is_video=True), str(error))
+    if final is not None:
+        yield final

@@ -173,6 +173,7 @@ class PhotoPrediction:
         page: of a file with several pages, from 1; ``time`` of a video frame, in seconds.
         detector: that searched for faces, and the ``model`` that estimated; None if nothing could be read.
         options: non-default options that affect the rows; see :class:`FacePrediction`.
+        is_video: the result is that of a whole video.
     """
 
     file: str
@@ -187,14 +188,23 @@ class PhotoPrediction:
     detector: str | None = None
     model: str | None = None
     options: str | None = None
+    is_video: bool = False
 
     def list_rows(self) -> list[FacePrediction]:
         """Return the rows of the output: one per face, and one that gives the reason if there are none or not all."""
         rows = list(self.faces)
         if not rows or self.reason is not None:
             about = {"detector": self.detector, "model": self.model, "page": self.page, "time": self.time}
-            rows.append(FacePrediction(self.file, self.status, reason=self.reason, **about))  # type: ignore[arg-type]
+            # On one line: libraries' messages may have several.
+            reason = None if self.reason is None else " ".join(self.reason.split())
+            rows.append(FacePrediction(self.file, self.status, reason=reason, **about))  # type: ignore[arg-type]
         return [replace(row, options=self.options) for row in rows] if self.options else rows
+
+
+def add_reason(photo: PhotoPrediction, reason: str) -> PhotoPrediction:
+    """Return a result with a further reason why something of the file is missing; its rows stay."""
+    reasons = reason if photo.reason is None else f"{photo.reason}; {reason}"
+    return replace(photo, status=UNREADABLE, reason=reasons)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ METRIC_TITLES = {
 # Metrics that are computed as shares of 1 and shown as percentages.
 _SHARES = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece", "coverage", "named", "named_accuracy")
 # Columns of text to the right of columns of numbers.
-_TEXT_COLUMNS = ("better", "gender", "bundled weights, licence", "input", "frozen")
+_TEXT_COLUMNS = ("better", "gender", "bundled weights, licence", "input", "frozen", "problem")
 
 
 @dataclass(frozen=True)

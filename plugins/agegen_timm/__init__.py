@@ -45,9 +45,7 @@ class TimmBackbone(Backbone):
                 does not accept this image size.
         """
         super().__init__(pretrained=pretrained)
-        check_name(name)
-        if pretrained:
-            check_weights(name)
+        check_name(name, pretrained)
         self.net: nn.Module = build_network(name, pretrained, image_size)
         config = read_config(self.net)
         size = image_size or max(config["input_size"][1:])
@@ -95,13 +93,13 @@ class TimmBackbone(Backbone):
         return groups
 
 
-def check_name(name: str) -> None:
-    """Check that timm's registry has a network, and its weights if the name has a tag.
+def check_name(name: str, pretrained: bool = False) -> None:
+    """Check that timm knows a network, its weights if the name has a tag, and that it has any if it is ``pretrained``.
 
     Names of Hub repositories (``hf-hub:…``) and folders, which timm would also load, are not in its registry.
 
     Raises:
-        AgegenError: the name is unknown; the message suggests similar names.
+        AgegenError: the name is unknown, or there are no weights; the message suggests similar names.
     """
     import timm
 
@@ -110,21 +108,11 @@ def check_name(name: str) -> None:
         raise AgegenError(f"timm has no network '{architecture}'. {_suggest(architecture, timm.list_models())}")
     if tag and name not in (known := timm.list_pretrained(f"{architecture}.*")):
         raise AgegenError(f"timm has no weights '{name}'. {_suggest(name, known)}")
-
-
-def check_weights(name: str) -> None:
-    """Check that timm has trained weights for a network, before they are searched for on the Hub.
-
-    Raises:
-        AgegenError: it has none; the message suggests similar networks that have some.
-    """
-    import timm
-
-    trained = {known.partition(".")[0] for known in timm.list_pretrained()}
-    if (architecture := name.partition(".")[0]) not in trained:
+    if pretrained and not timm.is_model_pretrained(architecture):
+        weighted = sorted({full.partition(".")[0] for full in timm.list_pretrained()})
         raise AgegenError(
-            f"timm has no trained weights for '{architecture}'. Train it with --no-pretrained, or choose another "
-            f"network. {_suggest(architecture, sorted(trained))}"
+            f"timm has no pretrained weights for '{architecture}'. Add --no-pretrained, or choose another network. "
+            f"{_suggest(architecture, weighted)}"
         )
 
 

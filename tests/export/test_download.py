@@ -89,3 +89,32 @@ def test_a_newer_file_on_the_hub_replaces_that_in_the_cache(tmp_path, monkeypatc
         assert download(HF_ENDPOINT=address, HF_HUB_OFFLINE="1") == "new"
         assert len(requests) == asked
     assert download(HF_ENDPOINT=address) == "new"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"XDG_CACHE_HOME": "{tmp}/xdg"},
+        {"XDG_CACHE_HOME": "{tmp}/xdg", "HF_HOME": "~/hf"},
+        {"HF_HOME": "$PLACE/hf", "PLACE": "{tmp}/place"},
+        {"HF_HOME": "{tmp}/hf", "HUGGINGFACE_HUB_CACHE": "{tmp}/old"},
+        {"HUGGINGFACE_HUB_CACHE": "{tmp}/old", "HF_HUB_CACHE": "{tmp}/new"},
+    ],
+)
+def test_the_cache_is_where_the_hub_client_puts_it(settings, tmp_path):
+    """Otherwise a file that was downloaded is never found, and `auto` silently chooses the other detector."""
+    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    env = {name: value for name, value in os.environ.items() if name not in names} | {"HOME": str(tmp_path)}
+    code = (
+        "from pathlib import Path\n"
+        "from huggingface_hub.constants import HF_HUB_CACHE\n"
+        "from agegen.hub import find_cached\n"
+        "path = Path(HF_HUB_CACHE, 'models--a--b', 'snapshots', '123', 'file')\n"
+        "path.parent.mkdir(parents=True)\n"
+        "path.touch()\n"
+        "assert find_cached('a/b', 'file', '123') == path, (HF_HUB_CACHE, find_cached('a/b', 'file', '123'))\n"
+    )
+    chosen = {name: value.format(tmp=tmp_path) for name, value in settings.items()}
+    done = subprocess.run([sys.executable, "-c", code], env=env | chosen, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

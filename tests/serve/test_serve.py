@@ -52,6 +52,19 @@ def read_metric(client, name):
     return float(match[1]) if match else 0.0
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_images_that_curl_changed_are_explained(client, portrait, kind):
+    """`curl -d @FILE` removes line breaks and sends the same content type as `--data-binary`."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    content = encode(Image.open(portrait).convert("RGB"), kind)
+    changed = content.translate(None, b"\r\n\0")
+    answer = client.post("/v1/faces", content=changed, headers=form)
+    assert answer.status_code == 422
+    assert "--data-binary @FILE" in answer.json()["reason"]
+    assert "--data-binary" not in client.post("/v1/faces", content=changed, headers=JPEG).json()["reason"]
+    assert client.post("/v1/faces", content=content, headers=form).status_code == 200
+
+
 @pytest.mark.parametrize("model", ["compact", "scratch"])
 def test_rows_equal_those_of_predict(client, agegen, portrait, model):
     answer = client.post("/v1/faces", params={"model": model}, content=portrait.read_bytes(), headers=JPEG)
