@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agegen.data.images import RGB, convert_to_rgb
+from agegen.data.images import RGB, decode_frames, is_animated, read_image_file
 from agegen.errors import DataError
 
 VIDEO_SUFFIXES = frozenset(
@@ -60,7 +60,7 @@ def is_video(name: str, animations: bool) -> bool:
     """Return whether to process a file as a video: by its name, or, with ``animations``, if it is an animated image."""
     if is_video_name(name):
         return True
-    return animations and Path(name).suffix.lower() in ANIMATION_SUFFIXES and count_animation_frames(name) > 1
+    return animations and Path(name).suffix.lower() in ANIMATION_SUFFIXES and _is_animation(name)
 
 
 class Video:
@@ -142,33 +142,26 @@ def convert_frame(frame: Any) -> RGB:
     return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
 
 
-def count_animation_frames(path: str) -> int:
-    """Return the number of frames of an image; 1 if it is not animated or cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return int(getattr(image, "n_frames", 1))
-    except Exception:  # decoding it later reports what is wrong
-        return 1
-
-
 def read_animation(path: str) -> Iterator[tuple[float, RGB]]:
     """Yield (time in seconds, frame) of all frames of a GIF, an animated WebP or an animated PNG.
 
     Raises:
         DataError: the rest of the file cannot be read.
     """
-    from PIL import Image, ImageSequence
-
     time = 0.0
     try:
-        with Image.open(path) as image:
-            for frame in ImageSequence.Iterator(image):
-                yield time, np.asarray(convert_to_rgb(frame))
-                time += (frame.info.get("duration") or 1000 * _DEFAULT_FRAME_SECONDS) / 1000
-    except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
+        for duration, frame in decode_frames(read_image_file(path)):
+            yield time, frame
+            time += (duration or 1000 * _DEFAULT_FRAME_SECONDS) / 1000
+    except DataError as error:
         raise DataError(f"the animation is damaged after {time:.1f} seconds ({error})") from error
+
+
+def _is_animation(path: str) -> bool:
+    try:
+        return is_animated(read_image_file(path))
+    except DataError:  # reading it later reports what is wrong
+        return False
 
 
 def _import_av() -> Any:

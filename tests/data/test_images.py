@@ -173,14 +173,15 @@ def test_cmyk_with_and_without_adobes_inversion(inverted):
 def test_only_tiffs_have_pages():
     pages = [Image.new("RGB", (40, 30 + number), (50 * number, 0, 0)) for number in range(3)]
     content = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
-    assert count_pages(content) == 3
+    assert count_pages(content, 10) == 3
+    assert count_pages(content, 2) == 2
     for number in range(3):
         image = decode_photo(content, None, page=number).image
         assert image.shape == (30 + number, 40, 3)
         assert image[0, 0, 0] == 50 * number
     for kind in ("GIF", "WEBP", "PNG", "MPO"):
-        assert count_pages(encode(pages[0], kind, save_all=True, append_images=[pages[0].rotate(180)])) == 1
-    assert count_pages(b"II*\0 no TIFF") == 1
+        assert count_pages(encode(pages[0], kind, save_all=True, append_images=[pages[0].rotate(180)]), 10) == 1
+    assert count_pages(b"II*\0 no TIFF", 10) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut short"])
