@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
+from agegen.errors import escape_controls
 from agegen.options import FACES, OfflineOption, with_options
 from agegen.predict.config import PredictConfig, check_options
 from agegen.render.progress import ProgressDisplay, show_notices
@@ -168,9 +169,10 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
 
 
 def _list_cells(row: FacePrediction) -> list[str]:
-    file = _shorten_path(row.file)
+    file = escape_controls(_shorten_path(row.file))
     if row.age is None or row.p_female is None:
-        return [file, "", "", "", row.status if row.reason is None else f"{row.status}: {row.reason}", ""]
+        reason = row.status if row.reason is None else f"{row.status}: {escape_controls(row.reason)}"
+        return [file, "", "", "", reason, ""]
     probability = max(row.p_female, 1 - row.p_female)
     ages = f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}"
     return [file, str(row.face), *ages, str(row.gender), f"{probability:.2f}"]
