@@ -246,9 +246,7 @@ def test_reasons_are_short_and_plain(kind, capfd):
                 decode_image(damaged)
             except DataError as error:
                 reasons.add(str(error))
-    allowed = (
-        r"not a readable image \((damaged|truncated) [A-Z][A-Za-z0-9 ]+\)|.* pixels are too many to decode"
-    )
+    allowed = r"not a readable image \((damaged|truncated) [A-Z][A-Za-z0-9 ]+\)|.* pixels are too many to decode"
     assert [reason for reason in reasons if not re.fullmatch(allowed, reason)] == []
     assert capfd.readouterr().err == ""
 
