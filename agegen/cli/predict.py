@@ -169,10 +169,9 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
 
 
 def _list_cells(row: FacePrediction) -> list[str]:
-    file = escape_controls(_shorten_path(row.file))
+    file = _shorten_path(row.file)
     if row.age is None or row.p_female is None:
-        reason = row.status if row.reason is None else f"{row.status}: {escape_controls(row.reason)}"
-        return [file, "", "", "", reason, ""]
+        return [file, "", "", "", row.status if row.reason is None else f"{row.status}: {row.reason}", ""]
     probability = max(row.p_female, 1 - row.p_female)
     ages = f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}"
     return [file, str(row.face), *ages, str(row.gender), f"{probability:.2f}"]
@@ -183,5 +182,5 @@ def _shorten_path(path: str, most: int = 40) -> str:
 
     40 characters leave room for the other columns in a terminal of 100.
     """
-    head = most // 3
+    head, path = most // 3, escape_controls(path)
     return path if len(path) <= most else f"{path[:head]}…{path[head + 1 - most :]}"

@@ -430,7 +430,8 @@ def decode_frames(content: bytes, seconds: float = DECODE_SECONDS) -> Iterator[t
                     reply, pixels = worker.receive(_PIXEL_BYTES)
                 if "end" in reply:
                     return
-                yield reply["duration"], _unpack_pixels(reply, pixels)
+                frame = _unpack_pixels(reply, pixels)
+                yield reply["duration"], frame
     except (OSError, EOFError) as error:
         raise _explain_end(error, kind, seconds) from error
 

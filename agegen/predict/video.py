@@ -125,7 +125,8 @@ class Video:
 
     def _open(self) -> Any:
         try:
-            container = self._av.open(self.path)
+            # Damaged titles and comments are no reason to reject the video.
+            container = self._av.open(self.path, metadata_errors="replace")
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(f"not a readable video ({getattr(error, 'strerror', None) or error})") from error
         if not container.streams.video:
