@@ -1,4 +1,4 @@
-"""Cores and memory: what the machine has, and what a container allows; processes that can be killed."""
+"""Cores and memory: what the machine has, and what a container allows."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from agegen.errors import AgegenError
-from agegen.machine import WorkerPool, choose_compute, count_cores, measure_free_memory
+from agegen.machine import choose_compute, count_cores, measure_free_memory
 
 GIB = 1 << 30
 
@@ -106,38 +106,3 @@ def test_a_limit_for_the_process_comes_first():
 def test_invalid_devices_and_precisions_are_one_line(device, precision, message):
     with pytest.raises(AgegenError, match=message):
         choose_compute(device, precision)
-
-
-def test_a_worker_process_is_killed_after_a_time_and_replaced():
-    pool = WorkerPool("agegen.data.images:run_decoder")
-    with pool.borrow() as first:
-        assert first.is_alive
-    with pytest.raises(TimeoutError), pool.borrow() as worker, worker.limit_time(0.2):
-        assert worker is first
-        # It waits for a task.
-        worker.receive()
-    assert not first.is_alive
-    with pytest.raises(EOFError), pool.borrow() as second, second.limit_time(60):
-        second.send({"task": "unknown"})
-        second.receive()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="requires fork")
-def test_the_child_of_a_fork_has_worker_processes_of_its_own(tmp_path):
-    code = """
-import io, os, sys
-from PIL import Image
-from agegen.data.images import _WORKERS, decode_image
-stream = io.BytesIO()
-Image.new("RGB", (20, 10), "red").save(stream, "TIFF")
-decode_image(stream.getvalue())
-_WORKERS.exclusive.acquire()
-if (child := os.fork()) == 0:
-    assert _WORKERS.exclusive.acquire(blocking=False)
-    os._exit(0 if decode_image(stream.getvalue()).shape == (10, 20, 3) else 2)
-assert os.waitpid(child, 0)[1] == 0
-assert decode_image(stream.getvalue()).shape == (10, 20, 3)
-"""
-    # A script without `if __name__ == "__main__"`: a worker process does not run it again.
-    (tmp_path / "script.py").write_text(code)
-    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=60)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import io
+import json
+import math
+import os
+import signal
 import struct
+import subprocess
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -19,7 +27,6 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageSequence
 
 from agegen.errors import DataError
-from agegen.machine import WorkerPool, WorkerProcess, limit_worker, open_worker_streams, read_message, write_message
 
 RGB = NDArray[np.uint8]
 
@@ -81,6 +88,16 @@ _SCAN, _END, _FRAMES, _PROGRESSIVE = b"\xff\xda", b"\xff\xd9", (0xC0, 0xC1, 0xC2
 _TABLES = (0xC4, 0xDB, 0xDD, 0xFE)
 _EXIF_START, _MPF_START = b"Exif\0\0", b"MPF\0"
 _TEXT_CHUNKS, _EXIF_IN_TEXT = (b"tEXt", b"zTXt", b"iTXt"), b"Raw profile type"
+# The largest buffer that Linux gives a pipe by default; images of megabytes pass through it faster.
+_PIPE_BYTES = 1 << 20
+# A message without its content has some hundred bytes.
+_MAX_MESSAGE = 1 << 16
+# glibc reserves this much for the stack of each thread; decoders start one per core.
+_THREAD_STACK = 8 << 20
+# How long after its time limit a worker process that lost its parent ends itself.
+_ORPHAN_SECONDS = 1
+# Memory pools for each thread, and BLAS threads, cost a worker process memory and time.
+_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # Color transforms to keep: the images in a folder usually come from a few devices, each with one profile.
 _CACHED_TRANSFORMS = 16
 
@@ -342,6 +359,186 @@ def _read_png_header(content: bytes) -> _SimpleHeader | None:
     return None
 
 
+class WorkerProcess:
+    """A Python process that works on untrusted data for this one and can be killed at any time.
+
+    The two exchange messages: a JSON object and bytes. The process cannot write to the terminal, Ctrl-C does not reach
+    it, and it ends when this process ends.
+    """
+
+    def __init__(self, main: str) -> None:
+        """Start the process; it runs ``main``, written as ``module:function``.
+
+        ``multiprocessing`` would import the main module of the program again, which has effects if it is a script.
+
+        Raises:
+            OSError: the process cannot be started.
+        """
+        module, _, function = main.partition(":")
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import {function}; {function}()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | _WORKER_ENVIRONMENT,
+            pipesize=_PIPE_BYTES,
+            process_group=0 if os.name == "posix" else None,
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is running."""
+        return self._process.poll() is None
+
+    def send(self, message: dict[str, Any], content: bytes = b"") -> None:
+        """Send a message; raises OSError if the process has ended."""
+        assert self._process.stdin is not None
+        write_message(self._process.stdin, message, content)
+
+    def receive(self, most: int = 0) -> tuple[dict[str, Any], bytes]:
+        """Return the next message, with at most ``most`` bytes; raises EOFError if the process has ended."""
+        assert self._process.stdout is not None
+        received = read_message(self._process.stdout, most)
+        if received is None:
+            raise EOFError("the process has ended")
+        return received
+
+    @contextmanager
+    def limit_time(self, seconds: float) -> Iterator[None]:
+        """Kill the process if the context takes longer.
+
+        Raises:
+            TimeoutError: it did.
+        """
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (OSError, EOFError) as error:
+            if expired.is_set():
+                raise TimeoutError from error
+            raise
+        finally:
+            timer.cancel()
+            # Afterwards the timer kills nothing any more.
+            timer.join()
+
+    def stop(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        with suppress(OSError):
+            self._process.communicate()
+
+
+class WorkerPool:
+    """Worker processes, started when they are needed, and kept for the next task; thread-safe.
+
+    ``exclusive`` is a lock for tasks of which only one may run at a time.
+    """
+
+    def __init__(self, main: str) -> None:
+        """Create a pool without processes; for ``main`` see :class:`WorkerProcess`."""
+        self._main = main
+        self._forget()
+        atexit.register(self._close)
+        if hasattr(os, "register_at_fork"):
+            # The processes belong to the parent of a fork, and a lock may be held by one of its threads.
+            os.register_at_fork(after_in_child=self._forget)
+
+    @contextmanager
+    def borrow(self) -> Iterator[WorkerProcess]:
+        """Return a process for the context; one whose task fails is killed, because it may still be busy with it."""
+        worker = self._take()
+        try:
+            yield worker
+        except BaseException:
+            worker.stop()
+            raise
+        self._idle.append(worker)
+
+    def _take(self) -> WorkerProcess:
+        with suppress(IndexError):
+            while not (worker := self._idle.pop()).is_alive:
+                worker.stop()
+            return worker
+        return WorkerProcess(self._main)
+
+    def _forget(self) -> None:
+        self._idle: list[WorkerProcess] = []
+        self.exclusive = threading.Lock()
+
+    def _close(self) -> None:
+        while self._idle:
+            self._idle.pop().stop()
+
+
+def write_message(stream: IO[bytes], message: dict[str, Any], content: Any = b"") -> None:
+    """Write a message to a pipe: a line of JSON, then the bytes of the content."""
+    size = memoryview(content).nbytes
+    stream.write(json.dumps({**message, "bytes": size}).encode() + b"\n")
+    if size:
+        stream.write(content)
+    stream.flush()
+
+
+def read_message(stream: IO[bytes], most: int) -> tuple[dict[str, Any], bytes] | None:
+    """Return the next message from a pipe and its content; None at the end of the stream.
+
+    Raises:
+        EOFError: the message is incomplete, or its content has more than ``most`` bytes.
+    """
+    line = stream.readline(_MAX_MESSAGE)
+    if not line:
+        return None
+    try:
+        message = json.loads(line)
+        size = int(message["bytes"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise EOFError("not a message") from error
+    content = stream.read(size) if 0 <= size <= most else b""
+    if len(content) != size:
+        raise EOFError("the message is incomplete or too large")
+    return message, content
+
+
+def open_worker_streams() -> tuple[IO[bytes], IO[bytes]]:
+    """Return, in a worker process, the streams of its tasks and of its replies."""
+    replies = os.fdopen(os.dup(1), "wb")
+    # Native libraries may print to stdout.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    with suppress(ImportError):
+        import resource
+
+        # A crash leaves no core dump in the working directory.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return sys.stdin.buffer, replies
+
+
+def limit_worker(seconds: float | None, memory: int) -> None:
+    """Limit this worker process: it ends itself if it is still busy ``seconds`` from now, in case its parent is dead.
+
+    Args:
+        seconds: None removes the limit.
+        memory: how many bytes it may allocate beyond those that it has. Has no effect outside Linux.
+    """
+    if hasattr(signal, "alarm"):
+        signal.alarm(0 if seconds is None else math.ceil(seconds) + _ORPHAN_SECONDS)
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+        allowed = used + memory + (os.cpu_count() or 1) * _THREAD_STACK
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
 # Processes that decode the other images.
 _WORKERS = WorkerPool("agegen.data.images:run_decoder")
 
@@ -437,7 +634,7 @@ def decode_frames(content: bytes, seconds: float = DECODE_SECONDS) -> Iterator[t
 
 
 def run_decoder() -> None:
-    """Decode images for another process: the main function of a :class:`agegen.machine.WorkerProcess`."""
+    """Decode images for another process: the main function of a :class:`agegen.data.images.WorkerProcess`."""
     tasks, replies = open_worker_streams()
     work = {"photo": _work_on_photo, "animated": _work_on_animated, "frames": _work_on_frames}
     while (received := read_message(tasks, MAX_BYTES)) is not None:
