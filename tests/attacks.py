@@ -61,7 +61,7 @@ def make_segments(count, marker=b"\xff\xe1"):
 
 def make_scans(count):
     """Return a progressive JPEG whose last scan is repeated."""
-    content = encode(NOISE.resize((4000, 3000)), "JPEG", progressive=True, quality=10)
+    content = encode(NOISE.resize((1000, 800)), "JPEG", progressive=True, quality=10)
     return content[:-2] + content[content.rfind(b"\xff\xda") : -2] * count + content[-2:]
 
 
