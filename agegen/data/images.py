@@ -1,4 +1,7 @@
-"""Images: find, read and decode them to RGB arrays, whatever their format, mode, color profile and orientation."""
+"""Images: find, read and decode them to RGB arrays, whatever their format, mode, color profile and orientation.
+
+They are untrusted: a process that can be killed decodes those whose decoders can take long, see :func:`decode_photo`.
+"""
 
 from __future__ import annotations
 
@@ -301,18 +304,19 @@ def _read_simple_header(content: bytes, kind: str) -> _SimpleHeader | None:
 
 
 def _read_jpeg_header(content: bytes) -> _SimpleHeader | None:
-    """Walk through the segments before the first scan, and count the scans."""
+    """Walk through the segments before the first scan, and count the scans.
+
+    Raises:
+        DataError: there are too many.
+    """
     position, frame, height, width, exif = 2, 0, 0, 0, 0
     for _ in range(_MAX_SEGMENTS):
         fill, marker, length = struct.unpack_from(">BBH", content, position)
         body = position + 4
         if content.startswith(_SCAN, position):
-            end = content.find(_END, position)
-            scans = content.count(_SCAN, position, end if end >= 0 else len(content))
-            if scans > _MOST_SCANS:
-                raise DataError(f"not a readable image (a JPEG with {scans:,} scans)")
-            simple = frame and scans <= _MAX_SCANS
-            return _SimpleHeader(width, height, frame != _PROGRESSIVE and scans == 1) if simple else None
+            scans = _count_scans(content, position)
+            is_simple = frame and scans <= _MAX_SCANS
+            return _SimpleHeader(width, height, frame != _PROGRESSIVE and scans == 1) if is_simple else None
         if marker in _FRAMES:
             frame, height, width = marker, *struct.unpack_from(">HH", content, body + 1)
         exif += content.startswith(_EXIF_START, body)
@@ -321,6 +325,15 @@ def _read_jpeg_header(content: bytes) -> _SimpleHeader | None:
             return None
         position += 2 + length
     return None
+
+
+def _count_scans(content: bytes, start: int) -> int:
+    """Return the number of scans of a JPEG; raises DataError if decoding them would take long."""
+    end = content.find(_END, start)
+    scans = content.count(_SCAN, start, end if end >= 0 else len(content))
+    if scans > _MOST_SCANS:
+        raise DataError(f"not a readable image (a JPEG with {scans:,} scans)")
+    return scans
 
 
 def _has_small_directory(content: bytes, body: int) -> bool:

@@ -163,6 +163,17 @@ def test_decoding_ends_after_a_time(content):
     assert decode_photo(ENCODED[2], None).image.shape == (48, 64, 3)
 
 
+def test_a_folder_of_slow_images_has_a_row_for_each(portrait, tmp_path):
+    slow = [make_rle_bmp(6_000_000), make_segments(3_000_000), make_gif_comments(9_000_000)]
+    for number, content in enumerate([*slow, EPS, portrait.read_bytes()]):
+        (tmp_path / f"{number}.jpg").write_bytes(content)
+    estimator = Estimator.load("compact")
+    estimator.extractor.limits = DecodeLimits(seconds=1)
+    photos = list(estimator.predict_many(tmp_path / f"{number}.jpg" for number in range(5)))
+    assert [photo.status for photo in photos] == ["unreadable"] * 4 + ["ok"]
+    assert {photo.reason for photo in photos[:3]} == {"decoding it takes more than 1 seconds"}
+
+
 def test_files_with_unusual_structures_are_decoded_elsewhere():
     """Their bytes are valid, so they are decoded, but a process that can be killed does it."""
     png = make_png(2, 2, *[(b"tEXt", b"a\0b")] * 100, (b"IDAT", zlib.compress(bytes(14))))
