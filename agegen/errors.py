@@ -25,6 +25,16 @@ class TrainingInterrupted(AgegenError):
     exit_code = 130
 
 
+# Characters that make a terminal change colors, move the cursor, start a new line or reverse the order of letters.
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROLS}
+
+
+def escape_controls(text: str, keep: str = "") -> str:
+    """Return text for the terminal: control characters, except those to keep, as escapes such as ``\\x1b``."""
+    return text.translate({code: escape for code, escape in _ESCAPES.items() if chr(code) not in keep})
+
+
 def shorten(text: str) -> str:
     """Return text in a form that fits into an error: one line, printable, at most 200 characters."""
     printable = "".join(letter if letter.isprintable() else "?" for letter in text[:200])

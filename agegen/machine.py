@@ -171,12 +171,6 @@ def keep_freed_memory() -> None:
         library.mallopt(parameter, value)
 
 
-def return_freed_memory() -> None:
-    """Make glibc return freed memory to the system; has no effect with other C libraries."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)
-
-
 def use_one_thread_each() -> None:
     """Make OpenCV compute in the calling thread, for programs that already run a thread on each core."""
     import cv2

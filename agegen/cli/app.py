@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from agegen.distributed import read_local_rank, read_rank
-from agegen.errors import AgegenError
+from agegen.errors import AgegenError, escape_controls
 from agegen.options import OFFLINE_HELP
 
 # The exit code that shells expect after Ctrl-C: 128 + SIGINT.
@@ -38,6 +38,14 @@ _ORDER = (
     *("export", "push", "download"),
     *("new-plugin", "help"),
 )
+
+
+class _SafeConsole(Console):
+    """Prints control characters in text as escapes: they can come from file names, cells and metadata."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        texts = (escape_controls(item, keep="\n\t") if isinstance(item, str) else item for item in objects)
+        super().print(*texts, **options)
 
 
 class _Group(TyperGroup):
@@ -132,7 +140,7 @@ def make_notice_console(always: bool = False) -> Console:
     In distributed training only the main process prints; ``always`` prints in every process.
     """
     _replace_unprintable(sys.stderr)
-    return Console(stderr=True, quiet=read_rank() > 0 and not always, **_LITERALLY)
+    return _SafeConsole(stderr=True, quiet=read_rank() > 0 and not always, **_LITERALLY)
 
 
 def _replace_unprintable(stream: Any) -> None:
@@ -149,9 +157,9 @@ def show_work(notices: Console, what: str = "loading libraries") -> AbstractCont
 def make_output_console() -> Console:
     """Return the console for results: stdout; tables in a pipe keep a readable width."""
     _replace_unprintable(sys.stdout)
-    console = Console(quiet=read_rank() > 0, **_LITERALLY)
+    console = _SafeConsole(quiet=read_rank() > 0, **_LITERALLY)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=120, quiet=read_rank() > 0, **_LITERALLY)
+        console = _SafeConsole(width=120, quiet=read_rank() > 0, **_LITERALLY)
     return console
 
 

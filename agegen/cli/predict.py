@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
+from agegen.errors import escape_controls
 from agegen.options import FACES, OfflineOption, with_options
 from agegen.predict.config import PredictConfig, check_options
 from agegen.render.progress import ProgressDisplay, show_notices
@@ -200,5 +201,5 @@ def _describe_problem(row: FacePrediction) -> str:
 
 def _shorten_path(path: str, most: int) -> str:
     """Return a path of at most ``most`` characters, the middle cut out: the end tells the files of a folder apart."""
-    head = most // 3
+    head, path = most // 3, escape_controls(path)
     return path if len(path) <= most else f"{path[:head]}…{path[head + 1 - most :]}"

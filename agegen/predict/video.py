@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agegen.data.images import RGB, convert_to_rgb, looks_like_image
+from agegen.data.images import RGB, decode_frames, is_animated, looks_like_image, read_image_file
 from agegen.errors import DataError
 
 _MOTION_JPEG = (".mjpg", ".mjpeg")
@@ -80,7 +80,7 @@ def is_video(name: str, animations: bool) -> bool:
     If the file exists, its content decides: people and programs rename videos to ``.jpg`` or ``.dat``.
     """
     if is_image(name):
-        return animations and Path(name).suffix.lower() in ANIMATION_SUFFIXES and count_animation_frames(name) > 1
+        return animations and Path(name).suffix.lower() in ANIMATION_SUFFIXES and _is_animation(name)
     return is_video_name(name) or _can_be_opened(name)
 
 
@@ -177,7 +177,9 @@ class Video:
         # A damaged JPEG would also be a series of JPEGs.
         formats = f"{_FORMATS},mjpeg" if Path(self.path).suffix.lower() in _MOTION_JPEG else _FORMATS
         try:
-            container = self._av.open(self.path, options={"format_whitelist": formats})
+            # Damaged titles and comments are no reason to reject the video.
+            options = {"format_whitelist": formats}
+            container = self._av.open(self.path, options=options, metadata_errors="replace")
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(f"not a readable video ({getattr(error, 'strerror', None) or error})") from error
         if _choose_stream(container) is None:
@@ -293,33 +295,26 @@ def _choose_size(width: int, height: int, aspect: float) -> tuple[int, int]:
     return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
 
-def count_animation_frames(path: str) -> int:
-    """Return the number of frames of an image; 1 if it is not animated or cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return int(getattr(image, "n_frames", 1))
-    except Exception:  # decoding it later reports what is wrong
-        return 1
-
-
 def read_animation(path: str) -> Iterator[tuple[float, RGB]]:
     """Yield (time in seconds, frame) of all frames of a GIF, an animated WebP or an animated PNG.
 
     Raises:
         DataError: the rest of the file cannot be read.
     """
-    from PIL import Image, ImageSequence
-
     time = 0.0
     try:
-        with Image.open(path) as image:
-            for frame in ImageSequence.Iterator(image):
-                yield time, np.asarray(convert_to_rgb(frame))
-                time += (frame.info.get("duration") or 1000 * _DEFAULT_FRAME_SECONDS) / 1000
-    except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
+        for duration, frame in decode_frames(read_image_file(path)):
+            yield time, frame
+            time += (duration or 1000 * _DEFAULT_FRAME_SECONDS) / 1000
+    except DataError as error:
         raise DataError(f"the animation is damaged after {time:.1f} seconds ({error})") from error
+
+
+def _is_animation(path: str) -> bool:
+    try:
+        return is_animated(read_image_file(path))
+    except DataError:  # reading it later reports what is wrong
+        return False
 
 
 def _import_av() -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from agegen.errors import escape_controls
+
 METRIC_TITLES = {
     "mae": "MAE (years)",
     "rmse": "RMSE (years)",
@@ -63,16 +65,17 @@ class PlainTable:
 def render_table(plain: PlainTable) -> Table:
     """Return a table for the terminal."""
     table = Table(
-        title=Text(plain.title) if plain.title else None,
+        title=Text(escape_controls(plain.title)) if plain.title else None,
         title_justify="left",
-        caption=Text(plain.caption) if plain.caption else None,
+        caption=Text(escape_controls(plain.caption, keep="\n")) if plain.caption else None,
         caption_justify="left",
     )
     for index, name in enumerate(plain.columns):
         # Long file names wrap instead of being cut off.
         table.add_column(Text(name), justify="left" if plain.is_text(index) else "right", overflow="fold")
     for index, row in enumerate(plain.rows):
-        cells = (Text(cell.encode("utf-8", errors="replace").decode()) for cell in row)
+        printable = (escape_controls(cell, keep="\n") for cell in row)
+        cells = (Text(cell.encode("utf-8", errors="replace").decode()) for cell in printable)
         table.add_row(*cells, end_section=index in plain.sections, style="red" if index in plain.alarms else None)
     return table
 

@@ -249,6 +249,19 @@ def test_damaged_parts_are_skipped(clip, tmp_path, head):
     assert times[-1] > 2.5
 
 
+def test_a_damaged_title_is_no_reason_to_reject_a_video(clip, tmp_path):
+    path = tmp_path / "titled.mkv"
+    with av.open(str(clip)) as source, av.open(str(path), "w") as target:
+        target.metadata["title"] = "a title in UTF-8"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    path.write_bytes(path.read_bytes().replace(b"a title in UTF-8", b"a title in \xff\x87\xfe-8"))
+    assert len(list(Video(str(path)).read(Sampling()))) > 1
+
+
 def test_closing_a_damaged_video_does_not_deadlock(tmp_path, head):
     """Decoder threads that report errors must not wait for the thread that waits for them."""
     path = write_clip(tmp_path / "d.mkv", [head], [move((120, 180), (520, 200), 150)])
