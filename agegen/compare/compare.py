@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agegen.compare.costs import Cost, measure_cost
-from agegen.compare.differences import MIN_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
+from agegen.compare.differences import (
+    MIN_FACES,
+    BiasRow,
+    GroupDifferences,
+    MetricRow,
+    find_group_differences,
+    measure_biases,
+    measure_rows,
+)
 from agegen.compare.models import ComparedModel, ComparedRun, choose_models, name_models
 from agegen.data.labels import AGE_BOUNDS, drop_ages, read_labels
 from agegen.data.records import SOURCE_COLUMN
@@ -72,6 +80,7 @@ class Comparison:
         n: the number of faces, and ``source`` where they come from.
         age: the rows of the age table, and ``gender`` those of the gender table.
         costs: of the first training of each model.
+        biases: the bias of each model by true age.
         groups: differences between the first two models.
         verdict: a sentence about the first two models.
         notices: what the user should know about the data.
@@ -89,6 +98,7 @@ class Comparison:
     age: list[MetricRow]
     gender: list[MetricRow]
     costs: list[Cost]
+    biases: list[BiasRow]
     groups: GroupDifferences
     verdict: str
     notices: tuple[str, ...]
@@ -109,6 +119,9 @@ class Comparison:
             ],
             "age": [self._row_to_json(row) for row in self.age],
             "gender": [self._row_to_json(row) for row in self.gender],
+            "bias_by_age": [
+                {"age_band": row.band, "n": row.n, "values": self._values_to_json(row.values)} for row in self.biases
+            ],
             "groups": [{**vars(group), "difference": _metric_to_json(group.difference)} for group in self.groups.rows],
             "groups_looked_at": self.groups.count,
             "sources": [
@@ -119,10 +132,13 @@ class Comparison:
             "notices": list(self.notices),
         }
 
+    def _values_to_json(self, values: tuple[Metric, ...]) -> dict[str, Any]:
+        return {name: _metric_to_json(value) for name, value in zip(self.names, values, strict=True)}
+
     def _row_to_json(self, row: MetricRow) -> dict[str, Any]:
         return {
             "metric": row.name,
-            "values": {name: _metric_to_json(value) for name, value in zip(self.names, row.values, strict=True)},
+            "values": self._values_to_json(row.values),
             "differences": [
                 {"run": name, "to": self.names[0], "better": better, **_metric_to_json(difference)}
                 for name, difference, better in zip(self.names[1:], row.differences, row.better, strict=True)
@@ -171,6 +187,7 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
         age=age,
         gender=gender,
         costs=costs,
+        biases=measure_biases(tables),
         groups=find_group_differences(names, tables),
         verdict=write_verdict(names, n, age, gender, costs, counts, trained=config.split == "train"),
         notices=tuple(dict.fromkeys(notices)),

@@ -206,6 +206,8 @@ def _make_group_row(group: dict[str, Any]) -> list[str]:
         f"{group['n']:,}{'*' if group['small'] else ''}",
         format_value("mae", group["age"].get("mae")),
         _format_interval("mae", group["age"]),
+        # Evaluations before this metric existed lack it.
+        format_value("bias", group["age"].get("bias")),
         format_value("coverage", group.get("interval", {}).get("coverage")),
         format_value("in_bracket", bracket.get("in_bracket")),
         format_value("accuracy", group["gender"].get("accuracy")),

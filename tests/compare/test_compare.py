@@ -10,7 +10,7 @@ import pytest
 
 from agegen.compare.compare import align_predictions, compare_runs, mark_seen, write_verdict
 from agegen.compare.costs import Cost, find_converged_epoch
-from agegen.compare.differences import find_group_differences, measure_rows
+from agegen.compare.differences import find_group_differences, measure_biases, measure_rows
 from agegen.compare.models import choose_models, name_models
 from agegen.errors import AgegenError
 from agegen.evaluate.config import CompareConfig
@@ -114,6 +114,18 @@ def test_groups_are_not_clear_by_chance():
         tables = {"first": first.assign(place=places), "second": second.assign(place=places)}
         clear += any(row.better for row in find_group_differences(NAMES, tables).rows)
     assert clear <= 3
+
+
+def test_the_bias_of_each_model_is_measured_by_true_age():
+    table = make_table(np.zeros(400), np.ones(400))
+    table["estimated_age"] = table["age"] + np.where(table["age"] < 20, 7.0, -3.0)
+    rows = measure_biases({"a": table, "b": table.assign(estimated_age=table["age"])})
+    assert sum(row.n for row in rows) <= 400
+    for row in rows:
+        young = int(row.band.split("–")[0]) < 20
+        assert row.values[0].value == pytest.approx(7.0 if young else -3.0)
+        assert row.values[1].value == pytest.approx(0.0)
+    assert {int(row.band.split("–")[0]) < 20 for row in rows} == {True, False}
 
 
 @pytest.fixture
