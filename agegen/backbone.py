@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -18,6 +20,7 @@ __all__ = [
     "LossSettings",
     "TrainingDefaults",
     "find_contract_gap",
+    "find_feature_gap",
 ]
 
 # Per channel (R, G, B), for values in 0–1: the normalization that nearly all pretrained networks expect.
@@ -222,7 +225,40 @@ def find_contract_gap(backbone: type[Backbone] | Backbone) -> str | None:
         return f"{cls.__name__} must define forward(images)"
     if backbone.frozen and not backbone.identity:
         return f"{cls.__name__} is frozen, so it must name its weights in `identity`"
-    return None if isinstance(backbone, type) else _find_missing_part(backbone)
+    return None if isinstance(backbone, type) else _find_lazy_weight(backbone) or _find_missing_part(backbone)
+
+
+def _find_lazy_weight(backbone: Backbone) -> str | None:
+    """Return an error for the first weight that has no size until the first forward pass, or None."""
+    for name, weight in (*backbone.named_parameters(), *backbone.named_buffers()):
+        if is_lazy(weight):
+            return f"{type(backbone).__name__}.{name} has no size (a lazy layer). Give all sizes in __init__."
+    return None
+
+
+def find_feature_gap(backbone: Backbone) -> str | None:
+    """Return how the features of two black images differ from (2, feature_dim), or None if they do not.
+
+    The images are on the device of the backbone's weights; on the meta device nothing is computed.
+    """
+    size, training = backbone.input_spec.size, backbone.training
+    device = next((weight.device for weight in backbone.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            features: Any = backbone.eval()(torch.zeros(2, 3, size, size, device=device))
+    except Exception as error:  # a third-party network may raise anything
+        cause = str(error).strip() or type(error).__name__
+        return f"it cannot process images of {size}×{size} pixels: {cause.splitlines()[0]}"
+    finally:
+        backbone.train(training)
+    if not isinstance(features, Tensor):
+        return f"features are a {type(features).__name__}, not a tensor (N, {backbone.feature_dim})"
+    shape = tuple(features.shape)
+    if shape == (2, backbone.feature_dim):
+        return None if features.is_floating_point() else f"features are {features.dtype}, not floating point"
+    if len(shape) == 2 and shape[0] == 2:
+        return f"features are {shape}, feature_dim says {backbone.feature_dim}"
+    return f"features are {shape}, not (2, {backbone.feature_dim})"
 
 
 def _find_missing_part(backbone: Backbone) -> str | None:

@@ -1,10 +1,5 @@
 """Errors that a user can cause. Each message is one line: what is wrong, and what to do."""
 
-import re
-
-# C0 and C1 control characters, line separators, and marks that change the direction of writing.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
 
 class AgegenError(Exception):
     """A problem that the user can fix; the command line prints its message without a traceback."""
@@ -35,15 +30,15 @@ def format_count(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def escape_controls(text: str, keep: str = "") -> str:
-    """Return text with control characters as escapes, except those in ``keep``.
+# Characters that make a terminal change colors, move the cursor, start a new line or reverse the order of letters.
+_DIRECTIONS = {0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *_DIRECTIONS}
+_ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROLS}
 
-    Names of files and groups come from anywhere: on a terminal, control characters would move the cursor, change
-    colours, or reverse the direction of what follows.
-    """
-    return _CONTROLS.sub(
-        lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode("ascii"), text
-    )
+
+def escape_controls(text: str, keep: str = "") -> str:
+    """Return text for the terminal: control characters, except those to keep, as escapes such as ``\\x1b``."""
+    return text.translate({code: escape for code, escape in _ESCAPES.items() if chr(code) not in keep})
 
 
 def shorten(text: str) -> str:

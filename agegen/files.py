@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON, checksums, and the sample portrait bundled with matplotlib."""
+"""Files: atomic writes, JSON, checksums, the cache folder, and the sample portrait bundled with matplotlib."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from agegen.errors import AgegenError
+from agegen.errors import AgegenError, shorten
 
 try:
     import fcntl
@@ -126,10 +128,127 @@ def format_json(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+class Limits(NamedTuple):
+    """Bounds of a number, for :func:`find_mismatch`: ``Annotated[int, Limits(min=1)]``."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+# What JSON holds for a type, and how an error calls it.
+_JSON_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    str: ((str,), "text"),
+    Path: ((str,), "text"),
+    bool: ((bool,), "true or false"),
+    dict: ((dict,), "an object"),
+    list: ((list,), "a list"),
+    type(None): ((type(None),), "null"),
+}
+
+
+def find_mismatch(value: Any, kind: Any, name: str = "") -> str | None:
+    """Return how a value from JSON differs from a type, in one line that names field and value; None if it fits.
+
+    Args:
+        value: parsed JSON.
+        kind: ``int``, ``float`` (finite), ``str``, ``bool``, ``Path``, lists, tuples, dicts, unions and literals of
+            them, ``Any``, or a dataclass: an object with its fields, of which those with a default may be missing.
+            Other entries are allowed. ``Annotated`` may hold limits: anything with ``min`` and ``max``.
+        name: of the value, for the text.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return None
+    if origin is Annotated:
+        return find_mismatch(value, arguments[0], name) or _exceed_limits(value, arguments[1:], name)
+    if origin in (Union, UnionType):
+        found = [find_mismatch(value, one, name) for one in arguments]
+        return None if None in found else found[0]
+    if origin is Literal:
+        return None if value in arguments else _phrase_mismatch(name, value, f"one of {', '.join(map(str, arguments))}")
+    if is_dataclass(kind):
+        return _compare_type(value, dict, name) or _find_field_mismatch(value, kind, name)
+    if origin is dict:
+        entries = value if isinstance(value, dict) else {}
+        parts = (find_mismatch(item, arguments[1], _join_names(name, key)) for key, item in entries.items())
+    elif origin in (list, tuple):
+        items = value if isinstance(value, list) else ()
+        if origin is tuple and Ellipsis not in arguments and len(items) != len(arguments):
+            return _phrase_mismatch(name, value, f"a list of {len(arguments)}")
+        origin, parts = list, (find_mismatch(item, arguments[0], name) for item in items)
+    else:
+        return _compare_type(value, kind, name)
+    return _compare_type(value, origin, name) or next(filter(None, parts), None)
+
+
+def _find_field_mismatch(value: dict[str, Any], kind: Any, name: str) -> str | None:
+    hints = get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        inner = _join_names(name, field.name)
+        if field.name in value:
+            if found := find_mismatch(value[field.name], hints[field.name], inner):
+                return found
+        elif field.default is MISSING and field.default_factory is MISSING:
+            return f"'{inner}' is missing"
+    return None
+
+
+def _compare_type(value: Any, kind: type, name: str) -> str | None:
+    types, words = _JSON_TYPES[kind]
+    # True is an int for Python. The bounds also exclude NaN, infinity, and integers beyond all floats.
+    fits = isinstance(value, types) and isinstance(value, bool) == (kind is bool)
+    fits = fits and (kind is not float or -1e300 < value < 1e300)
+    return None if fits else _phrase_mismatch(name, value, words)
+
+
+def _exceed_limits(value: Any, limits: tuple[Any, ...], name: str) -> str | None:
+    for limit in limits if isinstance(value, int | float) else ():
+        low, high = getattr(limit, "min", None), getattr(limit, "max", None)
+        if low is not None and value < low:
+            return f"'{name}' is {value}, below {low:g}"
+        if high is not None and value > high:
+            return f"'{name}' is {value}, above {high:g}"
+    return None
+
+
+def _phrase_mismatch(name: str, value: Any, words: str) -> str:
+    shown = shorten(json.dumps(value, ensure_ascii=False))
+    return f"'{name}' is {shown}, not {words}" if name else f"it is {shown}, not {words}"
+
+
+def _join_names(name: str, inner: object) -> str:
+    return f"{name}.{inner}" if name else str(inner)
+
+
 def digest_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_cache_folder() -> Path | None:
+    """Return agegen's cache folder, which need not exist; None if the user has no home, as in some containers."""
+    from platformdirs import user_cache_path
+
+    try:
+        path = user_cache_path("agegen")
+    except RuntimeError:
+        return None
+    # Older releases of platformdirs return "~", which would be a folder in the current one.
+    return None if str(path).startswith("~") else path
+
+
+def require_cache_folder() -> Path:
+    """Return agegen's cache folder.
+
+    Raises:
+        AgegenError: the user has no home.
+    """
+    if (path := find_cache_folder()) is None:
+        raise AgegenError("there is no home directory for the cache. Set HOME or XDG_CACHE_HOME to a writable folder.")
+    return path
 
 
 def find_portrait() -> Path:

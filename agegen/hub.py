@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,24 +15,37 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def download_file(repository: str, file: str, revision: str | None = None) -> Path:
+# A commit, whose files never change; a branch or tag may have newer ones than the cache.
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def download_file(repository: str, file: str, revision: str | None = None, newest: bool = False) -> Path:
     """Return the local path of a file in a Hub repository; it is downloaded unless the Hugging Face cache has it.
 
+    With ``newest``, the Hub is asked for a newer file first, unless ``revision`` is a commit; without an answer, the
+    file in the cache is used.
+
     Raises:
-        AgegenError: the file is not cached and cannot be downloaded.
+        AgegenError: the file is not cached and cannot be downloaded, or there is no cache folder.
     """
-    if (cached := find_cached(repository, file, revision)) is not None:
+    cached = find_cached(repository, file, revision)
+    if cached is not None and (not newest or _COMMIT.fullmatch(revision or "") or "HF_HUB_OFFLINE" in os.environ):
         return cached
+    _require_cache_folder()
     try:
         from huggingface_hub import hf_hub_download
 
         with quiet_hub():
             return Path(hf_hub_download(repository, file, revision=revision))
     except ImportError as error:
+        if cached is not None:
+            return cached
         raise AgegenError(
             f"the download of {file} from {repository} requires another package: pip install huggingface-hub"
         ) from error
     except Exception as error:  # the Hub client raises its own errors, requests' errors and OS errors
+        if cached is not None:
+            return cached
         raise AgegenError(
             f"{file} of {repository} is not in the Hugging Face cache and cannot be downloaded "
             f"({explain_failure(error)}). Go online once, or set HF_HOME to a cache that contains it."
@@ -43,13 +57,29 @@ def find_cached(repository: str, file: str, revision: str | None = None) -> Path
 
     This does not use the Hub client: its import takes longer than a face detection, and small installations lack it.
     """
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    cache = _find_cache_folder()
+    if cache is None:
+        return None
     folder = cache / f"models--{repository.replace('/', '--')}"
     for name in (revision, _read_ref(folder / "refs" / (revision or "main"))):
         if name and (path := folder / "snapshots" / name / file).is_file():
             return path
     return None
+
+
+def _find_cache_folder() -> Path | None:
+    """Return the Hub client's cache folder, by its rules; None if it would be in the home of a user who has none."""
+    default = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", f"{default}/huggingface")
+    folder = os.environ.get("HF_HUB_CACHE", os.environ.get("HUGGINGFACE_HUB_CACHE", f"{home}/hub"))
+    path = os.path.expandvars(os.path.expanduser(folder))  # noqa: PTH111 - Path raises an error if there is no home
+    return None if path.startswith("~") else Path(path)
+
+
+def _require_cache_folder() -> None:
+    """Raise AgegenError if there is no folder for downloads."""
+    if _find_cache_folder() is None:
+        raise AgegenError("there is no home directory for the Hugging Face cache. Set HF_HOME to a writable folder.")
 
 
 def _read_ref(path: Path) -> str | None:
@@ -69,6 +99,8 @@ def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
     """
     import timm
 
+    if pretrained:
+        _require_cache_folder()
     try:
         with quiet_hub(), _forbid_pickles():
             network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)

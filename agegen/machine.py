@@ -84,8 +84,16 @@ def _has_fast_bf16(device: str) -> bool:
 
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = read_cpu_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def read_cpu_capabilities() -> dict[str, Any]:
+    """Return torch's description of the CPU; empty if torch is too old to have one."""
+    import torch
+
+    read = getattr(torch.cpu, "get_capabilities", dict)
+    return dict(read())
 
 
 def limit_cores(count: int) -> None:
@@ -161,12 +169,6 @@ def keep_freed_memory() -> None:
         return
     for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
         library.mallopt(parameter, value)
-
-
-def return_freed_memory() -> None:
-    """Make glibc return freed memory to the system; has no effect with other C libraries."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)
 
 
 def use_one_thread_each() -> None:

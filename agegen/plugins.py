@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from agegen.errors import AgegenError, PluginError
+from agegen.errors import AgegenError, PluginError, shorten
 
 if TYPE_CHECKING:
     from agegen.backbone import Backbone
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 BACKBONE_GROUP = "agegen.backbones"
 # The built-in plugins belong to this distribution; it owns their names.
 OWN_DISTRIBUTION = "agegen"
+# Arguments also come from checkpoints of others, whom they would let choose what is downloaded or read.
+_PLAIN_ARGUMENT = re.compile(r"[^\s:/\\]{0,100}")
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,15 @@ def find_plugin(name: str) -> Plugin:
     ``NAME@DISTRIBUTION`` selects the claim of one distribution, ``NAME:ARGUMENT`` passes an argument.
 
     Raises:
-        PluginError: no such backbone is installed, or its name is taken by another distribution.
+        PluginError: no such backbone is installed, its name is taken by another distribution, or the argument is a path
+            or an address.
     """
     called, colon, argument = name.partition(":")
+    if not is_plain_argument(argument):
+        raise PluginError(
+            f"invalid backbone '{shorten(name)}': an argument must not be a path or an address. "
+            "For networks of other sources, write a plugin (see `agegen help plugins`)."
+        )
     short, _, distribution = called.partition("@")
     plugins = list_plugins()
     for plugin in plugins:
@@ -114,8 +123,14 @@ def find_plugin(name: str) -> Plugin:
             return replace(plugin, name=f"{short}{colon}{argument}", argument=argument)
     known = ", ".join(dict.fromkeys(plugin.name for plugin in plugins)) or "none"
     raise PluginError(
-        f"unknown backbone '{name}'. Installed: {known} (see `agegen models`); for a network of timm: timm:NAME."
+        f"unknown backbone '{shorten(name)}'. Installed: {known} (see `agegen models`). "
+        "For a network of timm, give timm:NAME."
     )
+
+
+def is_plain_argument(argument: str) -> bool:
+    """Return whether a backbone's argument is a plain word (``resnet18.a1_in1k``), not a path or an address."""
+    return _PLAIN_ARGUMENT.fullmatch(argument) is not None
 
 
 def load_backbone(name: str) -> tuple[Plugin, type[Backbone]]:
@@ -172,11 +187,12 @@ def build_backbone(
         raise PluginError(f"{called} does not support --{missing[0].replace('_', '-')}")
     try:
         backbone = factory(pretrained=pretrained, **options)
+        gap = find_contract_gap(backbone)
     except AgegenError as error:
         raise PluginError(f"{called}: {error}") from error
-    except Exception as error:  # a third-party constructor may raise anything
+    except (Exception, SystemExit) as error:  # a third-party constructor may raise anything
         raise PluginError(f"{called} cannot be built: {format_cause(error)}") from error
-    if gap := find_contract_gap(backbone):
+    if gap:
         raise PluginError(f"{called}: {gap}")
     backbone.build_options = dict(options)
     return backbone

@@ -7,12 +7,12 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from agegen.errors import AgegenError, CheckpointError
-from agegen.files import replace_atomically, write_json
+from agegen.files import Limits, digest_file, find_mismatch, replace_atomically, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +20,156 @@ if TYPE_CHECKING:
 DEFAULT_ROOT = Path("runs")
 # A folder with this file is a study: several trainings, each with its own run folder.
 STUDY_FILE = "study.json"
-# The entries that run.json has from its first version on, and their types.
-_REQUIRED = {"model": str, "options": dict, "settings": dict, "parameters": dict, "data": dict, "baseline": dict}
+# What a training writes into its folder before run.json, also under temporary names.
+_LEFTOVERS = re.compile(r"\.lock|split\.csv|\.(split-\w{8}\.csv|run-\w{8}\.json)")
+# The columns of epochs.csv that every version of it has, as numbers.
+_EPOCH_NUMBERS = ("train_loss", "val_loss", "val_mae", "val_accuracy", "lr", "seconds")
+# The parts of eval.json that hold metrics; see `_find_metric_mismatch`.
+_METRIC_PARTS = ("age", "bracket", "gender", "interval", "confident")
+_Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Plugin:
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options that other commands read; all of them are checked when the run is resumed."""
+
+    batch_size: Annotated[int, Limits(min=1)]
+    age_balance: float | None = None
+    age_column: str | None = None
+    gender_codes: str | None = None
+    detector: str | None = None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    epochs: Annotated[int, Limits(min=1)]
+    lr: Annotated[float, Limits(min=0)]
+    weight_decay: Annotated[float, Limits(min=0)]
+    views: Annotated[int, Limits(min=1)]
+    compute: str
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    total: Annotated[int, Limits(min=0)]
+    trainable: Annotated[int, Limits(min=0)]
+
+
+@dataclass(frozen=True)
+class _Data:
+    source: str | list[str]
+    faces: Annotated[int, Limits(min=0)]
+    fingerprint: str
+    labels: str = ""
+    terms: str | None = None
+    trims: dict[str, dict[str, float]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    split_origin: str = "seed"
+    leaking_groups: int = 0
+    persons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    age: float
+    female: bool
+
+
+@dataclass(frozen=True)
+class _Start:
+    checkpoint: str
+    seen: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Best:
+    epoch: Annotated[int, Limits(min=1)]
+    val_mae: float | None = None
+    val_accuracy: float | None = None
+    val_in_bracket: float | None = None
+
+
+@dataclass(frozen=True)
+class _Seconds:
+    total: float
+    preparing: float = 0.0
+    features: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Machine:
+    device: str
+    cores: int
+
+
+@dataclass(frozen=True)
+class _Libraries:
+    torch: str
+
+
+@dataclass(frozen=True)
+class _RunRecord:
+    """The schema of ``run.json``. Entries with a default are missing in older runs."""
+
+    model: str
+    plugin: _Plugin
+    options: _Options
+    settings: _Settings
+    parameters: _Parameters
+    data: _Data
+    baseline: _Baseline
+    seed: Annotated[int, Limits(min=0)]
+    machine: _Machine
+    libraries: _Libraries
+    teachers: list[str] = field(default_factory=list)
+    start: _Start | None = None
+    command: str = ""
+    resumed: list[str] = field(default_factory=list)
+    finished: str | None = None
+    best: _Best | None = None
+    seconds: _Seconds | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _FinishedRecord:
+    """What ``run.json`` also has as soon as a run is finished."""
+
+    best: _Best
+    seconds: _Seconds
+
+
+@dataclass(frozen=True)
+class _Group:
+    column: str
+    value: str
+    n: int
+    small: bool
+    age: _Metrics
+    gender: _Metrics
+    interval: _Metrics = field(default_factory=dict)
+    bracket: _Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _EvalRecord:
+    """The schema of ``eval.json``."""
+
+    n: int
+    age: _Metrics
+    gender: _Metrics
+    groups: list[_Group]
+    baseline: dict[str, _Metrics]
+    counts: dict[str, int] = field(default_factory=dict)
+    bracket: _Metrics = field(default_factory=dict)
+    interval: _Metrics = field(default_factory=dict)
+    confident: _Metrics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +215,33 @@ class RunFolder:
         """The model card."""
         return self.path / "MODEL_CARD.md"
 
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a saved state, intact or not, of an unfinished training."""
+        return any(self.path.glob("state-*.safetensors"))
+
+    def verify(self, path: Path) -> Path:
+        """Return a file of this run, unchanged, after checking that it is the one that the run finished with.
+
+        Runs that are not finished, and those of older versions, do not know.
+
+        Raises:
+            CheckpointError: it is another file.
+        """
+        expected = self.read().get("sha256", {}).get(path.name)
+        if expected is None:
+            return path
+        try:
+            found = digest_file(path)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        if found != expected:
+            raise CheckpointError(
+                f"{path} is not the file that this training wrote: its SHA-256 is {found[:12]}…, run.json has "
+                f"{expected[:12]}…. Restore it, or move it out of {self.path} to use it on its own."
+            )
+        return path
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the folder for this process inside the block.
@@ -94,17 +269,25 @@ class RunFolder:
             CheckpointError: the file is missing or damaged.
         """
         path = self.path / "run.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{self.path} is not a run folder: it has no run.json") from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} is damaged: it is not a JSON object")
-        for name, kind in _REQUIRED.items():
-            if not isinstance(content.get(name), kind):
-                raise CheckpointError(f"{path} is damaged: '{name}' is missing or has the wrong type")
+        if not path.exists():
+            hint = f". Its training was stopped before it began: start it again with --out {self.path}."
+            raise CheckpointError(
+                f"{self.path} is not a run folder: it has no run.json{hint if self.split.exists() else ''}"
+            )
+        content = read_json(path, _RunRecord)
+        if content.get("finished") and (found := find_mismatch(content, _FinishedRecord)):
+            raise CheckpointError(f"{path} is damaged: {found}")
+        return content
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """Return the content of ``eval.json``.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        content = read_json(self.evaluation, _EvalRecord)
+        if found := _find_metric_mismatch(content):
+            raise CheckpointError(f"{self.evaluation} is damaged: {found}")
         return content
 
     def write(self, content: dict[str, Any]) -> None:
@@ -112,7 +295,7 @@ class RunFolder:
         write_json(self.path / "run.json", content)
 
     def read_epochs(self) -> pd.DataFrame:
-        """Return ``epochs.csv``: one row per epoch, with the fields of ``EpochResult``.
+        """Return ``epochs.csv``: one row per epoch, at least one, with the fields of ``EpochResult``.
 
         Raises:
             CheckpointError: the file is missing or damaged.
@@ -121,9 +304,15 @@ class RunFolder:
 
         path = self.path / "epochs.csv"
         try:
-            return pd.read_csv(path)
+            epochs = pd.read_csv(path)
+            epochs = epochs.astype(dict.fromkeys(_EPOCH_NUMBERS, float) | {"best": bool})
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot read {path}: {error}") from error
+        except KeyError as error:
+            raise CheckpointError(f"{path} is damaged: it lacks a column ({error.args[0]})") from error
+        if epochs.empty:
+            raise CheckpointError(f"{path} is damaged: it has no rows")
+        return epochs
 
     def write_epochs(self, rows: list[dict[str, Any]]) -> None:
         """Write ``epochs.csv``, replacing all rows."""
@@ -133,31 +322,81 @@ class RunFolder:
             pd.DataFrame(rows).to_csv(temporary, index=False)
 
 
+def read_json(path: Path, kind: type) -> dict[str, Any]:
+    """Read a JSON file that has the fields of a dataclass; see :func:`agegen.files.find_mismatch`.
+
+    Raises:
+        CheckpointError: the file cannot be read or is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if found := find_mismatch(content, kind):
+        raise CheckpointError(f"{path} is damaged: {found}")
+    return content
+
+
+def _find_metric_mismatch(report: dict[str, Any]) -> str | None:
+    """Return what is wrong with the first metric of ``eval.json`` that is not a number or null, or its interval."""
+    owners = [("", report), ("baseline.", report["baseline"]), *(("groups.", group) for group in report["groups"])]
+    for owner, content in owners:
+        for part in _METRIC_PARTS:
+            for name, value in content.get(part, {}).items():
+                kind: Any = tuple[float, float] | None if name.endswith("_ci95") else float | None
+                if found := find_mismatch(value, kind, f"{owner}{part}.{name}"):
+                    return found
+    return None
+
+
 def create_run(out: Path | None, model: str) -> RunFolder:
     """Create the folder of a new run: ``out``, or ``runs/<model>-<time>``.
 
     Raises:
-        AgegenError: the folder is not empty or cannot be created.
+        AgegenError: the folder is in use or cannot be created.
     """
-    path = out or _find_free_path(DEFAULT_ROOT, model)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise AgegenError(f"{path} is not empty. Choose another --out.")
+        if out is None:
+            return RunFolder(_create_free_folder(DEFAULT_ROOT, model))
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AgegenError(f"cannot create the run folder {out or DEFAULT_ROOT}: {error.strerror}") from error
+    check_unused(out)
+    return RunFolder(out)
+
+
+def check_unused(path: Path) -> None:
+    """Check that a training can begin in a folder: it is missing, empty, or has what a killed one left at its start.
+
+    Raises:
+        AgegenError: it has other files.
+    """
+    try:
+        others = [one.name for one in path.iterdir() if not _LEFTOVERS.fullmatch(one.name)] if path.exists() else []
     except OSError as error:
         raise AgegenError(f"cannot create the run folder {path}: {error.strerror}") from error
-    return RunFolder(path)
+    if "run.json" in others and not RunFolder(path).read().get("finished"):
+        raise AgegenError(
+            f"{path} has an unfinished run. Resume it with `agegen train --resume {path}`, or choose another --out."
+        )
+    if others:
+        raise AgegenError(f"{path} is not empty. Choose another --out.")
 
 
-def _find_free_path(root: Path, name: str) -> Path:
-    """Return a path that does not exist yet: the name, reduced to portable characters, and the time."""
+def _create_free_folder(root: Path, name: str) -> Path:
+    """Create a folder that did not exist: the name, reduced to portable characters, and the time."""
     portable = re.sub(r"[^\w.-]+", "-", name)
     path = root / f"{portable}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidate, number = path, 2
-    while candidate.exists():
-        candidate = path.with_name(f"{path.name}-{number}")
-        number += 1
-    return candidate
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            candidate = path.with_name(f"{path.name}-{number}")
+            number += 1
 
 
 def open_run(path: Path) -> RunFolder:
@@ -178,22 +417,38 @@ def is_standalone_file(path: Path) -> bool:
     return path.is_file() and not (path.parent / "run.json").exists()
 
 
-def find_newest_run(root: Path = DEFAULT_ROOT, model: str | None = None) -> RunFolder:
-    """Return the newest finished run in a folder, of one model or of any.
+def find_newest_run(root: Path = DEFAULT_ROOT) -> RunFolder:
+    """Return the newest finished run in a folder.
 
     Raises:
         CheckpointError: no run is finished.
     """
-    runs = [run for run in list_finished_runs(root) if model in (None, run.read()["model"])]
+    runs = list_finished_runs(root)
     if not runs:
-        kind = f" of {model}" if model else ""
-        hint = f"Train one with `agegen train --model {model or 'scratch'}`."
+        hint = "Train one with `agegen train --model scratch`."
         # An interrupted training leaves the state that it resumes from.
         states = sorted(root.glob("*/state-*.safetensors"), key=lambda path: path.stat().st_mtime)
         if states:
             hint = f"Finish one with `agegen train --resume {states[-1].parent}`."
-        raise CheckpointError(f"no finished run{kind} under {root}/. {hint}")
+        if damaged := describe_damaged_runs(root):
+            hint = f"{damaged[-1]}."
+        raise CheckpointError(f"no finished run under {root}/. {hint}")
     return runs[-1]
+
+
+def describe_damaged_runs(root: Path = DEFAULT_ROOT, after: RunFolder | None = None) -> list[str]:
+    """Return a notice for each run in a folder that cannot be read, by the time of their last change, oldest first.
+
+    ``after``: only those that were changed after this run was finished.
+    """
+    damaged = []
+    for path in root.glob("*/run.json"):
+        try:
+            RunFolder(path.parent).read()
+        except CheckpointError as error:
+            damaged.append((path.stat().st_mtime, f"the run {path.parent} is left out: {error}"))
+    least = 0.0 if after is None else (after.path / "run.json").stat().st_mtime
+    return [notice for changed, notice in sorted(damaged) if changed >= least]
 
 
 def list_finished_runs(root: Path = DEFAULT_ROOT) -> list[RunFolder]:
@@ -212,7 +467,7 @@ def list_finished_runs(root: Path = DEFAULT_ROOT) -> list[RunFolder]:
 
 def compute_training_seconds(record: dict[str, Any]) -> float:
     """Return the training time in ``run.json``, without feature extraction: other runs reuse the cached features."""
-    return float(record["seconds"]["total"]) - float(record["seconds"]["preparing"])
+    return float(record["seconds"]["total"]) - float(record["seconds"].get("preparing", 0))
 
 
 def list_sources(record: dict[str, Any]) -> tuple[str, ...]:

@@ -40,14 +40,20 @@ def draw_frames(crops, motions, times, size, seed=0):
         yield lit.clip(0, 255).astype(np.uint8)
 
 
-def write_clip(path, crops, motions, seconds=4.0, fps=10, size=(640, 360), times=None, seed=0):
-    """Write a clip; ``times`` in seconds give it a variable frame rate."""
+def write_clip(path, crops, motions, seconds=4.0, fps=10, size=(640, 360), times=None, seed=0, aspect=None, kind=None):
+    """Write a clip.
+
+    ``times`` in seconds give it a variable frame rate, ``aspect`` is the width of a pixel divided by its height, and
+    ``kind`` is FFmpeg's name of the format, where the extension does not say it.
+    """
     times = [number / fps for number in range(round(seconds * fps))] if times is None else times
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format=kind) as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.options = {"preset": "ultrafast", "g": "10"}
         stream.codec_context.time_base = Fraction(1, 1000)
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         for time, image in zip(times, draw_frames(crops, motions, times, size, seed), strict=True):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
@@ -67,3 +73,22 @@ def set_rotation(path, quarters):
         content[start + offset : start + offset + 4] = value.to_bytes(4, "big", signed=True)
     path.write_bytes(bytes(content))
     return path
+
+
+def add_sound(source, path, seconds):
+    """Write a copy of a clip with a tone of another length, as screen recorders do, and return its path."""
+    with av.open(str(source)) as read, av.open(str(path), "w") as container:
+        picture = container.add_stream_from_template(read.streams.video[0])
+        sound = container.add_stream("aac", rate=48000)
+        packets = [packet for packet in read.demux(read.streams.video[0]) if packet.dts is not None]
+        for packet in packets:
+            packet.stream = picture
+        for number in range(round(seconds * 48000 / 1024)):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 48000, 1024 * number
+            container.mux(sound.encode(frame))
+            # Interleaved, as recorders write them.
+            while packets and packets[0].dts * packets[0].time_base < number * 1024 / 48000:
+                container.mux(packets.pop(0))
+        container.mux([*packets, *sound.encode()])
+    return Path(path)

@@ -64,7 +64,7 @@ def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from agegen.faces.matching import LandmarkStats
 
-    monkeypatch.setattr("agegen.train.train.export_best", lambda run, best, crops: iter(()))
+    monkeypatch.setattr("agegen.train.train.export_model", lambda *arguments: None)
     monkeypatch.setattr("agegen.train.train.plot_curves", lambda path, curves: None)
     monkeypatch.setattr(
         "agegen.train.setup.measure_dataset", lambda records: LandmarkStats(0, np.empty((0, 5, 2)), None)
@@ -181,9 +181,9 @@ def agegen() -> Callable[..., object]:
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `scratch` on drawn faces, two epochs; tests must not change it."""
     from agegen.train.config import TrainConfig
-    from agegen.train.train import train_run
+    from agegen.train.train import train_and_finish
 
     path = tmp_path_factory.mktemp("trained") / "scratch"
-    for _ in train_run(TrainConfig("scratch", ("demo",), path, epochs=2, batch_size=32, workers=0)):
+    for _ in train_and_finish(TrainConfig("scratch", ("demo",), path, epochs=2, batch_size=32, workers=0)):
         pass
     return path

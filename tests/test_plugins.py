@@ -2,14 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from agegen.errors import PluginError
+from agegen.model.checkpoint import describe_model, load_checkpoint, save_checkpoint
+from agegen.model.network import AgeGenderModel
 from agegen.plugins import BACKBONE_GROUP, find_plugin, list_plugins, load_plugin, locate_file
 
 PYPROJECT = """
@@ -44,6 +50,48 @@ class Breaking(TinyBackbone):
     def __init__(self, *, pretrained=True):
         raise RuntimeError("no such\\nlayer")
 
+class Tied(TinyBackbone):
+    def __init__(self, *, pretrained=True):
+        super().__init__(pretrained=pretrained)
+        self.first = nn.Linear(12, 12)
+        self.again = self.first
+        self.other = nn.Linear(12, 12)
+        self.other.weight = self.first.weight
+        self.part = nn.Linear(12, 6)
+        self.part.weight = nn.Parameter(self.first.weight.detach()[:6])
+
+    def forward(self, images):
+        features = self.other(self.again(self.first(self.layers(images))))
+        return features + self.part(features).repeat(1, 2)
+
+class Lazy(TinyBackbone):
+    def __init__(self, *, pretrained=True):
+        super().__init__(pretrained=pretrained)
+        self.last = nn.LazyLinear(12)
+
+class Tuple(TinyBackbone):
+    def forward(self, images):
+        return (self.layers(images),)
+
+class Wrong(TinyBackbone):
+    feature_dim = 24
+
+class Map(TinyBackbone):
+    def forward(self, images):
+        return self.layers(images)[:, :, None, None]
+
+class Raising(TinyBackbone):
+    def forward(self, images):
+        raise ZeroDivisionError("first\\nsecond")
+
+class Exiting(TinyBackbone):
+    def __init__(self, *, pretrained=True):
+        raise SystemExit(3)
+
+class BadHeads(TinyBackbone):
+    def make_heads(self, config):
+        raise KeyError("heads")
+
 number = 3
 """
 
@@ -63,6 +111,8 @@ def target(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("plugins")
     target = tmp / "site"
     entries = 'tiny = "agegen_tiny:TinyBackbone"\nnumber = "agegen_tiny:number"\nbreaking = "agegen_tiny:Breaking"'
+    names = ("Tied", "Lazy", "Tuple", "Wrong", "Map", "Raising", "Exiting", "BadHeads")
+    entries += "".join(f'\n{name.lower()} = "agegen_tiny:{name}"' for name in names)
     install(tmp, target, "agegen-tiny", entries, TINY)
     install(tmp, target, "agegen-broken", 'broken = "agegen_broken:Backbone"', "import a_missing_module")
     entries = 'scratch = "agegen_rival:Rival"\nleaving = "agegen_rival:Rival"'
@@ -101,8 +151,62 @@ def test_models_lists_every_backbone_and_its_problem(target):
     assert models["tiny", "agegen-tiny"]["problem"] is None
     assert "a_missing_module" in models["broken", "agegen-broken"]["problem"]
     assert "no such" in models["breaking", "agegen-tiny"]["problem"]
+    assert models["tied", "agegen-tiny"]["problem"] is None
+    assert "Lazy.last.weight has no size (a lazy layer)" in models["lazy", "agegen-tiny"]["problem"]
+    assert "cannot be built: SystemExit: 3" in models["exiting", "agegen-tiny"]["problem"]
+    assert "cannot be built: KeyError: 'heads'" in models["badheads", "agegen-tiny"]["problem"]
     assert models["scratch", "agegen-rival"]["problem"].startswith("the name is taken by agegen ")
     assert all(model["version"] == "1.2.3" for (_, origin), model in models.items() if origin != "agegen")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lazy", r"Lazy\.last\.weight has no size \(a lazy layer\)\. Give all sizes in __init__\."),
+        ("tuple", r"features are a tuple, not a tensor \(N, 12\)"),
+        ("wrong", r"features are \(2, 12\), feature_dim says 24"),
+        ("map", r"features are \(2, 12, 1, 1\), not \(2, 12\)"),
+        ("raising", r"it cannot process images of 16×16 pixels: first"),
+        ("exiting", r"cannot be built: SystemExit: 3"),
+    ],
+)
+def test_training_says_in_one_line_how_a_backbone_is_wrong(agegen, plugins, tmp_path, name, message):
+    done = agegen("train", "--model", name, "--data", "demo", "--out", tmp_path / "run")
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert re.search(rf"^error: backbone '{name}' of agegen-tiny 1\.2\.3:? {message}$", line)
+    assert not (tmp_path / "run").exists()
+
+
+def test_shared_weights_are_stored_once_and_restored(plugins, tmp_path):
+    plugin = plugins["tied@agegen-tiny"]
+    model = AgeGenderModel(load_plugin(plugin)()).eval()
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, model, describe_model(plugin, model, {}))
+    with safe_open(path, framework="pt") as file:
+        stored = {name.removeprefix("backbone.") for name in file.keys() if "backbone" in name}  # noqa: SIM118
+        metadata = file.metadata()
+    assert {"first.weight", "first.bias", "other.bias", "part.weight"} <= stored
+    assert not {"again.weight", "again.bias", "other.weight"} & stored
+    images = torch.rand(3, 3, 16, 16) * 255
+    loaded = load_checkpoint(path)[1]
+    assert torch.equal(loaded(images).age_logits, model(images).age_logits)
+    assert loaded.backbone.other.weight is loaded.backbone.first.weight
+    # Older versions could store such tensors if they were not contiguous, under all names.
+    copies = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    save_file(copies, path, metadata)
+    assert torch.equal(load_checkpoint(path)[1](images).age_logits, model(images).age_logits)
+
+
+@pytest.mark.slow
+def test_a_backbone_with_shared_weights_can_be_trained_and_exported(target, tmp_path):
+    words = ["--data", "demo", "--epochs", "2", "--workers", "0", "--out", tmp_path / "run"]
+    done = run_agegen(target, "train", "--model", "tied", *words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "best.onnx").is_file()
+    for words in (["export", tmp_path / "run", "--weights", tmp_path / "w.safetensors"], ["eval", tmp_path / "run"]):
+        done = run_agegen(target, *words)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_broken_plugin_is_an_error_only_if_it_is_used(target):

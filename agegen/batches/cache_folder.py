@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agegen.files import require_cache_folder
+
 
 @dataclass(frozen=True)
 class CacheEntry:
@@ -23,12 +25,12 @@ class CacheEntry:
 
 
 def choose_cache_dir(cache_dir: Path | None) -> Path:
-    """Return the cache folder: ``cache_dir`` if given, otherwise the default of the user."""
-    if cache_dir is not None:
-        return cache_dir
-    from platformdirs import user_cache_path
+    """Return the cache folder: ``cache_dir`` if given, otherwise the default of the user.
 
-    return user_cache_path("agegen")
+    Raises:
+        AgegenError: there is no default, because the user has no home.
+    """
+    return require_cache_folder() if cache_dir is None else cache_dir
 
 
 def list_cache(root: Path) -> list[CacheEntry]:

@@ -34,6 +34,8 @@ from agegen.model.network import AgeGenderModel, mirror_image, stack_images
 CODE_VERSION = 1
 # Faces per block: the unit of computing, of checksums and of resuming.
 BLOCK = 64
+# How often, in seconds, a wait for another process is reported.
+_POLL_SECONDS = 1.0
 _FEATURES, _SUMS = np.dtype(np.float16), np.dtype(np.uint32)
 
 _FeatureMap = np.memmap[Any, np.dtype[np.float16]]
@@ -58,6 +60,24 @@ class CachedFeatures:
     def take(self, rows: NDArray[np.int64], view: int) -> NDArray[np.float16]:
         """Return the features (len(rows), D) of some faces in one view."""
         return np.asarray(self._arrays[view][rows])
+
+
+def _wait_for(lock: Any, on_progress: ProgressHook) -> None:
+    """Acquire a lock; another process may hold it for as long as an extraction takes, so report the wait."""
+    from filelock import Timeout
+
+    stage = "waiting for another process that extracts the same features"
+    waiting = False
+    while True:
+        try:
+            lock.acquire(timeout=_POLL_SECONDS if waiting else 0)
+        except Timeout:
+            waiting = True
+            on_progress(stage, 0, 1)
+        else:
+            break
+    if waiting:
+        on_progress(stage, 1, 1)
 
 
 class FeatureCache:
@@ -113,7 +133,7 @@ class FeatureCache:
                 do not share the folder.
         """
         try:
-            with self._lock(dist):
+            with self._lock(dist, on_progress):
                 arrays = [self._load_view(view, views, pixels, on_progress, dist) for view in range(views)]
                 return CachedFeatures(arrays, sum(self._read_seconds(view) for view in range(views)))
         except OSError as error:
@@ -131,14 +151,14 @@ class FeatureCache:
         return True
 
     @contextmanager
-    def _lock(self, dist: DistContext) -> Iterator[None]:
+    def _lock(self, dist: DistContext, on_progress: ProgressHook) -> Iterator[None]:
         """Create the folder and lock it; rank 0 locks it for all processes."""
         from filelock import FileLock
 
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder.parent / f"{self.folder.name}.lock")
         if dist.is_main:
-            lock.acquire()
+            _wait_for(lock, on_progress)
         try:
             dist.run_on_main(self._clear_mismatch)
             yield

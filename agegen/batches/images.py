@@ -10,7 +10,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -344,10 +344,11 @@ def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 - DataLoader passes
 
 
 @contextmanager
-def explain_loader_errors() -> Iterator[None]:
+def explain_loader_errors(name_run: Callable[[], Path | None] = lambda: None) -> Iterator[None]:
     """Turn PyTorch's errors for a worker that was killed or hangs into one line.
 
-    PyTorch notices killed workers in a signal handler, so the error occurs wherever the main thread happens to be.
+    ``name_run`` is called on an error and returns the run folder, if there is one. PyTorch notices killed workers in a
+    signal handler, so the error occurs wherever the main thread happens to be.
 
     Raises:
         AgegenError: a worker was killed, or sent nothing for too long.
@@ -363,5 +364,5 @@ def explain_loader_errors() -> Iterator[None]:
         else:
             raise
         raise AgegenError(
-            f"{cause}; resume with `agegen train --resume RUN --workers 0`, or with fewer workers"
+            f"{cause}; resume with `agegen train --resume {name_run() or 'RUN'} --workers 0`, or with fewer workers"
         ) from error

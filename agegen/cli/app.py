@@ -27,6 +27,11 @@ _LITERALLY: dict[str, Any] = {"markup": False, "emoji": False, "highlight": Fals
 
 # Panels of `agegen --help`, and the commands in them, most used first.
 USE, TRAIN, DATA, SHARE, EXTEND = "Use", "Train", "Data", "Share", "Extend"
+# What people try, and the option that exists; Typer itself suggests only similar spellings.
+_SYNONYMS = {
+    **dict.fromkeys(("--threshold", "--gender-threshold", "--min-probability"), "--min-confidence"),
+    **dict.fromkeys(("--detection-threshold", "--det-thresh"), "--min-score"),
+}
 _ORDER = (
     *("predict", "serve", "explain"),
     *("train", "eval", "compare", "calibrate", "models"),
@@ -52,9 +57,7 @@ class _Group(TyperGroup):
         except AgegenError as error:
             # Of the processes of a distributed training, the first on each machine reports the error.
             if read_local_rank()[0] == 0:
-                make_notice_console(always=True).print(
-                    f"error: {escape_controls(str(error))}", style="red", soft_wrap=True
-                )
+                _print_error(str(error), always=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             make_notice_console().print("interrupted", style="yellow")
@@ -66,12 +69,20 @@ class _Group(TyperGroup):
             _print_error(explain_missing(error))
             raise typer.Exit(1) from None
         except OSError as error:
-            make_notice_console().print(
-                f"error: {escape_controls(explain_os_error(error))}", style="red", soft_wrap=True
-            )
+            _print_error(explain_os_error(error))
             if error.filename is None:
                 discard_stdout()
             raise typer.Exit(1) from None
+        except Exception as error:
+            _suggest_synonym(error)
+            raise
+
+
+def _suggest_synonym(error: Any) -> None:
+    """Add the option that is meant to Typer's NoSuchOption, which it does not export."""
+    meant = _SYNONYMS.get(getattr(error, "option_name", ""))
+    if meant and error.ctx is not None and any(meant in option.opts for option in error.ctx.command.params):
+        error.possibilities = [meant]
 
 
 app = typer.Typer(

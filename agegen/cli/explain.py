@@ -17,7 +17,9 @@ def explain(config: ExplainConfig) -> None:
 
     with show_work(notices, "computing the maps"):
         found = explain_face(config).face
-    ages = f"{found.age:.1f} years, {found.age_low:.0f}–{found.age_high:.0f}"
+    ages = "no age: the model was trained without ages"
+    if found.age is not None:
+        ages = f"{found.age:.1f} years, {found.age_low:.0f}–{found.age_high:.0f}"
     output = make_output_console()
     output.print(f"{ages}; {found.gender}, P(female) {found.p_female:.2f}")
     output.print(str(config.out), soft_wrap=True)

@@ -18,7 +18,7 @@ from agegen.cli.app import (
 )
 from agegen.errors import CheckpointError, PluginError
 from agegen.options import JsonOption, WeightsOption
-from agegen.plugins import Plugin, build_backbone, list_plugins, load_plugin, locate_file
+from agegen.plugins import Plugin, build_backbone, format_cause, list_plugins, load_plugin, locate_file
 from agegen.render.tables import PlainTable, format_size, render_table
 
 
@@ -94,6 +94,8 @@ def describe_plugin(plugin: Plugin) -> ModelDescription:
             )
     except PluginError as error:
         return ModelDescription(*identity, problem=str(error))
+    except (Exception, SystemExit) as error:  # custom heads may raise anything
+        return ModelDescription(*identity, problem=f"cannot be built: {format_cause(error)}")
     size, frozen = backbone_class.input_spec.size, backbone_class.frozen
     return ModelDescription(*identity, total, trainable, size, frozen, **describe_weights(plugin))
 

@@ -14,17 +14,19 @@ import typer
 from rich.console import Console
 
 from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
-from agegen.errors import format_count
+from agegen.errors import escape_controls, format_count
 from agegen.options import FACES, OfflineOption, with_options
-from agegen.predict.config import PredictConfig
+from agegen.predict.config import PredictConfig, check_options
 from agegen.render.progress import ProgressDisplay, show_notices
-from agegen.render.tables import PlainTable, format_duration, render_table
+from agegen.render.tables import PlainTable, format_duration, render_table, shorten_path
 
 if TYPE_CHECKING:
     from agegen.predict.predict import PredictStart
     from agegen.predict.results import FacePrediction, PhotoPrediction
     from agegen.predict.shards import ShardResult
 
+# Characters of a path that leave room for the other columns in a terminal of 100, and for those with reasons.
+_MAX_PATH, _MAX_PATH_WITH_PROBLEM = 40, 28
 # Longer tables are not readable; files contain all rows.
 _ROWS_SHOWN = 1000
 
@@ -75,8 +77,11 @@ class PredictDisplay:
         notices = []
         if start.ignored:
             notices.append(start.ignored)
+        if start.notice:
+            notices.append(start.notice)
         if start.skipped:
-            notices.append(f"{format_count(start.skipped, 'file')} already processed")
+            total = "" if start.photos is None else f" of {start.skipped + start.photos:,}"
+            notices.append(f"continuing after {start.skipped:,}{total} inputs")
         notices += start.notices
         if not start.calibrated:
             notices.append("this checkpoint is not calibrated: its intervals and probabilities are unreliable")
@@ -96,17 +101,22 @@ class PredictDisplay:
             caption += f"; {format_count(more, 'more row')} (write them with --csv FILE)"
         broken = frozenset(index for index, row in enumerate(self._rows) if row.reason is not None)
         columns = ["file", "face", "age", "90 % interval", "gender", "probability"]
-        return PlainTable("", columns, [_list_cells(row) for row in self._rows], caption=caption, alarms=broken)
+        if any(row.status != "ok" for row in self._rows):
+            columns.append("problem")
+            rows = [[*_list_cells(row, _MAX_PATH_WITH_PROBLEM), _describe_problem(row)] for row in self._rows]
+        else:
+            rows = [_list_cells(row, _MAX_PATH) for row in self._rows]
+        return PlainTable("", columns, rows, caption=caption, alarms=broken)
 
     def show_summary(self, always: bool) -> None:
         """Print a summary in one line, if there is more than one photo or no table shows the rows (``always``)."""
         done = self._counts.total()
         if done > 1 or always:
             seconds = time.monotonic() - self._started
+            faces, photos = format_count(self._faces, "face"), format_count(done, "photo")
             self._notices.print(
-                f"{format_count(self._faces, 'face')} in {format_count(done, 'photo')}, "
-                f"{self._counts['no_face']:,} without a face, {self.unreadable:,} unreadable; "
-                f"{format_duration(seconds)}, {done / seconds:,.1f} photos/s",
+                f"{faces} in {photos}, {self._counts['no_face']:,} without a face, "
+                f"{self.unreadable:,} unreadable; {format_duration(seconds)}, {done / seconds:,.1f} photos/s",
                 soft_wrap=True,
             )
 
@@ -134,7 +144,7 @@ def predict(
     notices = make_notice_console()
     with show_work(notices):
         from agegen.files import find_portrait
-        from agegen.predict.predict import predict_photos
+        from agegen.predict.predict import list_photos, load_estimator, predict_photos
         from agegen.predict.shards import predict_shards
 
     if demo:
@@ -147,11 +157,14 @@ def predict(
             for made in predict_shards(config, sys.stdin.buffer):
                 display.show(made)
         else:
-            for event in predict_photos(config, sys.stdin.buffer, sys.stdout.buffer):
+            check_options(config)
+            # Listed first: a name that does not exist is reported without waiting for the model.
+            photos = list_photos(config.inputs, config.boxes, sys.stdin.buffer, config.copies)
+            for event in predict_photos(config, load_estimator(config), photos, sys.stdout.buffer):
                 display.show(event)
-    if config.parquet is None and "-" not in config.outputs.values():
+    if config.parquet is None and not config.outputs:
         make_output_console().print(render_table(display.make_table()))
-    display.show_summary(always=config.parquet is not None)
+    display.show_summary(always=config.writes_only_files)
     if display.unreadable:
         raise typer.Exit(1)
 
@@ -167,10 +180,17 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
         raise
 
 
-def _list_cells(row: FacePrediction) -> list[str]:
-    file = row.file
-    if row.age is None or row.p_female is None:
-        return [file, "", "", "", row.status if row.reason is None else f"{row.status}: {row.reason}", ""]
+def _list_cells(row: FacePrediction, most: int) -> list[str]:
+    file = shorten_path(escape_controls(row.file), most)
+    if row.p_female is None:
+        return [file, "", "", "", "", ""]
     probability = max(row.p_female, 1 - row.p_female)
-    ages = f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}"
+    # A model that was trained without ages gives none.
+    ages = ("–", "–") if row.age is None else (f"{row.age:.1f}", f"{row.age_low:.0f}–{row.age_high:.0f}")
     return [file, str(row.face), *ages, str(row.gender), f"{probability:.2f}"]
+
+
+def _describe_problem(row: FacePrediction) -> str:
+    if row.status == "ok":
+        return ""
+    return row.status if row.reason is None else f"{row.status}: {row.reason}"

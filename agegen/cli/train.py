@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from agegen.cli.app import TRAIN, add_command, make_notice_console, make_output_console, show_work
 from agegen.distributed import read_rank, shutdown_distributed
-from agegen.errors import AgegenError
+from agegen.errors import AgegenError, TrainingInterrupted
 from agegen.options import OUTPUT, with_options
 from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import METRIC_TITLES, PlainTable, format_duration, format_value, render_table
@@ -19,6 +20,7 @@ from agegen.train.config import StudyConfig, TrainConfig, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from agegen.train.loop import BatchResult, EpochResult, StudyEvent, StudyResult, TrainResult, TrainStart
 
@@ -65,6 +67,9 @@ class TrainDisplay:
         self._notices = notices
         self._progress = progress
         self.epochs = 0
+        # The folder that --resume takes: the run's, or the study's.
+        self.folder: Path | None = None
+        self._in_study = False
 
     def show(self, event: StudyEvent) -> None:
         """Render one event."""
@@ -79,6 +84,7 @@ class TrainDisplay:
         elif isinstance(event, EpochResult):
             self._show_epoch(event)
         elif isinstance(event, PartStart):
+            self.folder, self._in_study = event.run.parent, True
             self._console.print(f"{event.kind.removesuffix('s')} {event.number} of {event.count}")
         elif isinstance(event, StudyResult):
             self._show_study(event)
@@ -87,6 +93,8 @@ class TrainDisplay:
 
     def _show_start(self, start: TrainStart) -> None:
         self.epochs = start.epochs
+        if not self._in_study:
+            self.folder = start.run
         total, trainable = start.parameters
         counts = ", ".join(f"{start.counts.get(name, 0):,} {name}" for name in ("train", "val", "test"))
         show_notices(self._notices, start.notices)
@@ -168,16 +176,18 @@ def train(
         from agegen.machine import keep_freed_memory
         from agegen.train.loop import BatchResult, EpochResult
         from agegen.train.study import train_study
-        from agegen.train.train import train_run
+        from agegen.train.train import train_and_finish
 
     config = choose_config(given)
     # In the command and not in the library: it changes how the whole process allocates memory.
     keep_freed_memory()
     output = make_output_console()
     interrupts = _Interrupts(notices)
-    with explain_loader_errors(), ProgressDisplay(output if output.is_terminal else notices) as progress:
+    with ProgressDisplay(output if output.is_terminal else notices) as progress, ExitStack() as stack:
         display = TrainDisplay(output, notices, progress)
-        run = train_study if isinstance(config, StudyConfig) else train_run
+        stack.enter_context(explain_loader_errors(lambda: display.folder))
+        stack.enter_context(_explain_interruption(display))
+        run = train_study if isinstance(config, StudyConfig) else train_and_finish
         events: Iterator[StudyEvent] = run(config, progress, interrupts.pending)  # type: ignore[arg-type]
         if log is not None and read_rank() == 0:
             from agegen.train.tensorboard import log_events
@@ -191,6 +201,17 @@ def train(
                 interrupts.release()
             display.show(event)
     shutdown_distributed()
+
+
+@contextmanager
+def _explain_interruption(display: TrainDisplay) -> Iterator[None]:
+    """Say how to continue after Ctrl-C where no batch is finished first: before the first one and after the last."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if display.folder is None:
+            raise
+        raise TrainingInterrupted(f"interrupted; resume with `agegen train --resume {display.folder}`") from None
 
 
 def choose_config(given: dict[str, Any]) -> TrainConfig | StudyConfig:

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agegen.compare.costs import Cost, measure_cost
-from agegen.compare.differences import MIN_FACES, GroupDifferences, MetricRow, find_group_differences, measure_rows
+from agegen.compare.differences import (
+    MIN_FACES,
+    BiasRow,
+    GroupDifferences,
+    MetricRow,
+    find_group_differences,
+    measure_biases,
+    measure_rows,
+)
 from agegen.compare.models import ComparedModel, ComparedRun, choose_models, name_models
-from agegen.data.labels import AGE_BOUNDS, read_labels
+from agegen.data.labels import AGE_BOUNDS, drop_ages, read_labels
 from agegen.data.records import SOURCE_COLUMN
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.errors import AgegenError, format_count
@@ -30,7 +38,7 @@ from agegen.evaluate.metrics import (
 )
 from agegen.evaluate.subject import TrainingSplit, read_training_split
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
-from agegen.runs import RunFolder, list_sources
+from agegen.runs import RunFolder, describe_damaged_runs, list_sources
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +80,7 @@ class Comparison:
         n: the number of faces, and ``source`` where they come from.
         age: the rows of the age table, and ``gender`` those of the gender table.
         costs: of the first training of each model.
+        biases: the bias of each model by true age.
         groups: differences between the first two models.
         verdict: a sentence about the first two models.
         notices: what the user should know about the data.
@@ -89,6 +98,7 @@ class Comparison:
     age: list[MetricRow]
     gender: list[MetricRow]
     costs: list[Cost]
+    biases: list[BiasRow]
     groups: GroupDifferences
     verdict: str
     notices: tuple[str, ...]
@@ -109,6 +119,9 @@ class Comparison:
             ],
             "age": [self._row_to_json(row) for row in self.age],
             "gender": [self._row_to_json(row) for row in self.gender],
+            "bias_by_age": [
+                {"age_band": row.band, "n": row.n, "values": self._values_to_json(row.values)} for row in self.biases
+            ],
             "groups": [{**vars(group), "difference": _metric_to_json(group.difference)} for group in self.groups.rows],
             "groups_looked_at": self.groups.count,
             "sources": [
@@ -119,10 +132,13 @@ class Comparison:
             "notices": list(self.notices),
         }
 
+    def _values_to_json(self, values: tuple[Metric, ...]) -> dict[str, Any]:
+        return {name: _metric_to_json(value) for name, value in zip(self.names, values, strict=True)}
+
     def _row_to_json(self, row: MetricRow) -> dict[str, Any]:
         return {
             "metric": row.name,
-            "values": {name: _metric_to_json(value) for name, value in zip(self.names, row.values, strict=True)},
+            "values": self._values_to_json(row.values),
             "differences": [
                 {"run": name, "to": self.names[0], "better": better, **_metric_to_json(difference)}
                 for name, difference, better in zip(self.names[1:], row.differences, row.better, strict=True)
@@ -152,6 +168,8 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
     n = len(tables[names[0]])
     age, gender = measure_rows(names, trainings)
     counts = tuple(len(model.trainings) for model in models)
+    if not config.runs:
+        notices += describe_damaged_runs()
     if max(counts) > 1:
         notices.append(
             "groups, datasets, learning curves, costs and images are those of the first training of each model"
@@ -169,6 +187,7 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
         age=age,
         gender=gender,
         costs=costs,
+        biases=measure_biases(tables),
         groups=find_group_differences(names, tables),
         verdict=write_verdict(names, n, age, gender, costs, counts, trained=config.split == "train"),
         notices=tuple(dict.fromkeys(notices)),
@@ -213,7 +232,7 @@ def collect_predictions(
     runs = [training.run for training in trainings if training.run is not None]
     if not config.data and config.split == "test":
         splits = [read_training_split(run) for run in runs]
-        kept = [read_predictions(run.predictions) for run in runs]
+        kept = [read_predictions(run.verify(run.predictions)) for run in runs]
         return [mark_seen(table, split, splits) for table, split in zip(kept, splits, strict=True)], []
     tables: list[pd.DataFrame] = []
     notices: list[str] = []
@@ -264,6 +283,9 @@ def align_predictions(
     order = [digest for digest in tables[0].index if digest in common]
     ordered = [table.loc[order].drop(columns="seen").reset_index(drop=True) for table in tables]
     _check_labels(ordered)
+    if any(table["estimated_age"].isna().all() for table in ordered):
+        # Of a model that was trained without ages: only the genders can be compared.
+        ordered = [drop_ages(table) for table in ordered]
     rest = iter(ordered)
     aligned = {name: [next(rest) for _ in model.trainings] for name, model in zip(names, models, strict=True)}
     return aligned, all(len(table) == len(order) for table in tables)

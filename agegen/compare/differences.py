@@ -26,6 +26,7 @@ from agegen.evaluate.metrics import (
     summarize_samples,
     widen_brackets,
 )
+from agegen.render.tables import SIGNED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,7 @@ _OTHER_COLUMNS = (*ESTIMATE_COLUMNS, *AGE_BOUNDS, "age", "female", "path", "sha2
 class MetricRow:
     """One metric of each model, and the paired difference of each later model to the first.
 
-    ``better`` names the better model for each difference, None if its interval contains 0.
+    ``better`` names the better model for each difference, None if its interval contains 0, or for a signed metric.
     """
 
     name: str
@@ -155,7 +156,7 @@ def _make_row(name: str, names: tuple[str, ...], models: list[_ModelMetrics]) ->
 
 
 def _choose_better(metric: str, first: str, second: str, difference: Metric) -> str | None:
-    if not (difference.low > 0 or difference.high < 0):
+    if metric in SIGNED or not (difference.low > 0 or difference.high < 0):
         return None
     return second if (difference.high < 0) == (metric in _LESS_IS_BETTER) else first
 
@@ -172,6 +173,36 @@ def _define_bracket_metrics(table: pd.DataFrame) -> MetricSpec[Any]:
 
 def _define_gender_metrics(table: pd.DataFrame) -> MetricSpec[Any]:
     return define_gender_metrics(table["p_female"].to_numpy(dtype=float), table["female"].to_numpy(dtype=bool))
+
+
+@dataclass(frozen=True)
+class BiasRow:
+    """The mean of estimate − true age in years of each model, over the n faces of an age band."""
+
+    band: str
+    n: int
+    values: tuple[Metric, ...]
+
+
+def measure_biases(tables: dict[str, pd.DataFrame]) -> list[BiasRow]:
+    """Return the bias of each model by true age, for age bands of at least 30 faces with exact ages.
+
+    ``tables``: the predictions of each model, of the same faces in the same order.
+    """
+    first = next(iter(tables.values()))
+    exact, bands = read_labels(first).exact, label_groups(first, [])["age_band"]
+    rows = []
+    for band in bands.cat.categories:
+        inside = (bands == band).to_numpy(dtype=bool, na_value=False) & exact
+        if (n := int(inside.sum())) >= MIN_FACES:
+            specs = [_define_age_metrics(table[inside]) for table in tables.values()]
+            drawn = resample_all([(n, {"bias": spec.functions["bias"]}) for spec in specs])
+            rows.append(BiasRow(str(band), n, tuple(map(_summarize_bias, specs, drawn))))
+    return rows
+
+
+def _summarize_bias(spec: MetricSpec[Any], drawn: dict[str, Floats]) -> Metric:
+    return summarize_samples(float(spec.functions["bias"](np.ones((1, spec.n)))[0]), drawn["bias"])
 
 
 def find_group_differences(names: tuple[str, ...], tables: dict[str, pd.DataFrame]) -> GroupDifferences:

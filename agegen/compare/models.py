@@ -94,7 +94,7 @@ def _open_model(given: str) -> ComparedModel:
 def _take_run(run: RunFolder) -> ComparedRun:
     if not run.read().get("finished"):
         raise AgegenError(f"{run.path} is not finished and cannot be compared yet")
-    return ComparedRun(run.checkpoint, run)
+    return ComparedRun(run.verify(run.checkpoint), run)
 
 
 def _open_seeds(path: Path) -> tuple[ComparedRun, ...]:

@@ -54,13 +54,14 @@ def render_html(comparison: Comparison) -> str:
 
 
 def make_tables(comparison: Comparison) -> list[PlainTable]:
-    """Return the tables: age, gender, cost, datasets, and the groups with the clearest differences."""
+    """Return the tables: age, gender, cost, datasets, bias, and the groups with the clearest differences."""
     tables = [
         _make_metric_table("Table 1: age", comparison.names, comparison.age),
         _make_metric_table("Table 2: gender", comparison.names, comparison.gender),
         _make_cost_table(comparison),
     ]
     tables += [_make_source_table(comparison)] if comparison.sources else []
+    tables += [_make_bias_table(comparison)] if comparison.biases else []
     return [*tables, _make_group_table(comparison)] if comparison.groups.rows else tables
 
 
@@ -123,6 +124,16 @@ def _make_source_table(comparison: Comparison) -> PlainTable:
         ends.append(len(rows) - 1)
     columns = ["data", "faces", "model", "MAE (years)", "95 %", "in the bracket", "95 %", "accuracy", "95 %"]
     return PlainTable("Table 4: by dataset", columns, rows, left=3, sections=frozenset(ends[:-1]))
+
+
+def _make_bias_table(comparison: Comparison) -> PlainTable:
+    columns = ["true age", "faces", *(part for name in comparison.names for part in (name, "95 %"))]
+    rows = []
+    for row in comparison.biases:
+        cells = [(format_value("bias", value.value), format_interval("bias", value)) for value in row.values]
+        rows.append([row.band, f"{row.n:,}", *(part for cell in cells for part in cell)])
+    caption = "Mean of estimate − true age; above 0, ages are overestimated."
+    return PlainTable("Bias by true age (years)", columns, rows, caption=caption)
 
 
 def _make_group_table(comparison: Comparison) -> PlainTable:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from agegen.errors import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +38,8 @@ IDENTITY_COLUMNS = (
 SMALL_GROUP = 30
 # A column with more values is not reported by group: nobody reads such a table, and each group costs a bootstrap.
 MOST_GROUPS = 50
+# Reports by more columns have thousands of lines. Of a table with many more, such as embeddings, the rest is not read.
+MOST_GROUP_COLUMNS, MOST_COLUMNS = 30, 300
 # A column with this few values is reported by group even for a handful of faces.
 _FEW_GROUPS = 5
 # In years; finer in childhood, where three years change a face more than thirty do later.
@@ -104,6 +108,11 @@ class Labels:
         soft = None if self.soft is None else self.soft.pick(rows)
         return Labels(self.low[rows], self.high[rows], self.female[rows], soft)
 
+    def drop_ages(self) -> Labels:
+        """Return the genders alone; see :func:`drop_ages` for frames."""
+        unknown = np.full(len(self), np.nan, dtype=np.float32)
+        return replace(self, low=unknown, high=unknown)
+
 
 def read_labels(frame: pd.DataFrame) -> Labels:
     """Return the labels in a frame with the columns ``age`` (NaN if not exact), ``female``, and maybe the bounds."""
@@ -120,6 +129,19 @@ def format_labels(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     ages = [format_age(low, high) for low, high in zip(labels.low, labels.high, strict=True)]
     genders = [format_gender(female) for female in labels.female]
     return ["" if age == "–" else age.replace("–", "-") for age in ages], [one.replace("–", "") for one in genders]
+
+
+def drop_ages(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a label frame in which all ages are unknown."""
+    return frame.drop(columns=list(AGE_BOUNDS), errors="ignore").assign(age=float("nan"))
+
+
+def fill_missing(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame with "" for missing cells, except in columns of numbers."""
+    import pandas as pd
+
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    return frame.assign(**{str(name): frame[name].astype(object).where(frame[name].notna(), "") for name in texts})
 
 
 def format_age(low: float, high: float) -> str:
@@ -151,12 +173,16 @@ def compute_baseline(train: pd.DataFrame) -> Baseline:
 
 
 def choose_groups(frame: pd.DataFrame, columns: list[str]) -> tuple[list[str], list[str]]:
-    """Return the columns to group reports by, and the others: those that identify persons or have too many values."""
+    """Return the columns to group reports by, and the others: those that identify persons or have too many values.
+
+    Of many columns, the first 30 that can be used are.
+    """
     most = min(MOST_GROUPS, max(_FEW_GROUPS, len(frame) // 2))
     chosen: list[str] = []
     others: list[str] = []
     for name in columns:
-        is_grouping = frame[name].nunique() <= most and name.lower() not in IDENTITY_COLUMNS
+        is_grouping = len(chosen) < MOST_GROUP_COLUMNS and name.lower() not in IDENTITY_COLUMNS
+        is_grouping = is_grouping and frame[name].nunique() <= most
         (chosen if is_grouping else others).append(name)
     return chosen, others
 
@@ -166,6 +192,12 @@ def band_ages(ages: NDArray[np.float64], frame: pd.DataFrame) -> pd.Series:
     import pandas as pd
 
     return pd.Series(pd.cut(ages, _AGE_BANDS, right=False, labels=_BAND_NAMES), index=frame.index)
+
+
+def _name_groups(cells: pd.Series) -> pd.Series:
+    """Return the cells of a column as categories that are printable; none for missing cells."""
+    texts = cells.astype(str).where(cells.notna())
+    return texts.map({text: shorten(text) for text in texts.dropna().unique()}).astype("category")
 
 
 def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]:
@@ -187,5 +219,5 @@ def label_groups(frame: pd.DataFrame, groups: list[str]) -> dict[str, pd.Series]
     ordered = sorted({*_BAND_NAMES, *wide_names}, key=lambda name: tuple(map(int, name.split("–"))))
     known = [None if value != value else format_gender(value) for value in labels.female]
     gender = pd.Series(known, index=frame.index, dtype=object).astype("category")
-    columns = {name: frame[name].astype(str).astype("category") for name in groups}
+    columns = {name: _name_groups(frame[name]) for name in groups}
     return {"age_band": bands.astype(pd.CategoricalDtype(ordered, ordered=True)), "gender": gender, **columns}

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agegen.data.labels import AGE_BOUNDS
-from agegen.data.layouts import read_layout
+from agegen.data.labels import AGE_BOUNDS, fill_missing
+from agegen.data.layouts import WEBDATASET_ADVICE, read_layout
 from agegen.data.manifests import load_manifest
 from agegen.data.records import SOURCE_COLUMN, FaceRecords, JoinedStore
 from agegen.data.remote import fetch_parquet, is_remote
@@ -40,6 +40,15 @@ def resolve_data(data: Sequence[str] | None) -> tuple[str, ...]:
     raise DataError(
         "no data. Give --data FOLDER, or put UTKFace (https://susanqq.github.io/UTKFace/, non-commercial research "
         "only) into ./data/utkface, or try agegen on drawn faces with --data demo."
+    )
+
+
+def make_absolute(data: Sequence[str]) -> tuple[str, ...]:
+    """Return datasets as absolute paths with their weights; ``demo`` and addresses stay as they are."""
+    named = (one.partition("::") for one in data)
+    return tuple(
+        (path if path == "demo" or is_remote(path) else str(Path(path).resolve())) + mark + weight
+        for path, mark, weight in named
     )
 
 
@@ -83,7 +92,8 @@ def load_records(data: str, options: ReadOptions = DEFAULT_READ_OPTIONS) -> Face
     elif path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
         records = load_manifest(path, options)
     elif path.is_file():
-        raise DataError(f"cannot read {data}: agegen reads {', '.join(TABLE_SUFFIXES)} and folders of images")
+        advice = f". {WEBDATASET_ADVICE}" if path.suffix.lower() == ".tar" else ""
+        raise DataError(f"cannot read {data}: agegen reads {', '.join(TABLE_SUFFIXES)} and folders of images{advice}")
     else:
         raise DataError(f"no data at {data}. Give a folder, a table ({', '.join(TABLE_SUFFIXES)}), or 'demo'.")
     if not len(records):
@@ -106,6 +116,8 @@ def _join_records(loaded: list[FaceRecords], names: list[str]) -> FaceRecords:
     layouts = [
         f"{name}: {records.layout or 'a table'}, {format_count(len(records), 'face')}" for records, name in named
     ]
+    given = [name for records, name in named if "split" in records.frame.columns]
+    ignored = [f"the split of {', '.join(given)} is not used: the other datasets have none"]
     return FaceRecords(
         _join_frames([records.frame for records in loaded], names, starts),
         JoinedStore(tuple(records.images for records in loaded), tuple(starts)),
@@ -114,7 +126,10 @@ def _join_records(loaded: list[FaceRecords], names: list[str]) -> FaceRecords:
         drawn=any(records.drawn for records in loaded),
         terms="; ".join(dict.fromkeys(records.terms for records in loaded if records.terms)),
         layout="; ".join([*layouts, "in total"]),
-        notices=tuple(f"{name}: {text}" for records, name in named for text in records.notices),
+        notices=(
+            *(f"{name}: {text}" for records, name in named for text in records.notices),
+            *(ignored if given and len(given) < len(named) else ()),
+        ),
     )
 
 
@@ -135,8 +150,5 @@ def _join_frames(frames: list[pd.DataFrame], names: list[str], starts: list[int]
     joined = pd.concat(parts, ignore_index=True)
     gender_known = all(frame["female"].dtype == bool for frame in frames)
     joined = joined.astype({"female": bool if gender_known else float})
-    for column in joined.columns:
-        # Group columns that only some datasets have.
-        if joined[column].dtype == object and joined[column].isna().any():
-            joined[column] = joined[column].fillna("")
-    return joined
+    # Group columns that only some datasets have.
+    return fill_missing(joined)

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Callable
-from pathlib import Path
+from itertools import islice, takewhile
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agegen.data.labels import AGE_BOUNDS, MAX_AGE
-from agegen.data.records import BOX_COLUMNS, SOURCE_COLUMN, Exclusion, FaceRecords, FileStore
+from agegen.data.labels import AGE_BOUNDS, IDENTITY_COLUMNS, MAX_AGE, MOST_COLUMNS, SPLITS, fill_missing
+from agegen.data.records import BOX_COLUMNS, SOURCE_COLUMN, Exclusion, FaceRecords, FilePaths, FileStore
 from agegen.data.remote import is_remote
 from agegen.data.tables import RawTable, find_boxes, read_table
-from agegen.data.values import Age, choose_codes, is_missing, parse_age, parse_gender
+from agegen.data.values import (
+    UNITS,
+    Age,
+    choose_codes,
+    compute_ages,
+    find_split,
+    has_gender_letters,
+    is_missing,
+    parse_age,
+    parse_gender,
+    parse_split,
+)
 from agegen.errors import DataError, format_count, shorten
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 # Common column names in tables of faces, in any capitalization, the most likely first.
 PATH_COLUMNS = (
     *("path", "file_name", "filename", "file", "file_path", "filepath", "img_path", "image_path", "image_name"),
@@ -34,12 +39,44 @@ PATH_COLUMNS = (
 )
 _ALIASES = {
     "path": PATH_COLUMNS,
-    "age": ("age", "real_age", "ages", "age_range", "age_group", "age_bracket"),
+    "age": ("age", "real_age", "ages", "age_range", "age_group", "age_bracket", "exact_age", "true_age", "actual_age"),
     "gender": ("gender", "sex", "genders"),
     "age_low": ("age_low", "age_min", "min_age"),
     "age_high": ("age_high", "age_max", "max_age"),
     "split": ("split",),
 }
+# Ages in a unit that the column's name states: age_months, child_age_in_days, months_old; the preferred unit first.
+_UNITS = {
+    unit: re.compile(rf"(?:[a-z]+_)?age_?(?:in_?)?{names}|{names}_?(?:old|of_age)")
+    for unit, names in (
+        ("years", "(?:years?|yrs?)"),
+        ("months", "(?:months?|mos?|mths?)"),
+        ("weeks", "(?:weeks?|wks?)"),
+        ("days", "days?"),
+    )
+}
+# Read as ages where nothing else is, but `year` is a date, and `months` up to 12 may be those of the calendar.
+_BARE_UNITS = {"years": 0.0, "months": 12.0}
+_BIRTH = re.compile(r"dob|yob|born|birth|birth_?(?:date|day|year)|(?:date|day|year)_of_birth|date_born|year_born")
+_PHOTO = re.compile(
+    r"(?:photo|picture|pic|image|img|capture|shot|shooting|recording|scan)_?(?:date|day|year|time|taken|datetime)"
+    r"|(?:date|day|year)_?(?:of_|of_the_)?(?:photo|picture|image|capture|taken|shot|recording|scan)"
+    r"|taken|taken_(?:on|at|in)|captured|captured_(?:on|at|in)|datetime_?original"
+)
+# Only in a table without a column of the kind above: these may be dates of anything.
+_ANY_DATE = re.compile(r"date|year|datetime|timestamp")
+# A number at the end, to which the column's unit belongs; in `18m` or `2 years` the cell has its own.
+_UNITLESS = re.compile(r".*[\d)\]+]\s*")
+# Columns of what `agegen predict` and `agegen eval` write.
+_ESTIMATES = {"p_female", "estimated_age"}
+# To find the folder of images that are not where a table says, this many names are looked for in so many folders.
+_PROBED, _MOST_FOLDERS = 10, 100
+# Before the name of a label that was in a struct: json.age, where WebDataset was converted to Parquet.
+_STRUCT = re.compile(r"^(?:json|labels?|meta|metadata|annotations?|attributes?)\.(?=\w)")
+# Columns to name in a notice.
+_NAMED = 8
+# In years. If no age is above it, they are fractions of a century: 116 / 100.
+_FRACTIONS = 1.2
 # The longest path on Linux; a longer cell is not a path.
 _MAX_PATH_LENGTH = 4096
 # Cells to quote in an error: enough to see what the column contains.
@@ -55,9 +92,7 @@ def load_manifest(path: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> Fa
     Raises:
         DataError: the table cannot be read, lacks a column, or has a label column without a single valid cell.
     """
-    table = read_table(path)
-    base = path if path.is_dir() else path.parent
-    return build_records(table, base, str(path), options)
+    return build_records(read_table(path), path.parent, str(path), options)
 
 
 def build_records(
@@ -81,49 +116,268 @@ def build_records(
     Raises:
         DataError: the table lacks a column, or has a label column without a single valid cell.
     """
-    frame = _rename_columns(table.frame, options.age_column, source)
+    frame, notices = _rename_columns(table.frame, options.age_column, source)
+    if table.images is not None and "path" not in frame.columns:
+        frame["path"] = [f"row-{row}" for row in range(len(frame))]
+    frame, found = _find_ages(frame)
+    # The columns of a known layout are known.
+    notices = [*notices, *found] if layout == "" else []
+    frame, surplus = _drop_surplus(frame)
+    notices += surplus
     if "path" not in frame.columns or not {"age", "gender", "age_low"} & set(frame.columns):
         missing = "path" if "path" not in frame.columns else "age and no column gender"
         raise DataError(f"{source} has no column {missing}; it has {shorten(', '.join(map(str, table.frame.columns)))}")
-    frame, box_notices = _add_boxes(frame, table.decimal_comma)
+    frame, found_boxes = _add_boxes(frame, table.decimal_comma)
+    notices += found_boxes
     frame["row"] = range(len(frame))
     images = table.images
     in_files = images is None
     if images is None:
         frame["path"] = frame["path"].map(_normalize_path)
-        images = FileStore(tuple(base / (name if _is_path(name) else "unusable") for name in frame["path"]))
+        if folder := find_image_folder(base, list(frame["path"]), find_split(Path(source).stem)):
+            frame["path"] = f"{folder}/" + frame["path"]
+            notices.append(f"the images are in {folder}/")
+        notices += _describe_outside(base, list(frame["path"])) if layout == "" else []
+        images = FileStore(FilePaths(base, [name if _is_path(name) else "unusable" for name in frame["path"]]))
+    notices += name_splits(frame, table.origins)
     ages, age_reasons = _parse_ages(frame, table.decimal_comma, source)
     female, gender_reasons, coded = _parse_genders(frame, options.gender_codes, source)
     reasons = _find_reasons(frame, ages, female, (age_reasons, gender_reasons), in_files)
     kept, excluded = _keep_usable(frame, ages, female, reasons)
-    notices = (*box_notices, *_list_notices(ages, coded and options.gender_codes is None and layout == ""))
-    return FaceRecords(_name_faces(kept), images, source, tuple(excluded), terms=terms, layout=layout, notices=notices)
+    notices += _list_notices(ages, coded and options.gender_codes is None and layout == "")
+    return FaceRecords(
+        _name_faces(kept), images, source, tuple(excluded), terms=terms, layout=layout, notices=tuple(notices)
+    )
 
 
-def _rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> pd.DataFrame:
-    """Return the table with agegen's names for recognized columns; other columns keep theirs, without outer spaces.
+def join_tables(tables: dict[Path, RawTable], folder: Path) -> RawTable:
+    """Return tables of files below a folder as one, with paths relative to the folder."""
+    import pandas as pd
+
+    frames, origins = [], []
+    for path, table in tables.items():
+        frame, _ = _rename_columns(table.frame, None, str(path))
+        names = [_normalize_path(name) for name in frame["path"]]
+        images = path.parent / find_image_folder(path.parent, names, find_split(path.stem))
+        prefix = images.relative_to(folder)
+        frames.append(frame.assign(path=[(prefix / name).as_posix() if name else "" for name in names]))
+        origins += [path.relative_to(folder).as_posix()] * len(frame)
+    decimal_comma = any(table.decimal_comma for table in tables.values())
+    return RawTable(pd.concat(frames, ignore_index=True).fillna(""), None, decimal_comma, origins)
+
+
+def has_labels(table: RawTable) -> bool:
+    """Return whether a table of unknown origin has image files and labels; the estimates of agegen are not labels."""
+    try:
+        frame, _ = _rename_columns(table.frame, None, "")
+    except DataError:
+        return False
+    names = set(_find_ages(frame)[0].columns)
+    return "path" in names and bool({"age", "gender", "age_low"} & names) and not _ESTIMATES & names
+
+
+def _rename_columns(raw: pd.DataFrame, age_column: str | None, source: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table with agegen's names for recognized columns, and notices about columns of the same meaning.
+
+    Other columns keep their names, without outer spaces.
 
     Raises:
-        DataError: ``age_column`` does not exist.
+        DataError: ``age_column`` does not exist, or two columns have the same name.
     """
     frame = raw.copy()
-    frame.columns = [str(name).strip() for name in frame.columns]
+    names = (str(name).strip() for name in frame.columns)
+    frame.columns = [name if name.isprintable() else shorten(name) for name in names]
+    if repeated := list(frame.columns[frame.columns.duplicated()]):
+        raise DataError(f"{source} has the column '{shorten(repeated[0])}' twice")
     if age_column is not None:
         if age_column not in frame.columns:
             raise DataError(f"{source} has no column {age_column}; it has {shorten(', '.join(frame.columns))}")
+        frame[age_column] = _add_unit(frame[age_column], _find_unit(age_column))
         frame = frame.drop(columns=[name for name in frame.columns if name == "age" != age_column])
         frame = frame.rename(columns={age_column: "age"})
-    by_lower_name = {name.lower(): name for name in reversed(list(frame.columns))}
-    names = {}
-    for own, others in _ALIASES.items():
-        if found := next((by_lower_name[other] for other in others if other in by_lower_name), None):
-            names[found] = own
-    frame = frame.rename(columns=names)
+    recognized, notices = _match_columns(list(frame.columns), age_column is not None)
+    frame = frame.rename(columns=recognized)
     # The user's columns with a name that agegen uses itself get an underscore.
     taken = {"row", "female", SOURCE_COLUMN, *AGE_BOUNDS} & set(frame.columns)
     frame = frame.rename(columns={name: f"{name}_" for name in taken})
     # An index that pandas wrote without a name is not a column of the dataset.
-    return frame.drop(columns=[name for name in frame.columns if name == "" or name.startswith("Unnamed: ")])
+    unnamed = [name for name in frame.columns if name == "" or name.startswith(("Unnamed: ", "__index_level_"))]
+    return frame.drop(columns=unnamed), notices
+
+
+def _drop_surplus(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return a table of very many columns with the first of those that are not labels, and a notice."""
+    others = [name for name in frame.columns if name not in _ALIASES and name.lower() not in IDENTITY_COLUMNS]
+    dropped = others[MOST_COLUMNS:]
+    if not dropped:
+        return frame, []
+    notice = f"of {len(frame.columns):,} columns, the last {len(dropped):,} are not read, from {shorten(dropped[0])} on"
+    return frame.drop(columns=dropped), [notice]
+
+
+def _match_columns(columns: list[str], age_chosen: bool) -> tuple[dict[str, str], list[str]]:
+    """Return agegen's names of the columns that it recognizes, and a notice where several have the same meaning."""
+    by_name: dict[str, list[str]] = {}
+    for column in columns:
+        by_name.setdefault(_normalize_name(column), []).append(column)
+    names: dict[str, str] = {}
+    notices = []
+    for own, others in _ALIASES.items():
+        found = [column for other in others for column in by_name.get(other, [])]
+        if own == "age" and age_chosen:
+            found = ["age"]
+        names |= dict.fromkeys(found[:1], own)
+        if len(found) > 1:
+            choice = "; --age-column chooses another" if own == "age" else ""
+            notices.append(f"the column {found[0]} is read as {own}, {_join_names(found[1:])} is not{choice}")
+    return names, notices
+
+
+def _normalize_name(name: str) -> str:
+    """Return a column's name in small letters with underscores: age_months for AgeMonths and Age (months)."""
+    name = _STRUCT.sub("", name)
+    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
+
+
+def _join_names(names: list[str]) -> str:
+    return shorten(", ".join(names[:_NAMED])) + (" …" if len(names) > _NAMED else "")
+
+
+def _find_ages(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table with a column ``age`` if its ages stand in a column of another name, or in two of dates.
+
+    The notices say what was read as ages, or that nothing was.
+    """
+    if "age" in frame.columns or {"age_low", "age_high"} <= set(frame.columns):
+        return frame, []
+    for column in sorted(frame.columns, key=lambda name: list(_UNITS).index(_find_unit(name) or "days")):
+        if (unit := _find_unit(column)) and (_normalize_name(column) not in _BARE_UNITS or _is_bare_age(frame[column])):
+            ages = _add_unit(frame[column], unit)
+            return frame.drop(columns=column).assign(age=ages), [f"ages are read from the column {column}, in {unit}"]
+    dated = _find_dates(frame)
+    if dated is not None:
+        return dated
+    others = [name for name in frame.columns if name not in _ALIASES]
+    if not others:
+        return frame, []
+    return frame, [
+        f"no ages: none of the columns {_join_names(others)} is read as age. If one is the age, give --age-column "
+        "NAME; without ages, a model learns gender alone"
+    ]
+
+
+def _find_unit(column: str) -> str | None:
+    """Return the unit of the ages in a column by its name; None if it does not state one."""
+    name = _normalize_name(column)
+    if name in _BARE_UNITS:
+        return name
+    return next((unit for unit, pattern in _UNITS.items() if pattern.fullmatch(name)), None)
+
+
+def _add_unit(cells: pd.Series, unit: str | None) -> pd.Series:
+    """Return the cells with the column's unit after numbers without one; years need none."""
+    if unit is None or unit == "years":
+        return cells
+    return cells.map(lambda cell: f"{cell} {unit}" if _UNITLESS.fullmatch(str(cell)) else cell)
+
+
+def _is_bare_age(cells: pd.Series) -> bool:
+    """Return whether a column named after a unit alone has ages in it, not calendar months or years."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(cells, errors="coerce").dropna()
+    unit = UNITS[str(cells.name).strip().lower()]
+    return len(numbers) > 0 and _BARE_UNITS[str(cells.name).strip().lower()] < numbers.max() <= MAX_AGE * unit
+
+
+def _find_dates(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]] | None:
+    """Return the table with ages from dates of birth and of the photos; None if there are not exactly two columns."""
+    births = [name for name in frame.columns if _BIRTH.fullmatch(_normalize_name(name))]
+    photos = [name for name in frame.columns if _PHOTO.fullmatch(_normalize_name(name))]
+    photos = photos or [name for name in frame.columns if _ANY_DATE.fullmatch(_normalize_name(name))]
+    if len(births) != 1 or len(photos) != 1:
+        return None
+    try:
+        ages = compute_ages(*([str(cell) for cell in frame[name]] for name in (*births, *photos)))
+    except ValueError:
+        return None
+    if not any(age.isdecimal() for age in ages):
+        return None
+    dated = frame.drop(columns=[*births, *photos]).assign(age=ages)
+    return dated, [f"ages are the completed years from {births[0]} to {photos[0]}"]
+
+
+def name_splits(frame: pd.DataFrame, origins: list[str] | None = None) -> list[str]:
+    """Add a column ``split`` to a frame without one, if folders or files have the names of splits; return notices.
+
+    The names are those of the folders in the column ``path``, or else those of the files, behind what is common to all
+    of them; or ``origins``, the files that the rows are from. They are used if each face is in train, val or test, and
+    both train and test have faces.
+    """
+    if "split" in frame.columns:
+        return _describe_validation([parse_split(cell) for cell in frame["split"].unique()])
+    paths = [str(path) for path in frame["path"]] if origins is None else origins
+    in_folders, splits = _find_splits(paths)
+    counts = {name: splits.count(name) for name in SPLITS if name in splits}
+    shown = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    if None not in splits and {"train", "test"} <= set(counts):
+        frame["split"] = splits
+        return [f"folder or file names give the split, which is used: {shown}", *_describe_validation(list(counts))]
+    if len(counts) < 2 or not in_folders:
+        return []
+    missing = f"{splits.count(None):,} faces are in none of them" if None in splits else "there are no test faces"
+    return [f"the splits in folder or file names ({shown}) are not used, since {missing}: agegen splits all faces anew"]
+
+
+def _find_splits(paths: list[str]) -> tuple[bool, list[str | None]]:
+    """Return the split that each path names, and whether folders name them; files only if each of them has one."""
+    parents = [path.rpartition("/")[0] for path in paths]
+    parts = {parent: parent.split("/") for parent in dict.fromkeys(parents)}
+    # What is common to all folders, such as /data/train-2024/…, tells no faces apart.
+    pairs = zip(min(parts.values(), default=[]), max(parts.values(), default=[]), strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    folders = {parent: next(filter(None, map(find_split, part[shared:])), None) for parent, part in parts.items()}
+    if any(folders.values()):
+        return True, [folders[parent] for parent in parents]
+    files = {}
+    for path in dict.fromkeys(paths):
+        files[path] = find_split(PurePosixPath(path).stem)
+        if files[path] is None:
+            return False, [None]
+    return False, [files[path] for path in paths]
+
+
+def _describe_validation(names: list[str | None]) -> list[str]:
+    if not {"train", "test"} <= set(names) or "val" in names:
+        return []
+    return ["the split has no validation faces: training validates on one in nine of its training faces"]
+
+
+def _describe_outside(base: Path, names: list[str]) -> list[str]:
+    """Return a notice about absolute paths that lead out of a table's folder; relative ones never do."""
+    folder = base.absolute()
+    # Only names that begin like /a or C: can be absolute; a million paths would take seconds.
+    absolute = [name for name in names if (name[:1] in "/\\" or name[1:2] == ":") and Path(name).is_absolute()]
+    outside = [name for name in absolute if not Path(os.path.normpath(name)).is_relative_to(folder)]
+    if not outside:
+        return []
+    return [f"{len(outside):,} images are outside of the table's folder, the first: {shorten(outside[0])}"]
+
+
+def find_image_folder(base: Path, names: list[str], split: str | None = None) -> str:
+    """Return the folder in ``base`` that the files with these names are in; "" if they are in ``base`` itself.
+
+    It is "" as well if there are several such folders, unless one of them has the name of ``split``, or none.
+    """
+    usable = (name for name in names if not _check_path(name) and not Path(name).is_absolute())
+    probed = list(islice(usable, _PROBED))
+    if not probed or any((base / name).exists() for name in probed) or not base.is_dir():
+        return ""
+    folders = [path for pattern in ("*/", "*/*/") for path in sorted(base.glob(pattern))[:_MOST_FOLDERS]]
+    fitting = [path for path in folders if path.is_dir() and all((path / name).is_file() for name in probed)]
+    own = [path for path in fitting if split is not None and find_split(path.name) == split]
+    found = own if len(fitting) > 1 else fitting
+    return found[0].relative_to(base).as_posix() if len(found) == 1 else ""
 
 
 def _add_boxes(frame: pd.DataFrame, decimal_comma: bool) -> tuple[pd.DataFrame, list[str]]:
@@ -169,7 +423,7 @@ def _check_path(name: str) -> str:
         return "the path is not a file name"
     if is_remote(name):
         return "the path is a URL; agegen reads only local files"
-    if Path(os.path.normpath(name)).parts[:1] == (os.pardir,):
+    if os.path.normpath(name).replace(os.sep, "/").split("/", 1)[0] == os.pardir:
         return "the path leads out of the manifest's folder"
     return ""
 
@@ -184,7 +438,8 @@ def _parse_ages(frame: pd.DataFrame, decimal_comma: bool, source: str) -> tuple[
     else:
         return [None] * len(frame), [""] * len(frame)
     fault = f"is not an age in 0–{MAX_AGE} or a bracket of ages"
-    valid, invalid = _parse_cells(cells, lambda cell: parse_age(cell, decimal_comma), "age", fault)
+    letters = not has_gender_letters(dict.fromkeys(cells))
+    valid, invalid = _parse_cells(cells, lambda cell: parse_age(cell, decimal_comma, letters), "age", fault)
     if cells and not any(valid.values()) and (invalid or "gender" not in frame.columns):
         _raise_invalid_column(source, "age", [*invalid, *valid])
     return [valid.get(cell) for cell in cells], [invalid.get(cell, "") for cell in cells]
@@ -249,7 +504,7 @@ def _find_reasons(
     reasons = by_gender.where(by_gender != "", reasons)
     reasons = by_age.where(by_age != "", reasons)
     if "split" in frame.columns:
-        reasons[frame["split"].map(_parse_split).isna()] = "split is not train, val or test"
+        reasons[frame["split"].map(parse_split).isna()] = "split is not train, val or test"
     names = frame["path"].map(str)
     if BOX_COLUMNS[0] in frame.columns:
         reasons[frame[BOX_COLUMNS[0]].isna()] = "no valid bounding box, unlike other rows"
@@ -303,10 +558,6 @@ def _contradict(first: tuple[Age | None, bool | None], second: tuple[Age | None,
     return any(None not in pair and pair[0] != pair[1] for pair in zip(first, second, strict=True))
 
 
-def _parse_split(value: Any) -> str | None:
-    return _SPLIT_NAMES.get(str(value).strip().lower())
-
-
 def _keep_usable(
     frame: pd.DataFrame, ages: list[Age | None], female: list[bool | None], reasons: pd.Series
 ) -> tuple[pd.DataFrame, list[Exclusion]]:
@@ -332,15 +583,19 @@ def _keep_usable(
     if frame["female"].notna().all():
         frame = frame.astype({"female": bool})
     if "split" in frame.columns:
-        frame["split"] = frame["split"].map(_parse_split)
-    return frame.astype({"path": str}), excluded
+        frame["split"] = frame["split"].map(parse_split)
+    return fill_missing(frame.astype({"path": str})), excluded
 
 
 def _list_notices(ages: list[Age | None], assumed_codes: bool) -> list[str]:
     notices = []
     if dated := sum(age is not None and age.dated for age in ages):
+        ages_read = format_count(dated, "age")
+        notices.append(f"{ages_read} read as brackets that a spreadsheet converted to dates (03-Sep is 3–9)")
+    if (known := [age.high for age in ages if age is not None]) and max(known) <= _FRACTIONS:
         notices.append(
-            f"brackets that a spreadsheet probably converted to dates (03-Sep is 3–9): {format_count(dated, 'age')}"
+            f"no age is above {max(known):.3g} years: if ages were divided by 100, or are codes, correct them; agegen "
+            "reads years"
         )
     if assumed_codes:
         notices.append("gender 0 is read as male and 1 as female, as in UTKFace; change it with --gender-codes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,10 +42,25 @@ class ImageStore(Protocol):
 
 
 @dataclass(frozen=True)
+class FilePaths(Sequence[Path]):
+    """The paths of files by their names, relative to ``base`` or absolute; a million paths would take half a GB."""
+
+    base: Path
+    names: Sequence[str]
+
+    def __getitem__(self, row: Any) -> Any:
+        """Return the path of a file."""
+        return self.base / self.names[row]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
 class FileStore:
     """Images in files."""
 
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
 
     def read(self, row: int) -> bytes:
         """Return the bytes of the file."""
@@ -76,7 +92,7 @@ def locate_image(images: ImageStore, row: int) -> Path | None:
     return images.paths[row] if isinstance(images, FileStore) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Exclusion:
     """A file or row that was excluded, and the reason."""
 

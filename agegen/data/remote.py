@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from agegen.errors import DataError
+from agegen.errors import AgegenError, DataError
+from agegen.files import require_cache_folder
 from agegen.hub import explain_failure, quiet_hub
 
 # At least two letters: a single one is a Windows drive.
@@ -33,6 +34,7 @@ def fetch_parquet(address: str) -> Path:
 
     Raises:
         DataError: the file is not Parquet, does not exist, or cannot be downloaded.
+        AgegenError: there is no cache folder, because the user has no home.
     """
     if PurePosixPath(address).suffix.lower() != _SUFFIX:
         raise DataError(f"cannot read {address}: data at a URL must be Parquet files that contain the images")
@@ -45,6 +47,8 @@ def fetch_parquet(address: str) -> Path:
         files = _fetch_from_hub(*match.groups()) if match else _fetch_by_fsspec(address)
     except ImportError as error:
         raise DataError(f"{address} requires another package: {error}") from error
+    except AgegenError:
+        raise
     except Exception as error:  # each storage has its own errors
         raise DataError(
             f"{address} is not cached and cannot be downloaded ({explain_failure(error)}). "
@@ -73,18 +77,18 @@ def _fetch_by_fsspec(address: str) -> list[Path]:
 
 def _link_files(files: Sequence[Path]) -> Path:
     """Return a folder of links to exactly these files, or one link; their own folder may contain other files."""
-    name = hashlib.sha256("\n".join(str(path.resolve()) for path in files).encode()).hexdigest()[:16]
+    # The names of the files may be those of splits.
+    names = [f"{number:05d}-{path.stem}{_SUFFIX}" for number, path in enumerate(files)]
+    targets = [f"{name} {path.resolve()}" for name, path in zip(names, files, strict=True)]
+    name = hashlib.sha256("\n".join(targets).encode()).hexdigest()[:16]
     folder = _get_cache_folder() / "sets" / name
     folder.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(files):
-        link = folder / f"{number:05d}{_SUFFIX}"
+    for link, path in zip((folder / name for name in names), files, strict=True):
         if not link.exists():
             link.unlink(missing_ok=True)
             link.symlink_to(path.resolve())
-    return folder if len(files) > 1 else folder / f"{0:05d}{_SUFFIX}"
+    return folder if len(files) > 1 else folder / names[0]
 
 
 def _get_cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("agegen") / "remote"
+    return require_cache_folder() / "remote"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.images import RGB, resize_image
-from agegen.data.records import Box, Exclusion, FaceRecords
+from agegen.data.records import Box, Exclusion, FaceRecords, locate_image
 from agegen.errors import DataError
 from agegen.machine import count_cores
 
@@ -19,7 +19,9 @@ from agegen.machine import count_cores
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE * HASH_SIDE
 # Images between two progress updates.
-_UPDATE_INTERVAL = 64
+_UPDATE_INTERVAL = 256
+# If not even one in so many files exists, the table names none.
+_PROBED = 1000
 
 ProgressHook = Callable[[str, int, int], None]
 
@@ -85,10 +87,13 @@ def scan_images(records: FaceRecords, size: int | None = None, on_progress: Prog
         if pixels is not None and size is not None:
             pixels[index] = resize_image(image, size)
 
+    _check_files(records)
     with ThreadPoolExecutor(count_cores()) as pool:
-        for done, _ in enumerate(pool.map(scan_one, range(total)), start=1):
-            if done % _UPDATE_INTERVAL == 0 or done == total:
-                on_progress("reading images", done, total)
+        # In parts: the pool keeps an object of a kilobyte for each image that waits.
+        for start in range(0, total, _UPDATE_INTERVAL):
+            done = min(start + _UPDATE_INTERVAL, total)
+            list(pool.map(scan_one, range(start, done)))
+            on_progress("reading images", done, total)
     return _exclude_unreadable(Scan(records, digests, hashes, pixels, sides), reasons)
 
 
@@ -102,6 +107,20 @@ def _measure_side(image: RGB, box: Box | None) -> int:
     shorter = min(image.shape[:2])
     side = 0.0 if box is None else min(box[2] - box[0], box[3] - box[1])
     return int(min(shorter, round(side))) if side > 1 else int(shorter)
+
+
+def _check_files(records: FaceRecords) -> None:
+    """Raise DataError at once if a table names many files and none of a sample exists."""
+    total = len(records)
+    if total <= _PROBED:
+        return
+    rows = np.linspace(0, total - 1, _PROBED).astype(int)
+    paths = [locate_image(records.images, int(row)) for row in records.frame["row"].iloc[rows]]
+    if all(path is not None and not path.exists() for path in paths):
+        raise DataError(
+            f"no image of {records.source} can be read: none of {_PROBED:,} sampled files of {total:,} exists; the "
+            f"first: {records.frame['path'].iloc[0]}: no such file"
+        )
 
 
 def hash_image(image: RGB) -> NDArray[np.bool_]:

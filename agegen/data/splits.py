@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agegen.data.duplicates import find_duplicates, has_near_duplicate, join_pairs
 from agegen.data.labels import MAX_AGE, SPLITS, UNUSED
-from agegen.data.records import Exclusion
+from agegen.data.records import SOURCE_COLUMN, Exclusion
 from agegen.data.scan import HASH_BITS, Scan
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically
@@ -28,6 +28,9 @@ HASH_COLUMN = "hash"
 SPLIT_COLUMNS = ["path", "sha256", "group", "split", HASH_COLUMN]
 # The usual fractions. Of 20,000 faces 2,000 are tested on, which determines the gender accuracy within one point.
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+# Where the test set is given.
+_VAL_SHARE = SHARES["val"] / (SHARES["train"] + SHARES["val"])
+_TRAIN_AND_VAL = {"train": 1 - _VAL_SHARE, "val": _VAL_SHARE}
 # Of the protocols: 20 % are the test set. Validation gets a tenth of the rest; the papers train on all of it, or do not
 # say how they choose the epoch.
 _PROTOCOL_SHARES = {"train": 0.72, "val": 0.08, "test": 0.2}
@@ -42,17 +45,28 @@ def split_scan(scan: Scan, seed: int, shares: dict[str, float] | None = None) ->
 
     Near-duplicates are in the same part, and so are all images of a person if a column identifies persons.
 
-    If the data has a column ``split``, it is used, unless ``shares`` are given. Otherwise the split is random with
+    If the data has a column ``split``, it is used, unless ``shares`` are given; if it has no validation faces, they are
+    chosen from the training faces as in a random split. Otherwise the split is random with
     these fractions, 80/10/10 by default, stratified by age band (10 years) and gender. It depends only on the seed and
     on the content of the images, not on their names or order.
     """
     frame = scan.records.frame
     groups = group_faces(scan)
     if shares is None and "split" in frame.columns:
-        names = frame["split"].to_list()
+        names = _choose_validation(scan, groups, seed, frame["split"].to_list())
     else:
         names = assign_groups(scan, groups, seed, shares or SHARES)
     return tabulate_split(scan, groups, names)
+
+
+def _choose_validation(scan: Scan, groups: NDArray[np.int64], seed: int, names: list[str]) -> list[str]:
+    """Return the names (N) of a given split, with some of the training faces as val if it has train and test only."""
+    if set(names) != {"train", "test"}:
+        return names
+    parts = np.array(names, dtype=object)
+    rows = np.flatnonzero(parts == "train")
+    parts[rows] = assign_groups(scan, groups, seed, _TRAIN_AND_VAL, rows)
+    return [str(name) for name in parts]
 
 
 def tabulate_split(scan: Scan, groups: NDArray[np.int64], names: Sequence[str]) -> pd.DataFrame:
@@ -68,7 +82,7 @@ def group_faces(scan: Scan) -> NDArray[np.int64]:
     """Return a group number (N,) per image: the same for near-duplicates, and for images of the same person."""
     pairs = [find_duplicates(scan.hashes, scan.sha256)]
     for column in scan.records.identity_columns:
-        persons = number_identities(scan.records.frame[column])
+        persons = number_identities(scan.records.frame, column)
         order = np.argsort(persons, kind="stable")
         order = order[persons[order] >= 0]
         same = persons[order[1:]] == persons[order[:-1]]
@@ -76,11 +90,17 @@ def group_faces(scan: Scan) -> NDArray[np.int64]:
     return join_pairs(len(scan.hashes), np.concatenate(pairs))
 
 
-def number_identities(names: pd.Series) -> NDArray[np.int64]:
-    """Return a number (N,) per person; -1 if the name is empty or unknown."""
+def number_identities(frame: pd.DataFrame, column: str) -> NDArray[np.int64]:
+    """Return a number (N,) per person; -1 if the name is empty or unknown.
+
+    Equal names in several datasets are different persons: most datasets number theirs from 0 or 1.
+    """
     import pandas as pd
 
+    names = frame[column]
     known = names.notna() & ~names.astype(str).str.strip().str.lower().isin(("", "nan", "none", "unknown"))
+    if SOURCE_COLUMN in frame.columns:
+        names = frame[SOURCE_COLUMN].astype(str) + "/" + names.astype(str)
     return np.asarray(pd.factorize(names.where(known))[0], dtype=np.int64)
 
 
@@ -142,9 +162,8 @@ def assign_folds(
 def make_fold_split(scan: Scan, groups: NDArray[np.int64], folds: NDArray[np.int64], fold: int, seed: int) -> list[str]:
     """Return the part (N names) of each image when one fold is the test set; the other folds are train and val."""
     rest = np.flatnonzero((folds != fold) & (folds > 0))
-    val = SHARES["val"] / (SHARES["train"] + SHARES["val"])
     names = np.where(folds == fold, "test", UNUSED).astype(object)
-    names[rest] = assign_groups(scan, groups, seed, {"train": 1 - val, "val": val}, rest)
+    names[rest] = assign_groups(scan, groups, seed, _TRAIN_AND_VAL, rest)
     return [str(name) for name in names]
 
 
@@ -210,6 +229,14 @@ def write_split(path: Path, split: pd.DataFrame) -> None:
 def fingerprint_split(split: pd.DataFrame) -> str:
     """Return a SHA-256 of which content is in which part, independent of file names and order."""
     lines = sorted(f"{digest} {name}" for digest, name in zip(split["sha256"], split["split"], strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def fingerprint_labels(scan: Scan) -> str:
+    """Return a SHA-256 of the labels of which content, independent of file names and order."""
+    labels = scan.records.labels
+    rows = zip(scan.sha256, labels.low, labels.high, labels.female, strict=True)
+    lines = sorted(f"{digest} {low:.4f} {high:.4f} {female:.0f}" for digest, low, high, female in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

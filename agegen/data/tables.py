@@ -5,13 +5,16 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agegen.data.images import is_hidden
 from agegen.data.records import BOX_COLUMNS, ImageStore
+from agegen.data.values import find_split
 from agegen.errors import DataError, shorten
 from agegen.machine import measure_free_memory
 
@@ -20,11 +23,21 @@ if TYPE_CHECKING:
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-TABLE_SUFFIXES = (*CSV_SUFFIXES, *JSON_SUFFIXES, ".parquet")
-_SEPARATORS = (",", ";", "\t")
+ARROW_SUFFIX = ".arrow"
+SHARD_SUFFIXES = (".parquet", ARROW_SUFFIX)
+TABLE_SUFFIXES = (*CSV_SUFFIXES, *JSON_SUFFIXES, *SHARD_SUFFIXES)
+_SEPARATORS = (",", ";", "\t", "|")
 # In bytes. A file with a longer first line is not a table of faces.
 _MAX_HEADER = 100_000
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# UTF-32 first: its mark begins with that of UTF-16.
+_WIDE_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# Bytes per character.
+_WIDTHS = {"utf-32": 4, "utf-16": 2, "utf-32-le": 4, "utf-32-be": 4, "utf-16-le": 2, "utf-16-be": 2}
 # Common names of image columns, the most likely first: a table may also have columns of masks or depth maps.
 _IMAGE_COLUMNS = ("image", "img", "picture", "photo", "face", "images", "jpg", "png", "bytes")
 # The names of a bounding box's columns in lower case, without separators and without a prefix: the corner with the
@@ -47,6 +60,9 @@ _BOX_PREFIXES = ("facebbox", "facebox", "facerect", "face", "bbox", "box", "rect
 # Columns whose cells hold four numbers.
 _BOX_LISTS = ("facebox", "facebbox", "box", "bbox", "boundingbox", "faceboundingbox")
 _BOX_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
+# Columns with the gray values of an image as text, and the form of a cell: at least 8×8 numbers.
+_PIXEL_COLUMNS = ("pixels", "pixel", "image_pixels", "pixel_values")
+_PIXELS = re.compile(r"\s*\[?(?:\s*\d{1,3}[\s,]){63,}[\d\s,]*\]?\s*")
 # The largest fraction of the free memory for encoded images; decoded images and a model also need memory.
 _MEMORY_FRACTION = 0.25
 # Row groups to keep in memory: threads that read rows in order are never further apart.
@@ -61,23 +77,25 @@ class RawTable:
         frame: its columns; the cells of text files are strings.
         images: the images, if the table contains them.
         decimal_comma: whether numbers have a decimal comma, as in CSV files with semicolons.
+        origins: the name of the file that each row is from, if there are several.
     """
 
     frame: pd.DataFrame
     images: ImageStore | None = None
     decimal_comma: bool = False
+    origins: list[str] | None = None
 
 
 def read_table(path: Path) -> RawTable:
-    """Read a table; its suffix determines the format, and a folder is read as Parquet shards.
+    """Read a table; its suffix determines the format.
 
-    CSV may be separated by commas, semicolons or tabs, and encoded in UTF-8 (with or without BOM), UTF-16 or Latin-1.
+    CSV may be separated by commas, semicolons, tabs or bars, and encoded in UTF-8, UTF-16, UTF-32 or Latin-1.
 
     Raises:
         DataError: the table cannot be read.
     """
-    if path.is_dir() or path.suffix.lower() == ".parquet":
-        return RawTable(*read_parquet(path))
+    if path.suffix.lower() in SHARD_SUFFIXES:
+        return read_shards(path.parent, [path])
     return _read_json(path) if path.suffix.lower() in JSON_SUFFIXES else _read_csv(path)
 
 
@@ -91,7 +109,15 @@ def _read_csv(path: Path) -> RawTable:
         raise DataError(f"cannot read {path} as CSV: {shorten(str(error).splitlines()[0])}") from error
     if not isinstance(frame.index, pd.RangeIndex):
         raise DataError(f"cannot read {path} as CSV: its rows have more cells than its header")
-    return RawTable(frame, decimal_comma=separator == ";")
+    return RawTable(*_take_pixels(frame), decimal_comma=separator == ";")
+
+
+def _take_pixels(frame: pd.DataFrame) -> tuple[pd.DataFrame, ImageStore | None]:
+    """Return a table without its column of pixels, as Kaggle has faces, and these as images; None without it."""
+    column = next((name for name in frame.columns if str(name).strip().lower() in _PIXEL_COLUMNS), None)
+    if column is None or not len(frame) or not _PIXELS.fullmatch(str(frame[column].iloc[0])):
+        return frame, None
+    return frame.drop(columns=column), PixelStore(frame[column])
 
 
 def _detect_csv_format(path: Path) -> tuple[str, str]:
@@ -99,13 +125,16 @@ def _detect_csv_format(path: Path) -> tuple[str, str]:
     try:
         with path.open("rb") as file:
             header = file.readline(_MAX_HEADER)
-            encoding = "utf-16" if header.startswith(_UTF16) else "utf-8-sig" if _is_utf8(file, header) else "latin-1"
+            encoding = _detect_wide_encoding(header) or ("utf-8-sig" if _is_utf8(file, header) else "latin-1")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if (b"\x00" in header and encoding != "utf-16") or len(header) >= _MAX_HEADER:
+    if len(header) >= _MAX_HEADER:
         raise DataError(f"cannot read {path} as CSV: its first line is not a header")
-    # The newline of UTF-16 has two bytes, of which readline returns only the first.
-    text = header[: len(header) // 2 * 2 if encoding == "utf-16" else None].decode(encoding, errors="replace")
+    # Of the last character, the newline, readline returns only the first byte.
+    width = _WIDTHS.get(encoding, 1)
+    text = header[: len(header) // width * width].decode(encoding, errors="replace")
+    if "\x00" in text:
+        raise DataError(f"cannot read {path} as CSV: its first line is not a header, it is binary")
     separator = max(_SEPARATORS, key=text.count)
     try:
         names = [name.strip() for name in next(csv.reader(text.splitlines()[:1], delimiter=separator), [])]
@@ -114,6 +143,21 @@ def _detect_csv_format(path: Path) -> tuple[str, str]:
     if repeated := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{path} has the column '{shorten(repeated[0])}' twice")
     return encoding, separator
+
+
+def _detect_wide_encoding(header: bytes) -> str | None:
+    """Return the encoding of a first line with several bytes per character, with or without a byte order mark."""
+    for mark, encoding in _WIDE_MARKS.items():
+        if header.startswith(mark):
+            return encoding
+    if b"\x00" not in header:
+        return None
+    # Of ASCII, all bytes but one of each character are zero.
+    for encoding, width in ((name, width) for name, width in _WIDTHS.items() if name.endswith(("le", "be"))):
+        zeros = [not any(header[place : len(header) // width * width : width]) for place in range(width)]
+        if sum(zeros) == width - 1 and zeros[0] == encoding.endswith("be"):
+            return encoding
+    return None
 
 
 def _is_utf8(file: Any, header: bytes) -> bool:
@@ -133,46 +177,144 @@ def _read_json(path: Path) -> RawTable:
     import pandas as pd
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        is_array = text.lstrip().startswith("[")
-        rows = json.loads(text) if is_array else [json.loads(line) for line in text.splitlines() if line.strip()]
+        content = path.read_bytes()
+        text = content.decode(json.detect_encoding(content))
+        rows = json.loads(text) if text.lstrip().startswith("[") else _parse_json_lines(text)
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"cannot read {path} as JSON Lines: it is not one object per line")
+        cells = [{_format_cell(name): _format_cell(cell) for name, cell in row.items()} for row in rows]
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path} as JSON Lines: it is not encoded in UTF-8") from error
+    except RecursionError as error:
+        raise DataError(f"cannot read {path} as JSON Lines: its lists are nested too deeply") from error
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path} as JSON Lines: {shorten(str(error))}") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"cannot read {path} as JSON Lines: it is not one object per line")
-    frame = pd.DataFrame(rows)
-    return RawTable(
-        frame.map(lambda cell: "" if cell is None else cell if isinstance(cell, list | dict) else str(cell))
-    )
+    return RawTable(pd.DataFrame(cells).fillna(""))
 
 
-def read_parquet(path: Path) -> tuple[pd.DataFrame, ImageStore | None]:
-    """Read a Parquet file or a folder of shards: the columns of labels and groups, and the images if it has any.
+def _parse_json_lines(text: str) -> list[Any]:
+    """Parse one value per line; only \\n ends a line, since a text may contain other separators, such as U+2028."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
+    return rows
+
+
+def _format_cell(cell: Any) -> str:
+    """Return a value of JSON as text; half of a surrogate pair, which no text file can contain, becomes ?."""
+    text = json.dumps(cell) if isinstance(cell, list | dict) else "" if cell is None else str(cell)
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """Return the Parquet files of a dataset in a folder, or the Arrow files that ``save_to_disk`` wrote; [] if none.
+
+    They are directly in the folder, in one folder below it (``data/``), or in one folder for each split. Files in
+    several other folders are several datasets, or one in several forms: then the result is empty, too.
+    """
+    # Not by Path.rglob, which takes a second for each 100,000 images.
+    shards = [
+        Path(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
+        # `datasets` also leaves files with what it computed from the data, such as an order of the rows.
+        if name.lower().endswith(SHARD_SUFFIXES) and not name.startswith("cache-")
+    ]
+    shards = sorted(path for path in shards if not is_hidden(path.relative_to(folder)))
+    for suffix in SHARD_SUFFIXES:
+        found = [path for path in shards if path.suffix.lower() == suffix]
+        parents = dict.fromkeys(path.parent for path in found)
+        if folder in parents:
+            return [path for path in found if path.parent == folder]
+        if len(parents) == 1 or (parents and all(find_split(parent.name) for parent in parents)):
+            return found
+    return []
+
+
+def read_shards(folder: Path, shards: list[Path]) -> RawTable:
+    """Read Parquet or Arrow files in a folder, one after the other, as one table.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: a file cannot be read.
     """
+    import pyarrow as pa
+
+    read = _read_arrow if shards[0].suffix.lower() == ARROW_SUFFIX else _read_parquet
+    try:
+        frame, images, counts = read(shards)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        kind = "Arrow" if read is _read_arrow else "Parquet"
+        name = folder if len(shards) > 1 else shards[0]
+        raise DataError(f"cannot read {name} as {kind}: {shorten((str(error) or kind).splitlines()[0])}") from error
+    names = [path.relative_to(folder).as_posix() for path in shards]
+    origins = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
+    return RawTable(frame, images, origins=origins if len(shards) > 1 else None)
+
+
+def _read_parquet(shards: list[Path]) -> tuple[pd.DataFrame, ImageStore | None, list[int]]:
+    """Return the columns of labels and groups, the images if there are any, and the number of rows of each file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        schema = pa.unify_schemas([pq.read_schema(shard) for shard in shards], promote_options="permissive")
-        image_column = find_image_column(schema)
-        # Columns that cannot be labels, groups or bounding boxes are not read: embeddings, masks.
-        lists = [part.name for part in schema if _is_number_list(part.type) and _simplify(part.name) in _BOX_LISTS]
-        plain = [part.name for part in schema if not pa.types.is_nested(part.type) and not _is_binary(part.type)]
-        frame = _decode_class_labels(_read_columns(shards, [*plain, *lists])).to_pandas()
-        frame = frame.assign(**{name: frame[name].map(str) for name in lists})
-        if image_column is None:
-            return frame, None
-        groups, size = _list_row_groups(shards, image_column)
-        fits = size <= measure_free_memory() * _MEMORY_FRACTION
-        table = _read_columns(shards, [image_column] if fits else _list_path_columns(schema, image_column))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {path} as Parquet: {shorten(str(error).splitlines()[0])}") from error
+    schema = pa.unify_schemas([pq.read_schema(shard) for shard in shards], promote_options="permissive")
+    counts = [pq.read_metadata(shard).num_rows for shard in shards]
+    image_column = find_image_column(schema)
+    frame = _make_frame(_read_columns(shards, _list_plain_columns(schema)))
+    if image_column is None:
+        return frame, None, counts
+    groups, size = _list_row_groups(shards, image_column)
+    fits = size <= measure_free_memory() * _MEMORY_FRACTION
+    table = _read_columns(shards, [image_column] if fits else _list_path_columns(schema, image_column))
     column = table[image_column] if image_column in table.column_names else None
-    return _add_paths(frame, column, ColumnStore(column) if fits else RowGroupStore(groups, image_column))
+    return *_add_paths(frame, column, ColumnStore(column) if fits else RowGroupStore(groups, image_column)), counts
+
+
+def _read_arrow(shards: list[Path]) -> tuple[pd.DataFrame, ImageStore | None, list[int]]:
+    """Return the same of Arrow files. Their images stay in the files, which are mapped into memory."""
+    import pyarrow as pa
+
+    tables = [_map_arrow(shard) for shard in shards]
+    table = pa.concat_tables(tables, promote_options="permissive")
+    image_column = find_image_column(table.schema)
+    frame = _make_frame(table.select(_list_plain_columns(table.schema)))
+    counts = [len(one) for one in tables]
+    if image_column is None:
+        return frame, None, counts
+    return *_add_paths(frame, table[image_column], ColumnStore(table[image_column])), counts
+
+
+def _map_arrow(path: Path) -> Any:
+    """Return the table in an Arrow file: a stream, as `datasets` writes it, or a file with random access."""
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _list_plain_columns(schema: Any) -> list[str]:
+    """Return the columns that can be labels, groups or bounding boxes: not embeddings or masks."""
+    import pyarrow as pa
+
+    plain = [part.name for part in schema if not pa.types.is_nested(part.type) and not _is_binary(part.type)]
+    return [*plain, *(part.name for part in schema if _is_box_list(part))]
+
+
+def _is_box_list(part: Any) -> bool:
+    return _simplify(part.name) in _BOX_LISTS and _is_number_list(part.type)
+
+
+def _make_frame(table: Any) -> pd.DataFrame:
+    """Return a table as pandas has it; raises ArrowInvalid if a text is not UTF-8."""
+    table.validate(full=True)
+    # What pandas stored about its index and types is not needed, and may be damaged.
+    frame: pd.DataFrame = _decode_class_labels(table).replace_schema_metadata(None).to_pandas()
+    # As text, like the cells of other tables: lists cannot be counted as groups are.
+    return frame.assign(**{part.name: frame[part.name].map(str) for part in table.schema if _is_box_list(part)})
 
 
 def _read_columns(shards: list[Path], names: list[str]) -> Any:
@@ -246,7 +388,7 @@ def _decode_class_labels(table: Any) -> Any:
     try:
         features = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"]
         classes = {name: feature["names"] for name, feature in features.items() if "names" in feature}
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return table
     for name, words in classes.items():
         if name in table.column_names and pa.types.is_integer(table[name].type):
@@ -315,6 +457,30 @@ def extract_image(cell: Any) -> bytes:
     if not content:
         raise DataError("no image in this row")
     return bytes(content)
+
+
+@dataclass(frozen=True)
+class PixelStore:
+    """Square images whose pixels are numbers in the cells of a text table: gray values, or R, G, B of each pixel."""
+
+    cells: pd.Series
+
+    def read(self, row: int) -> bytes:
+        """Return the image of a row as PNG; raises DataError if its cell has another form."""
+        import cv2
+        import numpy as np
+
+        text = str(self.cells.iloc[row]).strip("[] \n").replace(",", " ")
+        try:
+            values = np.array(text.split(), dtype=np.uint8)
+        except (ValueError, OverflowError) as error:
+            raise DataError("the pixels are not numbers of 0–255") from error
+        for channels in (1, 3):
+            side = round((len(values) / channels) ** 0.5)
+            if side and side * side * channels == len(values):
+                # OpenCV expects blue first.
+                return cv2.imencode(".png", values.reshape(side, side, channels)[..., ::-1])[1].tobytes()
+        raise DataError(f"{len(values):,} pixels are not a square image")
 
 
 @dataclass(frozen=True)

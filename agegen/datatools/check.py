@@ -407,7 +407,7 @@ def list_clusters(frame: pd.DataFrame, groups: NDArray[np.int64]) -> dict[str, N
     clusters = {"near-duplicates": groups}
     for column in frame.columns:
         if str(column).lower() in IDENTITY_COLUMNS:
-            clusters[str(column)] = number_identities(frame[column])
+            clusters[str(column)] = number_identities(frame, column)
     seconds = frame["path"].map(_find_capture_second)
     if seconds.notna().mean() > 0.5:
         clusters["capture second"] = np.asarray(pd.factorize(seconds)[0], dtype=np.int64)

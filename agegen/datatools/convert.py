@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agegen.data.labels import AGE_BOUNDS, format_labels
+from agegen.data.labels import AGE_BOUNDS, fill_missing, format_labels
 from agegen.data.loading import load_sources
 from agegen.data.records import Exclusion, FaceRecords, locate_image
 from agegen.data.scan import ProgressHook, ignore_progress
@@ -93,7 +93,8 @@ def format_path(path: Path, folder: Path) -> str:
 def make_manifest(frame: pd.DataFrame, paths: list[str]) -> pd.DataFrame:
     """Return labelled faces as a manifest: the columns path, age and gender, then all others of the frame."""
     ages, genders = format_labels(frame)
-    manifest = frame.drop(columns=["path", "age", "female", *AGE_BOUNDS], errors="ignore")
+    others = frame.drop(columns=["path", "age", "female", *AGE_BOUNDS], errors="ignore")
+    manifest = fill_missing(others.astype(object))
     for place, (name, values) in enumerate({"path": paths, "age": ages, "gender": genders}.items()):
         manifest.insert(place, name, values)
     return manifest

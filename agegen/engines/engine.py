@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.errors import CheckpointError
+from agegen.errors import CheckpointError, shorten
 from agegen.files import digest_file
 from agegen.machine import count_cores, open_session
 from agegen.model.metadata import CheckpointInfo, parse_info
@@ -27,6 +28,11 @@ class CropOutputs(NamedTuple):
     p_female: NDArray[np.float64]
     distribution: NDArray[np.float64] | None = None
 
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers are; damaged weights can give NaN or infinity."""
+        return all(values is None or bool(np.isfinite(values).all()) for values in self)
+
 
 # The name of the input in ONNX files, and the names of the outputs.
 INPUT = "crops"
@@ -34,13 +40,23 @@ DISTRIBUTION = "distribution"
 PLAIN_OUTPUTS = tuple(name for name in CropOutputs._fields if name != DISTRIBUTION)
 # Key in the metadata of ONNX files: the SHA-256 of the checkpoint that the file was exported from.
 SOURCE_KEY = "agegen_checkpoint"
+# Key in the metadata of ONNX files that end with a checksum, so that a damaged checksum is not mistaken for none.
+CHECKED_KEY = "agegen_checked"
+# What precedes the checksum in a file: ONNX's encoding of one more entry of the metadata, `agegen_sha256`, with 64
+# characters. Readers merge it with the others.
+_CHECKSUM_START = b"\x72\x51\x0a\x0dagegen_sha256\x12\x40"
+_CHECKSUM_LENGTH = len(_CHECKSUM_START) + 64
 
 
 class Engine(Protocol):
-    """A loaded model; ``input_size`` is the side of its input crops in pixels."""
+    """A loaded model.
+
+    ``input_size`` is the side of its input crops in pixels; ``notice`` says why another engine was not used.
+    """
 
     name: str
     input_size: int
+    notice: str
 
     def run(self, crops: NDArray[np.uint8], distribution: bool = False) -> CropOutputs:
         """Return the outputs for RGB crops (N, input_size, input_size, 3); ``distribution``: also return P(age)."""
@@ -50,6 +66,7 @@ class OnnxEngine:
     """An onnxruntime session; see :class:`agegen.engines.engine.Engine`."""
 
     name = "onnx"
+    notice = ""
 
     def __init__(self, session: Any, input_size: int, source: str = "") -> None:
         """Wrap a session; ``source`` is the SHA-256 of the checkpoint that its file was exported from."""
@@ -77,8 +94,11 @@ def load_onnx(
     Raises:
         CheckpointError: the file is unreadable, damaged, not written by agegen, or exported from another checkpoint.
     """
-    session = _read_session(path)
-    metadata = session.get_modelmeta().custom_metadata_map
+    content = _read_content(path)
+    checked = _verify_checksum(path, content)
+    session, metadata = _open_content(path, content)
+    if CHECKED_KEY in metadata and not checked:
+        raise _make_change_error(path)
     info = parse_info(path, metadata)
     if distribution and DISTRIBUTION not in {output.name for output in session.get_outputs()}:
         raise CheckpointError(f"{path} has no output '{DISTRIBUTION}'. Run `agegen export RUN --onnx FILE` again.")
@@ -88,7 +108,7 @@ def load_onnx(
         engine = OnnxEngine(session, int(info.input_spec["size"]), metadata.get(SOURCE_KEY, ""))
         # A black crop shows whether the inputs and outputs are as expected.
         outputs = engine.run(np.zeros((1, engine.input_size, engine.input_size, 3), dtype=np.uint8))
-        valid = all(values is None or (values.shape == (1,) and np.isfinite(values).all()) for values in outputs)
+        valid = outputs.finite and all(values is None or values.shape == (1,) for values in outputs)
     except Exception as error:  # onnxruntime's errors have no common class
         raise CheckpointError(f"cannot run {path}: {_shorten(error)}") from error
     if not valid:
@@ -96,15 +116,71 @@ def load_onnx(
     return info, engine
 
 
-def _read_session(path: Path) -> Any:
+def make_checksum(content: bytes) -> bytes:
+    """Return the bytes to append to an ONNX file's content, whose metadata has ``CHECKED_KEY``."""
+    return _CHECKSUM_START + hashlib.sha256(content).hexdigest().encode()
+
+
+def _verify_checksum(path: Path, content: bytes) -> bool:
+    """Return whether a file ends with a checksum, which older ones lack.
+
+    Raises:
+        CheckpointError: the checksum is wrong.
+    """
+    body, end = memoryview(content)[:-_CHECKSUM_LENGTH], content[-_CHECKSUM_LENGTH:]
+    if not end.startswith(_CHECKSUM_START):
+        return False
+    if end[-64:] != hashlib.sha256(body).hexdigest().encode():
+        raise _make_change_error(path)
+    return True
+
+
+def _make_change_error(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} has changed since its export: its checksum is wrong. Export or download it again.")
+
+
+def _read_content(path: Path) -> bytes:
     try:
-        return open_session(path.read_bytes(), count_cores())
+        return path.read_bytes()
     except OSError as error:
         hint = "Create it with `agegen export RUN --onnx FILE`, or use --engine torch."
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}. {hint}") from error
-    except Exception as error:  # onnxruntime's errors have no common class
+
+
+def _open_content(path: Path, content: bytes) -> tuple[Any, dict[str, str]]:
+    """Return the session of a file's content, and its metadata."""
+    try:
+        if _names_files(content):
+            raise CheckpointError(f"{path} keeps weights in other files (external data), which agegen does not read")
+        session = open_session(content, count_cores())
+        return session, session.get_modelmeta().custom_metadata_map
+    except (CheckpointError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # onnx and onnxruntime raise any; damaged texts a UnicodeDecodeError
         raise CheckpointError(f"{path} is damaged or not an ONNX file: {_shorten(error)}") from error
 
 
+def _names_files(content: bytes) -> bool:
+    """Return whether an ONNX file has external data, which onnxruntime would read from the working directory."""
+    # The key of every name of a file; without it, the file need not be parsed.
+    if b"location" not in content:
+        return False
+    import onnx
+
+    return _has_external_data(onnx.ModelProto.FromString(content))
+
+
+def _has_external_data(message: Any) -> bool:
+    """Return whether a part of an ONNX file has a tensor, at any depth, whose values are in another file."""
+    if getattr(message, "external_data", None):
+        return True
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            parts = [value] if hasattr(value, "ListFields") else value
+            if any(map(_has_external_data, parts)):
+                return True
+    return False
+
+
 def _shorten(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
 
 from agegen.engines.engine import Engine, load_onnx
 from agegen.errors import AgegenError, CheckpointError
@@ -19,7 +20,8 @@ def load_engine(
     """Load a checkpoint, or an exported ``.onnx`` file, into an engine.
 
     ``auto`` prefers onnxruntime if the checkpoint's ONNX file is in the same folder (same name, ``.onnx``) and the
-    options do not require torch, as CUDA and bfloat16 do. ``distribution``: P(age) will be requested.
+    options do not require torch, as CUDA and bfloat16 do. If that file cannot be used, torch reads the checkpoint, and
+    the engine has a ``notice``. ``distribution``: P(age) will be requested.
 
     Raises:
         AgegenError: the file cannot be used, or ``engine``, ``device`` and ``precision`` do not fit it.
@@ -36,10 +38,26 @@ def load_engine(
     exported = path.with_suffix(ONNX_SUFFIX)
     if engine == "onnx":
         return load_onnx(exported, path, distribution)
+    notice = ""
     if engine == "auto" and plain and exported.is_file():
-        # If it is damaged or was exported from another checkpoint, torch can still read this one.
-        with suppress(CheckpointError):
+        try:
             return load_onnx(exported, path, distribution)
+        except CheckpointError as error:
+            notice = f"{error} (using torch with {path.name} instead)"
     from agegen.engines.torch_engine import load_torch
 
-    return load_torch(path, device, precision)
+    info, loaded = load_torch(path, device, precision)
+    _check_outputs(path, loaded)
+    loaded.notice = notice
+    return info, loaded
+
+
+def _check_outputs(path: Path, engine: Engine) -> None:
+    """Check that a model gives numbers, at least for a black crop.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    outputs = engine.run(np.zeros((1, engine.input_size, engine.input_size, 3), dtype=np.uint8))
+    if not outputs.finite:
+        raise CheckpointError(f"invalid outputs from {path}: NaN or infinite. Its weights are damaged.")

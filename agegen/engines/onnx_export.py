@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agegen.backbone import Backbone
-from agegen.engines.engine import INPUT, SOURCE_KEY, CropOutputs, OnnxEngine
+from agegen.data.demo import draw_face
+from agegen.data.images import resize_image
+from agegen.engines.engine import CHECKED_KEY, INPUT, SOURCE_KEY, CropOutputs, OnnxEngine, make_checksum
 from agegen.engines.torch_engine import TorchEngine
 from agegen.errors import AgegenError
 from agegen.files import digest_file, write_bytes
@@ -29,40 +29,34 @@ from agegen.model.network import AgeGenderModel, Outputs, average_outputs, compu
 _MIN_HALF_ELEMENTS = 1024
 # Largest differences from torch's outputs that an export may have: years, years, probability.
 _TOLERANCES = 0.05, 0.05, 0.005
+# Images on which they are compared. A few suffice to find an operation that differs.
+_NOISE_CHECKS, _FACE_CHECKS = 3, 8
 
 
-def export_onnx(checkpoint: Path, target: Path, backbone: Backbone | None = None) -> None:
+def export_onnx(checkpoint: Path, target: Path) -> None:
     """Write a checkpoint's model as ONNX, with float16 weights and the checkpoint's metadata.
 
     The input ``crops`` (N, size, size, 3) is uint8 RGB. The outputs ``age`` and ``spread`` (years), ``p_female`` (0–1),
     (N,) each, and ``distribution`` (N, 117) are averaged over the crop and its mirror image. The computation is in
-    float32. ``backbone``: an instance to load the checkpoint's tensors into, instead of a new one.
+    float32.
 
     Raises:
         AgegenError: the checkpoint cannot be loaded, the backbone cannot be exported, or the file cannot be written.
     """
-    info, model = load_checkpoint(checkpoint, backbone)
+    info, model = load_checkpoint(checkpoint)
     export_model(info, model, checkpoint, target)
 
 
-def export_model(
-    info: CheckpointInfo,
-    model: AgeGenderModel,
-    checkpoint: Path,
-    target: Path,
-    crops: NDArray[np.uint8] | None = None,
-) -> None:
-    """Write a model that was loaded from ``checkpoint``; see :func:`export_onnx`.
-
-    ``crops`` (N, size, size, 3): faces for which the outputs of the file must also match those of the model.
-    """
+def export_model(info: CheckpointInfo, model: AgeGenderModel, checkpoint: Path, target: Path) -> None:
+    """Write a model that was loaded from ``checkpoint``; see :func:`export_onnx`."""
     from onnx import helper
 
     proto = convert_model(model.cpu(), info.model)
     halve_weights(proto)
-    helper.set_model_props(proto, format_info(info) | {SOURCE_KEY: digest_file(checkpoint)})
+    helper.set_model_props(proto, format_info(info) | {SOURCE_KEY: digest_file(checkpoint), CHECKED_KEY: "sha256"})
     content = proto.SerializeToString(deterministic=True)
-    if not outputs_match(model, content, crops):
+    content += make_checksum(content)
+    if not outputs_match(model, content):
         raise AgegenError(f"cannot export backbone '{info.model}' to ONNX: the outputs differ from those of torch")
     write_bytes(target, content)
 
@@ -100,6 +94,9 @@ def convert_model(model: AgeGenderModel, name: str) -> Any:
                 input_names=[INPUT],
                 output_names=list(CropOutputs._fields),
                 dynamic_shapes=({0: torch.export.Dim("faces")},),
+                # Both are the defaults of newer versions of torch.
+                dynamo=True,
+                optimize=True,
                 external_data=False,
                 verbose=False,
             )
@@ -147,16 +144,18 @@ def halve_weights(proto: Any) -> None:
     proto.graph.node.extend(nodes)
 
 
-def outputs_match(model: AgeGenderModel, content: bytes, faces: NDArray[np.uint8] | None = None) -> bool:
+def outputs_match(model: AgeGenderModel, content: bytes) -> bool:
     """Return whether an ONNX file's outputs match those of its model, within 0.05 years and 0.005 of probability.
 
-    They are compared on random noise and on ``faces`` (N, size, size, 3): noise alone does not activate all parts of a
-    network that faces do.
+    They are compared on random noise and on drawn faces: noise alone does not activate all parts of a network that
+    faces do.
     """
     torch_engine = TorchEngine(model, choose_compute("cpu", "fp32"))
     size = torch_engine.input_size
-    crops = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
-    crops = crops if faces is None else np.concatenate([crops, faces])
+    noise = np.random.default_rng(0).integers(0, 256, (_NOISE_CHECKS, size, size, 3)).astype(np.uint8)
+    # From child to old age, women and men.
+    faces = [draw_face(100 * n / _FACE_CHECKS, n % 2 == 0, np.random.default_rng(n)) for n in range(_FACE_CHECKS)]
+    crops = np.concatenate([noise, np.stack([resize_image(face, size) for face in faces])])
     expected, found = torch_engine.run(crops), OnnxEngine(open_session(content, count_cores()), size).run(crops)
     pairs = zip(expected[:3], found[:3], _TOLERANCES, strict=True)
     return all((np.abs(a - b) < tolerance).all() for a, b, tolerance in pairs)

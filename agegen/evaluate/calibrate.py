@@ -17,7 +17,7 @@ from agegen.evaluate.estimates import Estimates
 from agegen.evaluate.subject import EvaluationSubject, open_subject
 from agegen.files import replace_atomically
 from agegen.machine import choose_compute
-from agegen.model.calibration import COVERAGE, Calibration, bound_ages, calibrate
+from agegen.model.calibration import COVERAGE, Calibration, bound_ages, calibrate, choose_rank, describe_weaknesses
 from agegen.model.checkpoint import make_checkpoint
 
 # With fewer faces, the true coverage of the intervals is known to no better than ±9 points.
@@ -59,6 +59,8 @@ def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_
     subject = open_subject(
         config.data, config.run, config.model, config.weights, config.detector, config.reading, on_progress
     )
+    if not subject.calibration.knows_age:
+        raise AgegenError(f"{subject.path} was trained without ages: it has no age intervals to calibrate")
     unseen = ~subject.seen
     if not unseen.any():
         raise DataError(f"the model was trained on all faces of {subject.source}. Calibrate on other faces.")
@@ -75,7 +77,12 @@ def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_
         faces=fitted.faces,
         before=measure_coverage(estimates, labels, subject.calibration),
         sure=bound_coverage(fitted.faces),
-        notices=(*subject.notices, *_describe_seen(int(subject.seen.sum())), *subject.describe_overlap()),
+        notices=(
+            *subject.notices,
+            *_describe_seen(int(subject.seen.sum())),
+            *subject.describe_overlap(),
+            *describe_weaknesses(fitted, "faces"),
+        ),
     )
 
 
@@ -117,6 +124,6 @@ def bound_coverage(faces: int, share: float = COVERAGE) -> tuple[float, float]:
     """
     from scipy.stats import beta
 
-    left = int(np.floor((faces + 1) * (1 - share)))
-    distribution = beta(faces + 1 - left, max(left, 1))
+    rank = choose_rank(faces, share)
+    distribution = beta(rank, faces + 1 - rank)
     return float(distribution.ppf(0.025)), float(distribution.ppf(0.975))

@@ -48,6 +48,11 @@ class Estimates:
     loss: float = float("nan")
     distributions: NDArray[np.float32] | None = None
 
+    @property
+    def finite(self) -> bool:
+        """Whether all estimates are; damaged weights can give NaN or infinity."""
+        return all(bool(np.isfinite(values).all()) for values in (self.age, self.spread, self.p_female))
+
 
 def estimate_batches(
     network: nn.Module,

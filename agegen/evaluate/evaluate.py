@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, ignore_progress
-from agegen.errors import format_count
+from agegen.errors import format_count, shorten
 from agegen.evaluate.config import EvalConfig
 from agegen.evaluate.evaluation import Evaluation, describe_swapped_genders, evaluate_faces
 from agegen.evaluate.subject import EvaluationSubject, open_subject
@@ -100,9 +100,12 @@ def _describe_data(subject: EvaluationSubject, bundled_by_default: bool) -> list
             f"the middle {100 * trim.side:.0f} % of {Path(name).name}" for name, trim in records.trims.items()
         )
         notices.append(f"images cropped to match the model's training data: {parts}")
+    if not subject.calibration.knows_age:
+        notices.append("the model was trained without ages: it is evaluated on genders alone")
     if skipped := records.ungrouped_columns:
         notices.append(
-            f"no metrics by group for the columns {', '.join(skipped)}: they identify persons or have too many values"
+            f"no metrics by group for the columns {shorten(', '.join(skipped))}: they identify persons, have too many "
+            "values, or are too many"
         )
     return notices
 

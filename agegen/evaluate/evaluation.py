@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agegen.batches.batch import EvalSource
-from agegen.data.labels import SMALL_GROUP, Baseline, Labels, band_ages, label_groups, read_labels
+from agegen.data.labels import SMALL_GROUP, Baseline, Labels, band_ages, drop_ages, label_groups, read_labels
 from agegen.data.scan import Scan
 from agegen.evaluate.estimates import Estimates, estimate_batches, make_predictions
 from agegen.evaluate.metrics import (
@@ -152,9 +152,17 @@ def evaluate_source(
 def evaluate_faces(
     estimates: Estimates, scan: Scan, chosen: NDArray[np.bool_], baseline: Baseline, calibration: Calibration
 ) -> tuple[Evaluation, pd.DataFrame]:
-    """Return the evaluation of estimates of the ``chosen`` (N,) faces of a scan, and the table of predictions."""
+    """Return the evaluation of estimates of the ``chosen`` (N,) faces of a scan, and the table of predictions.
+
+    Ages of a model that was trained without ages are NaN, and are not evaluated.
+    """
     frame = scan.records.frame[chosen].reset_index(drop=True)
-    evaluation = evaluate_estimates(estimates, frame, scan.records.group_columns, baseline, calibration)
+    labelled = frame
+    if not calibration.knows_age:
+        # A head that was never trained is not measured: its errors would look like those of a bad model.
+        estimates = replace(estimates, age=np.full_like(estimates.age, np.nan), distributions=None)
+        labelled = drop_ages(frame)
+    evaluation = evaluate_estimates(estimates, labelled, scan.records.group_columns, baseline, calibration)
     return evaluation, make_predictions(estimates, frame, np.array(scan.sha256)[chosen], calibration)
 
 

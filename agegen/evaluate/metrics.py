@@ -37,10 +37,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class AgeMetrics:
-    """MAE and RMSE in years; CS@k is the share (0–1) of faces with an error of at most k years."""
+    """MAE, RMSE and bias in years; CS@k is the share (0–1) of faces with an error of at most k years.
+
+    The bias is the mean of estimate − true age: above 0, ages are overestimated. By age band it shows regression to the
+    mean, which MAE hides: the young are estimated too old, the old too young.
+    """
 
     mae: Metric
     rmse: Metric
+    bias: Metric
     cs3: Metric
     cs5: Metric
     cs10: Metric
@@ -145,6 +150,7 @@ def define_age_metrics(estimates: Floats, ages: Floats) -> MetricSpec[AgeMetrics
     functions: dict[str, MetricFunction] = {
         "mae": _make_mean(size),
         "rmse": lambda weights: np.sqrt(mean_square(weights)),
+        "bias": _make_mean(error),
         **{name: _make_mean(inside) for name, inside in shares.items()},
     }
     return MetricSpec(AgeMetrics, len(error), functions, dict.fromkeys(shares, len(error)))
@@ -186,7 +192,9 @@ def define_confident_metrics(
     p_female: Floats, female: Bools, min_confidence: float | Floats
 ) -> MetricSpec[ConfidentMetrics]:
     """Return how many of n faces reach a confidence threshold, 0.5–1 (for all or per face (n,)), and their accuracy."""
-    named = (np.maximum(p_female, 1 - p_female) >= min_confidence).astype(float)
+    # As in predict, a threshold of 1 reports no gender.
+    reported = (np.maximum(p_female, 1 - p_female) >= min_confidence) & (np.asarray(min_confidence) < 1)
+    named = reported.astype(float)
     right = named * ((p_female >= 0.5) == female)
 
     def compute_accuracy(weights: Floats) -> Floats:

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 # The groups by true and by estimated age, with the names of their axes.
 _AGE_BANDS = {"age_band": "true age", "estimated_age": "estimated age"}
+# The title of the axis, and the value at which a line is drawn, of each metric shown by age band.
+_BAND_AXES: dict[str, tuple[str, float | None]] = {
+    "mae": ("mean absolute error (years)", None),
+    "bias": ("bias (years)", 0),
+    "coverage": ("coverage", COVERAGE),
+}
 
 
 def write_eval_report(path: Path, result: EvalResult) -> None:
@@ -80,7 +86,7 @@ def make_groups_table(evaluation: Evaluation) -> PlainTable:
         for index, group in enumerate(groups)
     ]
     columns = ["group", "value", "faces"]
-    columns += ["MAE", "95 % interval", "90 % coverage", "width"] if exact else []
+    columns += ["MAE", "95 % interval", "bias", "90 % coverage", "width"] if exact else []
     columns += ["in bracket", "95 % interval"] if brackets else []
     columns += ["accuracy", "95 % interval"]
     ends = frozenset(start - 1 for start in starts[1:])
@@ -91,7 +97,11 @@ def _list_group_cells(group: GroupMetrics, exact: bool, brackets: bool) -> list[
     cells = [group.value, f"{group.n:,}{'*' if group.small else ' '}"]
     shown: list[tuple[str, Metric, bool]] = []
     if exact:
-        shown += [("mae", group.age.mae, True), ("coverage", group.interval.coverage, False)]
+        shown += [
+            ("mae", group.age.mae, True),
+            ("bias", group.age.bias, False),
+            ("coverage", group.interval.coverage, False),
+        ]
         shown += [("width", group.interval.width, False)]
     if brackets:
         shown += [("in_bracket", group.bracket.in_bracket, True)]
@@ -125,6 +135,11 @@ def draw_figures(result: EvalResult) -> list[Figure]:
                 encode_figure(draw_bands(evaluation, "mae")),
             ),
             Figure(
+                "Bias by age",
+                "Mean of estimate − true age, with 95 % confidence intervals; above 0, ages are overestimated.",
+                encode_figure(draw_bands(evaluation, "bias")),
+            ),
+            Figure(
                 "Coverage by age",
                 f"Share of ages inside the {100 * COVERAGE:.0f} % intervals; 95 % confidence intervals (Wilson's).",
                 encode_figure(draw_bands(evaluation, "coverage")),
@@ -139,7 +154,7 @@ def draw_figures(result: EvalResult) -> list[Figure]:
 
 
 def draw_bands(evaluation: Evaluation, name: str) -> Any:
-    """Draw a metric (``mae`` or ``coverage``) by true and by estimated age, with the interval of each age band."""
+    """Draw a metric (a key of ``_BAND_AXES``) by true and by estimated age, with the interval of each age band."""
     figure, axes = make_figure(1, len(_AGE_BANDS), 11, 3.8)
     for axis, (column, title) in zip(axes[0], _AGE_BANDS.items(), strict=True):
         every = [group for group in evaluation.groups if group.column == column]
@@ -154,11 +169,12 @@ def draw_bands(evaluation: Evaluation, name: str) -> Any:
         axis.errorbar(places, values, yerr=lengths, fmt="o", color=COLORS[0], capsize=3)
         axis.set_xticks(places, [group.value for group in groups], rotation=45)
         axis.set_xlabel(f"{title} (years)")
-        axis.set_ylabel("mean absolute error (years)" if name == "mae" else "coverage")
-        if name == "coverage":
-            axis.axhline(COVERAGE, color="#555", linewidth=1)
+        axis.set_ylabel(_BAND_AXES[name][0])
+        if (target := _BAND_AXES[name][1]) is not None:
+            axis.axhline(target, color="#555", linewidth=1)
     return figure
 
 
 def _pick_metric(group: GroupMetrics, name: str) -> Metric:
-    return group.age.mae if name == "mae" else group.interval.coverage
+    metric: Metric = getattr(group.interval if name == "coverage" else group.age, name)
+    return metric

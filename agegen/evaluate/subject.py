@@ -29,7 +29,7 @@ from agegen.data.splits import (
     split_scan,
     unpack_hashes,
 )
-from agegen.errors import DataError
+from agegen.errors import CheckpointError, DataError
 from agegen.evaluate.estimates import Estimates, estimate_batches
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.detection import add_cropper
@@ -47,7 +47,15 @@ from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_checkpoint, is_hub_run
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
-from agegen.runs import RunFolder, find_newest_run, is_standalone_file, list_finished_runs, list_sources, open_run
+from agegen.runs import (
+    RunFolder,
+    describe_damaged_runs,
+    find_newest_run,
+    is_standalone_file,
+    list_finished_runs,
+    list_sources,
+    open_run,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,7 +199,7 @@ class EvaluationSubject:
         on_progress: ProgressHook = ignore_progress,
         keep: bool = False,
     ) -> tuple[Estimates, Labels]:
-        """Run the model on the ``chosen`` (N,) faces; return estimates and labels.
+        """Run the model on the ``chosen`` (N,) faces; return estimates, and labels of what the model can estimate.
 
         Args:
             chosen: the faces.
@@ -199,10 +207,16 @@ class EvaluationSubject:
             cache_dir: of the features of a frozen backbone; None for the default.
             on_progress: called with (stage, done, total).
             keep: whether to keep the age distributions.
+
+        Raises:
+            CheckpointError: the model gives NaN or infinite estimates.
         """
         options = SourceOptions(compute, 0, views=EVAL_VIEWS, cache_dir=cache_dir)
         network, source = make_eval_source(self.model, self.scan, chosen, options, on_progress)
-        return estimate_batches(network.to(compute.device), source, compute, keep=keep), source.labels
+        estimates = estimate_batches(network.to(compute.device), source, compute, keep=keep)
+        if not estimates.finite:
+            raise CheckpointError(f"{self.checkpoint} gives NaN or infinite estimates: its weights are damaged")
+        return estimates, source.labels if self.calibration.knows_age else source.labels.drop_ages()
 
     def describe_overlap(self) -> list[str]:
         """Return a notice if it is unknown which of the faces the training used."""
@@ -262,7 +276,7 @@ def open_subject(
         splits=splits,
         # Near-duplicates across the model's own splits, if any, are reported by the training and stay in the test set.
         seen=splits == "train" if (splits != "").all() else training.find_seen(scan.sha256, scan.hashes),
-        notices=tuple(notices),
+        notices=(*_describe_skipped_runs(folder, run, model or weights), *notices),
     )
 
 
@@ -284,7 +298,14 @@ def _find_model(
     if standalone or bundled or (run is None and has_data and not list_finished_runs()):
         return None, find_checkpoint(model, run, weights)
     folder = find_newest_run() if run is None else open_run(run)
-    return folder, folder.checkpoint
+    return folder, folder.verify(folder.checkpoint)
+
+
+def _describe_skipped_runs(chosen: RunFolder | None, run: Path | None, bundled: str | None) -> list[str]:
+    """Return a notice for each damaged run that may have been meant, if none was named."""
+    if run is not None or bundled is not None:
+        return []
+    return describe_damaged_runs(after=chosen)
 
 
 def _crop_as_trained(

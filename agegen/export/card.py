@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from agegen.data.labels import MAX_AGE
 from agegen.errors import CheckpointError, format_count
 from agegen.files import write_text
+from agegen.model.calibration import describe_weaknesses, read_calibration
 from agegen.model.metadata import CheckpointInfo, read_info
-from agegen.render.tables import METRIC_TITLES, format_bounds, format_value
+from agegen.render.tables import METRIC_TITLES, format_bounds, format_duration, format_value
 from agegen.runs import RunFolder, compute_training_seconds, list_sources
 
 UNKNOWN_TERMS = "those of the training data"
@@ -84,6 +84,7 @@ def render_card(
         **_describe_training(facts.record, facts.info),
         **_describe_metrics(facts.report),
         calibration=facts.info.calibration,
+        weaknesses=describe_weaknesses(read_calibration(facts.info.calibration)),
     )
 
 
@@ -91,17 +92,7 @@ def _read_facts(run: RunFolder, record: dict[str, Any] | None = None) -> _Facts:
     record = run.read() if record is None else record
     if not record.get("finished"):
         raise CheckpointError(f"{run.path} is not finished. Finish it with `agegen train --resume {run.path}`.")
-    return _Facts(record, _read_report(run.evaluation), read_info(run.checkpoint))
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(report, dict) or not {"age", "gender", "groups", "interval"} <= report.keys():
-        raise CheckpointError(f"{path} has an unsupported format. Evaluate the run again with `agegen eval`.")
-    return report
+    return _Facts(record, run.read_evaluation(), read_info(run.checkpoint))
 
 
 def _describe_training(record: dict[str, Any], info: CheckpointInfo) -> dict[str, Any]:
@@ -124,14 +115,19 @@ def _describe_training(record: dict[str, Any], info: CheckpointInfo) -> dict[str
         "seed": record["seed"],
         "command": record.get("command", f"agegen train --model {info.model}"),
         "recipe": _format_recipe(record, frozen=bool(info.base)),
-        "minutes": round(compute_training_seconds(record) / 60),
-        "feature_minutes": round(record["seconds"].get("features", 0) / 60),
+        "duration": format_duration(compute_training_seconds(record)),
+        "feature_duration": _format_feature_duration(record["seconds"].get("features", 0)),
         "machine": record["machine"],
         "libraries": record["libraries"],
         "best": record["best"],
         "validation": _format_validation(record["best"]),
         "epochs": settings["epochs"],
     }
+
+
+def _format_feature_duration(seconds: float) -> str:
+    """Return how long the features were computed; "" if they were cached or the backbone is trained."""
+    return format_duration(seconds) if seconds >= 1 else ""
 
 
 def list_dataset_names(record: dict[str, Any]) -> list[str]:
@@ -172,7 +168,7 @@ def _format_validation(best: dict[str, Any]) -> str:
 def _describe_metrics(report: dict[str, Any]) -> dict[str, Any]:
     """Return the template's values about the metrics on the test set."""
     parts = ("age", "bracket", "interval", "gender", "confident")
-    flat = {name: value for part in parts for name, value in report.get(part, {}).items()}
+    flat: dict[str, Any] = {name: value for part in parts for name, value in report.get(part, {}).items()}
     trivial = {name: value for part in report["baseline"].values() for name, value in part.items()}
     metrics = [
         [title, format_value(name, flat[name]), _format_interval(name, flat), format_value(name, trivial.get(name))]
@@ -183,9 +179,9 @@ def _describe_metrics(report: dict[str, Any]) -> dict[str, Any]:
         "evaluation": report,
         "metrics": metrics,
         "groups": [_make_group_row(group) for group in report["groups"]],
-        "coverage": None if flat["coverage"] is None else format_value("coverage", flat["coverage"]),
-        "named": format_value("named", flat["named"]),
-        "named_accuracy": format_value("named_accuracy", flat["named_accuracy"]),
+        "coverage": None if flat.get("coverage") is None else format_value("coverage", flat["coverage"]),
+        "named": format_value("named", flat.get("named")),
+        "named_accuracy": format_value("named_accuracy", flat.get("named_accuracy")),
         "limitations": list_limitations(report["groups"]),
     }
 
@@ -208,11 +204,13 @@ def _make_group_row(group: dict[str, Any]) -> list[str]:
         _escape(group["column"]),
         _escape(group["value"]),
         f"{group['n']:,}{'*' if group['small'] else ''}",
-        format_value("mae", group["age"]["mae"]),
+        format_value("mae", group["age"].get("mae")),
         _format_interval("mae", group["age"]),
-        format_value("coverage", group["interval"]["coverage"]),
+        # Evaluations before this metric existed lack it.
+        format_value("bias", group["age"].get("bias")),
+        format_value("coverage", group.get("interval", {}).get("coverage")),
         format_value("in_bracket", bracket.get("in_bracket")),
-        format_value("accuracy", group["gender"]["accuracy"]),
+        format_value("accuracy", group["gender"].get("accuracy")),
         _format_interval("accuracy", group["gender"]),
     ]
 
@@ -227,10 +225,12 @@ def _make_repeat_row(run: RunFolder) -> list[str]:
     best, report = facts.record["best"], facts.report
     return [
         run.path.name,
-        format_value("mae", best["val_mae"]),
-        format_value("accuracy", best["val_accuracy"]),
-        f"{format_value('mae', report['age']['mae'])} ({_format_interval('mae', report['age'])})",
-        f"{format_value('accuracy', report['gender']['accuracy'])} ({_format_interval('accuracy', report['gender'])})",
+        format_value("mae", best.get("val_mae")),
+        format_value("accuracy", best.get("val_accuracy")),
+        *(
+            f"{format_value(name, report[part].get(name))} ({_format_interval(name, report[part])})"
+            for part, name in (("age", "mae"), ("gender", "accuracy"))
+        ),
     ]
 
 

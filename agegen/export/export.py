@@ -32,6 +32,7 @@ def export_run(
     if weights is None and onnx is None:
         raise AgegenError("nothing to export. Give --weights FILE.safetensors, --onnx FILE.onnx, or both.")
     folder = open_run(run)
+    folder.verify(folder.checkpoint)
     written = []
     if weights is not None:
         written += export_weights(folder, weights, repeats)

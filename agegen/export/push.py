@@ -41,7 +41,7 @@ def push_run(run: Path, repository: str, private: bool = False) -> Pushed:
     """
     repository = parse_repository(repository)
     folder = open_run(run)
-    record, report = folder.read(), read_report(folder.evaluation)
+    record, report = folder.read(), folder.read_evaluation()
     with explain_errors(repository):
         from huggingface_hub import HfApi
 
@@ -80,12 +80,6 @@ def explain_errors(repository: str) -> Iterator[None]:
         ) from error
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """Return a run's ``eval.json``."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
 def make_config(record: dict[str, Any]) -> dict[str, Any]:
     """Return ``config.json``: what describes the model in a run's record, without paths of this machine."""
     return {
@@ -105,9 +99,9 @@ def add_front_matter(card: str, record: dict[str, Any], report: dict[str, Any]) 
     dataset = " + ".join(names)
     model = str(record.get("model", "model"))
     metrics = {
-        ("mae", "MAE (years)"): report["age"]["mae"],
-        ("accuracy", "gender accuracy"): report["gender"]["accuracy"],
-        ("in_bracket", "age bracket accuracy"): report["bracket"]["in_bracket"],
+        ("mae", "MAE (years)"): report["age"].get("mae"),
+        ("accuracy", "gender accuracy"): report["gender"].get("accuracy"),
+        ("in_bracket", "age bracket accuracy"): report.get("bracket", {}).get("in_bracket"),
     }
     results = [
         EvalResult(

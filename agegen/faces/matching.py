@@ -181,8 +181,8 @@ def make_crop_notices(stats: LandmarkStats) -> list[str]:
         return []
     return [
         f"these images look like uncropped photos, not like aligned face crops: face position or size varies "
-        f"(faces detected in {len(stats.landmarks)} of {stats.images} sampled images). Use --detector mtcnn, or create "
-        "crops with `agegen data crop PATH OUT`"
+        f"(faces detected in {len(stats.landmarks)} of {stats.images} sampled images). Create crops with "
+        "`agegen data crop PATH OUT`, or give --detector mtcnn to `agegen train` and `agegen eval`"
     ]
 
 

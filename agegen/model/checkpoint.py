@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agegen.backbone import Backbone, HeadConfig
-from agegen.errors import CheckpointError, PluginError
+from agegen.errors import CheckpointError, PluginError, shorten
 from agegen.files import write_bytes
 from agegen.model.metadata import CheckpointInfo, format_info, open_safetensors, parse_info
 from agegen.model.network import AgeGenderModel
@@ -53,10 +53,16 @@ def save_checkpoint(
 
 
 def make_checkpoint(model: AgeGenderModel, info: CheckpointInfo, used_faces: UsedFaces | None = None) -> bytes:
-    """Return the content of a checkpoint; of a frozen backbone's model it has only the heads."""
+    """Return the content of a checkpoint.
+
+    Of a frozen backbone's model only the heads are stored, of a tensor that several modules share only the first name.
+    """
     from safetensors.torch import save
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _select_stored_tensors(model).items()}
+    repeated = _list_repeated(model)
+    stored = {name: tensor for name, tensor in _select_stored_tensors(model).items() if name not in repeated}
+    # Copies, because the file format does not accept tensors that share memory, as views of others do.
+    tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in stored.items()}
     if used_faces is not None:
         for name, fingerprints in used_faces._asdict().items():
             tensors[_USED_FACES + name] = torch.from_numpy(np.unique(fingerprints).view(np.int64))
@@ -73,8 +79,10 @@ def read_used_faces(path: Path) -> UsedFaces | None:
     with open_safetensors(path, "numpy") as file:
         if not any(name.startswith(_USED_FACES) for name in file.keys()):  # noqa: SIM118 - not a mapping
             return None
-        tensors = (np.asarray(file.get_tensor(_USED_FACES + name)) for name in UsedFaces._fields)
-        return UsedFaces(*(tensor.view(np.uint64) for tensor in tensors))
+        tensors = [np.asarray(file.get_tensor(_USED_FACES + name)) for name in UsedFaces._fields]
+    if any(tensor.dtype != np.int64 or tensor.ndim != 1 for tensor in tensors):
+        raise CheckpointError(f"{path} is damaged: the fingerprints of its faces are not lists of 64-bit integers")
+    return UsedFaces(*(tensor.view(np.uint64) for tensor in tensors))
 
 
 def load_checkpoint(path: Path, backbone: Backbone | None = None) -> tuple[CheckpointInfo, AgeGenderModel]:
@@ -89,14 +97,31 @@ def load_checkpoint(path: Path, backbone: Backbone | None = None) -> tuple[Check
             the weights of the frozen backbone differ from those of the training.
     """
     info, tensors = _read_checkpoint(path)
-    try:
-        heads = HeadConfig(**info.heads)
-    except TypeError as error:
-        raise CheckpointError(f"{path} has invalid metadata: {error}") from error
-    model = AgeGenderModel(_build_backbone(path, info) if backbone is None else backbone, heads)
+    heads = HeadConfig(**info.heads)
+    if backbone is None:
+        _check_sizes(path, info, heads, tensors)
+        backbone = _build_backbone(path, info, pretrained=info.base is not None)
+    model = AgeGenderModel(backbone, heads)
     _check_base(path, info, model.backbone)
-    _fill_model(path, model, tensors)
+    _check_tensors(path, model, tensors)
+    for name, tensor in tensors.items():
+        # Not every type has this function: 8-bit floats lack it.
+        if not torch.isfinite(tensor.float()).all():
+            raise CheckpointError(f"{path}: the tensor {name} has NaN or infinite values")
+    model.load_state_dict(tensors, strict=False)
     return info, model.eval()
+
+
+def _check_sizes(path: Path, info: CheckpointInfo, heads: HeadConfig, tensors: dict[str, Tensor]) -> None:
+    """Check that the tensors fit, before memory is allocated for whatever sizes the metadata names."""
+    try:
+        with torch.device("meta"):
+            model = AgeGenderModel(_build_backbone(path, info, pretrained=False), heads)
+    except CheckpointError:
+        raise
+    except Exception:  # not every backbone can be built without memory: `BackboneContract.builds_on_meta`
+        return
+    _check_tensors(path, model, tensors)
 
 
 def _read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
@@ -105,13 +130,13 @@ def _read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
         return parse_info(path, file.metadata()), {name: file.get_tensor(name) for name in names}
 
 
-def _build_backbone(path: Path, info: CheckpointInfo) -> Backbone:
+def _build_backbone(path: Path, info: CheckpointInfo, *, pretrained: bool) -> Backbone:
+    """Build the backbone of a checkpoint; the tensors of a frozen one are not in the file, but ``pretrained``."""
     try:
         plugin, backbone_class = load_backbone(info.model)
     except PluginError as error:
         raise CheckpointError(f"{path} was written by {info.distribution} {info.version}: {error}") from error
-    # The tensors of a frozen backbone are not in the file.
-    backbone = build_backbone(plugin, backbone_class, pretrained=info.base is not None, options=info.build)
+    backbone = build_backbone(plugin, backbone_class, pretrained=pretrained, options=info.build)
     if backbone.input_spec.to_json() != info.input_spec:
         raise CheckpointError(
             f"{path} was written by {info.distribution} {info.version}, whose backbone '{info.model}' takes another "
@@ -134,19 +159,20 @@ def _check_base(path: Path, info: CheckpointInfo, backbone: Backbone) -> None:
         )
 
 
-def _fill_model(path: Path, model: AgeGenderModel, tensors: dict[str, Tensor]) -> None:
+def _check_tensors(path: Path, model: AgeGenderModel, tensors: dict[str, Tensor]) -> None:
+    """Check that the file has the tensors that the model stores, in the same shapes."""
     expected = _select_stored_tensors(model)
-    if missing := sorted(expected.keys() - tensors.keys()):
-        raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first is {missing[0]}")
+    # Files of older versions have shared tensors under each of their names.
+    if missing := sorted(expected.keys() - tensors.keys() - _list_repeated(model)):
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first is {shorten(missing[0])}")
     if surplus := sorted(tensors.keys() - expected.keys()):
-        raise CheckpointError(f"{path} has {len(surplus)} unexpected tensors, the first is {surplus[0]}")
+        raise CheckpointError(f"{path} has {len(surplus)} unexpected tensors, the first is {shorten(surplus[0])}")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
             raise CheckpointError(f"{path}: the tensor {name} has the shape {shapes}")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: the tensor {name} has NaN or infinite values")
-    model.load_state_dict(tensors, strict=False)
+        if tensor.is_floating_point() != expected[name].is_floating_point() or tensor.is_complex():
+            raise CheckpointError(f"{path}: the tensor {name} has the type {tensor.dtype}")
 
 
 def _select_stored_tensors(model: AgeGenderModel) -> dict[str, Tensor]:
@@ -155,6 +181,13 @@ def _select_stored_tensors(model: AgeGenderModel) -> dict[str, Tensor]:
     if model.backbone.frozen:
         return {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
     return state
+
+
+def _list_repeated(model: AgeGenderModel) -> set[str]:
+    """Return all names but the first of each parameter and buffer that several modules share."""
+    every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    first = (*model.named_parameters(), *model.named_buffers())
+    return {name for name, _ in every} - {name for name, _ in first}
 
 
 def fingerprint_tensors(module: nn.Module) -> str:

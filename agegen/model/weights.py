@@ -46,7 +46,10 @@ def find_checkpoint(model: str | None, run: Path | None, weights: str | None = N
         return find_weights(model or DEFAULT_MODEL, weights or DEFAULT_WEIGHTS)
     if is_hub_run(run):
         return fetch_hub_run(run)
-    return run if is_standalone_file(run) else open_run(run).checkpoint
+    if is_standalone_file(run):
+        return run
+    folder = open_run(run)
+    return folder.verify(folder.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,10 @@ def find_weights(model: str, name: str = DEFAULT_WEIGHTS) -> Path:
     if path is None:
         raise CheckpointError(f"backbone '{model}' of {plugin.source}: its package lacks {chosen.source}")
     if chosen.sha256 and (found := digest_file(path)) != chosen.sha256:
+        advice = "Delete it, so that it is downloaded again" if chosen.remote else f"Reinstall {plugin.distribution}"
         raise CheckpointError(
             f"{path} is not the file that backbone '{model}' of {plugin.source} names: its SHA-256 is {found[:12]}…, "
-            f"not {chosen.sha256[:12]}…. Delete it, so that it is downloaded again."
+            f"not {chosen.sha256[:12]}…. {advice}."
         )
     return path
 
@@ -187,8 +191,9 @@ def is_hub_run(run: str | Path | None) -> bool:
 def fetch_hub_run(run: str | Path) -> Path:
     """Return the checkpoint of a run on the Hub, downloaded unless it is cached, with its ONNX file next to it.
 
-    Both files are from one revision: the named one, or the newest in the cache, or the newest on the Hub. The weights
-    are safetensors, so nothing is unpickled. An ONNX file of other weights is detected later by its checksum.
+    Both files are from one revision: the named one, or the newest on the Hub, or, without an answer of the Hub, in the
+    cache. The weights are safetensors, so nothing is unpickled. An ONNX file of other weights is detected later by its
+    checksum.
 
     Raises:
         AgegenError: the address is invalid, or the checkpoint is not cached and cannot be downloaded.
@@ -197,7 +202,7 @@ def fetch_hub_run(run: str | Path) -> Path:
     if match is None:
         raise AgegenError(f"invalid address of a run: '{run}'. Give hf://OWNER/NAME or hf://OWNER/NAME@REVISION.")
     repository, revision = parse_repository(match[1]), match[2]
-    checkpoint = download_file(repository, HUB_CHECKPOINT, revision)
+    checkpoint = download_file(repository, HUB_CHECKPOINT, revision, newest=True)
     # A snapshot folder of the cache is named after its commit, so the ONNX file comes from the same commit.
     if not checkpoint.with_name(_HUB_ONNX).is_file():
         with suppress(AgegenError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import glob
+import errno
 import io
-import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from agegen.data.images import RGB, decode_photo, read_image_file
-from agegen.errors import AgegenError, DataError
+from agegen.errors import AgegenError, DataError, shorten
 from agegen.files import replace_atomically, write_bytes
 from agegen.predict.config import STDIN
 from agegen.predict.extraction import LARGEST_SIDE
-from agegen.predict.results import KEEP_NOTHING, FacePrediction, KeepOptions, PhotoPrediction
+from agegen.predict.inputs import find_folder
+from agegen.predict.results import KEEP_NOTHING, FacePrediction, KeepOptions, PhotoPrediction, add_reason
 from agegen.predict.tracking import MAX_GAP, VideoResult, interpolate_box
-from agegen.predict.video import Sampling, Video, convert_frame, is_video_name
+from agegen.predict.video import Sampling, Video
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 _JPEG_QUALITY = 92
@@ -29,6 +31,8 @@ _JPEG_QUALITY = 92
 _PNG_COMPRESSION = 3
 # Codecs that every player supports, best first; PyAV's wheels include both.
 _CODECS = ("libx264", "mpeg4")
+# The time base of copies: all usual frame rates have whole steps in it, and MPEG-4 allows no finer one.
+_TIME_BASE = Fraction(1, 60_000)
 # H.264's constant rate factor: its default is 23, and 18 is visually lossless.
 _CRF = "20"
 # Smaller letters are illegible.
@@ -68,19 +72,24 @@ class ImageWriter:
         return self.annotated is not None or self.crops is not None
 
     def save(self, photo: PhotoPrediction) -> PhotoPrediction:
-        """Write the copies of a photo, and return it; thread-safe.
+        """Write the copies of a photo, and return it, with the reason if it has no copy; thread-safe.
 
         Raises:
-            AgegenError: a copy cannot be written, or the photo can no longer be read.
+            AgegenError: a folder cannot be written to, so no other copy can be written either.
         """
+        try:
+            self._write_copies(photo)
+        except DataError as error:
+            return add_reason(photo, str(error))
+        return photo
+
+    def _write_copies(self, photo: PhotoPrediction) -> None:
         if self.crops is not None:
             time = "" if photo.time is None else f"-{photo.time:.3f}"
             for face, crop in zip(photo.faces, photo.crops, strict=True):
                 _save(make_copy_path(photo.file, self.crops, self.base, f"{time}-{face.face}.png"), crop, photo.file)
-        still = photo.time is None and not is_video_name(photo.file)
-        if self.annotated is not None and photo.reason is None and still:
+        if self.annotated is not None and photo.reason is None and photo.time is None and not photo.is_video:
             _save(self._make_annotated_path(photo, self.annotated), draw_annotation(_load_image(photo)), photo.file)
-        return photo
 
     def find_video_path(self, file: str) -> Path | None:
         """Return the path of a video's annotated copy, None if there is to be none."""
@@ -98,7 +107,7 @@ class ImageWriter:
 
 def find_common_folder(inputs: Iterable[str]) -> Path:
     """Return the folder that contains all inputs: folders, and the folders of files and globs."""
-    folders = [_find_folder(name) for name in inputs] or [Path()]
+    folders = [find_folder(name) for name in inputs] or [Path()]
     return Path(os.path.commonpath([folder.absolute() for folder in folders]))
 
 
@@ -115,9 +124,10 @@ def annotate_video(name: str, result: VideoResult, sampling: Sampling, target: P
     Does nothing for animated images, and for unreadable videos, whose row gives the reason.
 
     Raises:
-        AgegenError: the copy cannot be written.
+        DataError: this video cannot be encoded.
+        AgegenError: the folder cannot be written to, so no other copy can be written either.
     """
-    if not is_video_name(name):
+    if result.is_animation:
         return
     try:
         video = Video(name)
@@ -127,21 +137,33 @@ def annotate_video(name: str, result: VideoResult, sampling: Sampling, target: P
 
     # Tracks may miss a sampled frame or two.
     gap = max(MAX_GAP, 2 * sampling.step)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with replace_atomically(target) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-            stream: Any = None
-            for time, frame in video.decode():
-                image = draw_persons(convert_frame(frame), result, time, gap)
-                if stream is None:
-                    stream = _add_stream(container, video, image)
-                annotated = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                annotated.pts, annotated.time_base = round(time / video.time_base), video.time_base
-                container.mux(stream.encode(annotated))
-            if stream is not None:
-                container.mux(stream.encode())
-    except (av.error.FFmpegError, OSError) as error:
-        raise AgegenError(f"cannot write {target}: {error}") from error
+    images = ((time, draw_persons(video.convert(frame), result, time, gap)) for time, frame in video.decode())
+    with _refuse_long_name(target), replace_atomically(target) as temporary:
+        try:
+            with av.open(str(temporary), "w", format="mp4") as container:
+                _encode(container, video, images)
+        except OSError as error:
+            raise AgegenError(f"cannot write {target}: {error.strerror or error}") from error
+        except (av.error.FFmpegError, ValueError) as error:
+            raise DataError(f"its annotated copy cannot be encoded: {error}") from error
+
+
+def _encode(container: Any, video: Video, images: Iterable[tuple[float, RGB]]) -> None:
+    """Write images with their times in seconds to an open container."""
+    import av
+
+    stream: Any = None
+    last = -1
+    for time, image in images:
+        if stream is None:
+            stream = _add_stream(container, video, image)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        # Damaged videos repeat times, which MP4 does not allow.
+        last = max(round(time / _TIME_BASE), last + 1)
+        frame.pts, frame.time_base = last, _TIME_BASE
+        container.mux(stream.encode(frame))
+    if stream is not None:
+        container.mux(stream.encode())
 
 
 def draw_persons(image: RGB, result: VideoResult, time: float, gap: float) -> RGB:
@@ -152,7 +174,8 @@ def draw_persons(image: RGB, result: VideoResult, time: float, gap: float) -> RG
         if (box := interpolate_box(track, time, gap)) is not None
     ]
     annotated = draw_annotation(PhotoPrediction("", "ok", tuple(faces), image=image)) if faces else image
-    return annotated[: annotated.shape[0] // 2 * 2, : annotated.shape[1] // 2 * 2]
+    height, width = annotated.shape[:2]
+    return np.pad(annotated, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def draw_annotation(photo: PhotoPrediction) -> RGB:
@@ -173,11 +196,12 @@ def draw_annotation(photo: PhotoPrediction) -> RGB:
 
 
 def format_label(face: FacePrediction) -> str:
-    """Return the label of a face: age and interval, then gender and the probability of the more likely gender."""
-    assert face.age is not None and face.p_female is not None
+    """Return the label of a face: age and interval, if known, then gender and the probability of the likelier one."""
+    assert face.p_female is not None
     probability = max(face.p_female, 1 - face.p_female)
     person = f"#{face.person} " if face.person is not None else ""
-    return f"{person}{face.age:.0f} ({face.age_low:.0f}-{face.age_high:.0f})\n{face.gender} {probability:.2f}"
+    age = "" if face.age is None else f"{face.age:.0f} ({face.age_low:.0f}-{face.age_high:.0f})"
+    return "\n".join(part for part in (f"{person}{age}".strip(), f"{face.gender} {probability:.2f}") if part)
 
 
 def _load_image(photo: PhotoPrediction) -> PhotoPrediction:
@@ -187,7 +211,7 @@ def _load_image(photo: PhotoPrediction) -> PhotoPrediction:
     try:
         decoded = decode_photo(read_image_file(photo.file), LARGEST_SIDE, page=(photo.page or 1) - 1)
     except DataError as error:
-        raise AgegenError(f"{photo.file} could no longer be read: {error}") from error
+        raise DataError(f"the photo could no longer be read for its annotated copy: {error}") from error
     return replace(photo, image=decoded.image, scale=decoded.scale)
 
 
@@ -197,7 +221,23 @@ def _save(path: Path, image: RGB, source: str) -> None:
         Image.fromarray(image).save(stream, "JPEG", quality=_JPEG_QUALITY)
     else:
         Image.fromarray(image).save(stream, "PNG", compress_level=_PNG_COMPRESSION)
-    write_bytes(path, stream.getvalue())
+    with _refuse_long_name(path):
+        write_bytes(path, stream.getvalue())
+
+
+@contextmanager
+def _refuse_long_name(path: Path) -> Iterator[None]:
+    """Make it a problem of this input only if the name of its copy, which is longer than its own, is too long.
+
+    Raises:
+        DataError: it is.
+    """
+    try:
+        yield
+    except AgegenError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENAMETOOLONG:
+            raise DataError(f"the name of its copy would be too long: {shorten(path.name)}") from error
+        raise
 
 
 def _refuse_input(path: Path, source: str) -> Path:
@@ -211,23 +251,14 @@ def _refuse_input(path: Path, source: str) -> Path:
     return path
 
 
-def _find_folder(name: str) -> Path:
-    """Return the folder of an input; of a glob, the part before its first wildcard."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if os.path.lexists(path) or not glob.has_magic(name):
-        return path.parent
-    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-
-
 def _add_stream(container: Any, video: Video, image: RGB) -> Any:
     import av
 
     codec = next(name for name in _CODECS if name in av.codecs_available)
     stream = container.add_stream(codec, rate=video.rate)
     stream.width, stream.height, stream.pix_fmt = image.shape[1], image.shape[0], "yuv420p"
-    stream.time_base = video.time_base
+    # Encoders' own is one step per frame, in which frames of a variable rate would share a time.
+    stream.codec_context.time_base = _TIME_BASE
     stream.options = {"crf": _CRF, "preset": "veryfast"} if codec == "libx264" else {"qscale": "4"}
     return stream
 

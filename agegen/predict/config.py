@@ -190,6 +190,16 @@ class PredictConfig:
         return {kind: target for kind, target in chosen.items() if target is not None}
 
     @property
+    def copies(self) -> list[Path]:
+        """The folders of annotated copies and crops."""
+        return [folder for folder in (self.annotate, self.crops) if folder is not None]
+
+    @property
+    def writes_only_files(self) -> bool:
+        """Whether no rows appear on the terminal."""
+        return self.parquet is not None or (bool(self.outputs) and "-" not in self.outputs.values())
+
+    @property
     def is_resumable(self) -> bool:
         """Whether an interrupted prediction can be continued: with one output, CSV, JSON Lines or Parquet."""
         if self.parquet is not None:

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from agegen.data.images import RGB, Photo, resize_image
 from agegen.data.labels import MAX_AGE
@@ -25,7 +27,7 @@ from agegen.files import digest_file
 from agegen.machine import count_cores
 from agegen.model.calibration import bound_ages, compute_sigma, read_calibration
 from agegen.model.metadata import CheckpointInfo
-from agegen.model.weights import find_checkpoint
+from agegen.model.weights import find_checkpoint, is_hub_run
 from agegen.predict.extraction import FaceExtractor, open_image
 from agegen.predict.inputs import FileContent, ImageSource
 from agegen.predict.results import (
@@ -48,6 +50,10 @@ _BATCH_PHOTOS = 128
 _BATCH_BYTES = 200_000_000
 # The column `file` of an image in memory.
 _IN_MEMORY = "picture"
+# The types of images in memory, besides open files.
+_CONTENT = (bytes, bytearray, memoryview, Image.Image, np.ndarray)
+# Estimators that a process keeps of those that it received: few pools use more than one model.
+_RELOADED = 2
 # How often, in seconds, a blocked thread checks whether the reader has stopped.
 _POLL_SECONDS = 0.2
 
@@ -61,7 +67,13 @@ class Estimator:
 
         for face in Estimator.load().predict("photo.jpg"):
             print(face.age, face.gender, face.box)
+
+    An estimator can be pickled and copied, for example for the processes of a ProcessPoolExecutor: the other process
+    loads the same model with the same options, which must be available there.
     """
+
+    # The arguments of `load`, from which a copy is loaded.
+    _arguments: tuple[tuple[str, Any], ...] = ()
 
     def __init__(
         self,
@@ -126,7 +138,35 @@ class Estimator:
         # An ONNX file stores the digest of the checkpoint from which it was exported.
         digest = getattr(loaded, "source", "") if path.suffix == ONNX_SUFFIX else digest_file(path)
         face_model = FaceModel(info, loaded, digest, distribution)
-        return cls(face_model, detector, min_confidence, min_score, min_face, under)
+        estimator = cls(face_model, detector, min_confidence, min_score, min_face, under)
+        estimator._arguments = tuple(
+            {
+                "model": model,
+                # Another process may have another current folder.
+                "run": run if run is None or is_hub_run(Path(run)) else str(Path(run).absolute()),
+                "detector": estimator.detector,
+                "min_confidence": min_confidence,
+                "device": device,
+                "precision": precision,
+                "engine": engine,
+                "weights": weights,
+                "min_score": min_score,
+                "min_face": min_face,
+                "distribution": distribution,
+                "under": tuple(under),
+            }.items()
+        )
+        return estimator
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Describe how another process loads this estimator: networks and their sessions cannot be pickled."""
+        if not self._arguments:
+            raise TypeError("only estimators from Estimator.load can be pickled")
+        return _load_again, (self._arguments, self.model.digest)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Estimator:
+        """Return an estimator with a model of its own."""
+        return _load_again.__wrapped__(*self.__reduce__()[1])
 
     def predict(
         self, picture: str | os.PathLike[str] | RGB | Any, boxes: Iterable[Sequence[float] | GivenFace] | None = None
@@ -134,9 +174,9 @@ class Estimator:
         """Return the faces of one image, from left to right; an empty list if none was detected.
 
         Args:
-            picture: a path, the content of an image file, an open file, a Pillow image, or an array (RGB, RGBA or
-                greyscale); see :func:`agegen.predict.extraction.open_image`. A file with several pages gives the faces
-                of all of them.
+            picture: a path, the content of an image file, an open file, a Pillow image, or an array (RGB, not BGR as
+                OpenCV's; RGBA or greyscale); see :func:`agegen.predict.extraction.open_image`. A file with several
+                pages gives the faces of all of them.
             boxes: the known faces, as (left, top, right, bottom) in pixels of the image, or as
                 :class:`agegen.predict.boxes.GivenFace` with landmarks; then the image is not searched.
 
@@ -144,18 +184,14 @@ class Estimator:
             DataError: the image cannot be read, or an argument has the wrong type.
         """
         given = None if boxes is None else [_make_given_face(box) for box in boxes]
-        if isinstance(picture, str | os.PathLike):
-            extracted = self.extractor.extract_file(os.fsdecode(picture), given=given)
-        else:
-            decode = open_image(picture, self.extractor.limit)
-            extracted = [self.extractor.extract(_IN_MEMORY, decode, given=given)]
+        extracted = self._extract(*_split_source(picture), KEEP_NOTHING, given)
         if extracted[0].reason is not None:
             raise DataError(f"{extracted[0].file}: {extracted[0].reason}")
         return [face for photo in self._estimate(extracted) for face in photo.faces]
 
     def predict_many(
         self,
-        pictures: Iterable[ImageSource],
+        pictures: Iterable[ImageSource | Any],
         *,
         keep_images: bool = False,
         keep_crops: bool = False,
@@ -167,8 +203,9 @@ class Estimator:
         model runs on batches of faces; memory use does not depend on the number of images.
 
         Args:
-            pictures: paths, or pairs of a name and the content of the image file, or of a name and a function that
-                returns the content; worker threads call it, and it may raise DataError.
+            pictures: what :meth:`predict` takes, or pairs of a name and one of these, or of a name and a function that
+                returns the content of the image file; worker threads call it, and it may raise DataError. Images in
+                memory without a name are called ``picture``.
             keep_images: keep the decoded photo and the crops in each result.
             keep_crops: keep the crops in each result.
             boxes: a function that returns the known faces of a file; then images are not searched.
@@ -176,8 +213,8 @@ class Estimator:
         keep = KeepOptions(keep_images, keep_crops)
 
         def extract(picture: ImageSource) -> list[ExtractedFaces]:
-            name, content = _split_source(picture)
-            return self.extractor.extract_file(name, content, keep, boxes(name) if boxes else None)
+            name, image = _split_source(picture)
+            return self._extract(name, image, keep, boxes(name) if boxes else None)
 
         return self._run(extract, pictures, keep)
 
@@ -192,6 +229,17 @@ class Estimator:
             return [replace(found, time=time)]
 
         return self._run(extract, frames, keep)
+
+    def _extract(
+        self, name: str, image: FileContent | Any, keep: KeepOptions, given: Sequence[GivenFace] | None
+    ) -> list[ExtractedFaces]:
+        """Extract the faces of a file, its content or an image in memory; the result says why it cannot be read."""
+        if image is None or isinstance(image, bytes) or callable(image):
+            return self.extractor.extract_file(name, image, keep, given)
+        try:
+            return [self.extractor.extract(name, open_image(image, self.extractor.limit), keep, given)]
+        except DataError as error:
+            return [ExtractedFaces(name, reason=str(error))]
 
     def _run(
         self, extract: Callable[[Item], list[ExtractedFaces]], items: Iterable[Item], keep: KeepOptions
@@ -234,7 +282,10 @@ class FaceModel:
         for start in range(0, len(crops), BATCH_FACES):
             part = crops[start : start + BATCH_FACES]
             images = np.stack([resize_image(crop, self.engine.input_size) for crop in part])
-            age, spread, p_female, ages = self.engine.run(images, self._distribution)
+            outputs = self.engine.run(images, self._distribution)
+            if not outputs.finite:
+                raise AgegenError(f"the model {self.name} gave NaN or infinite estimates: its weights are damaged")
+            age, spread, p_female, ages = outputs
             low, high = bound_ages(age, spread, self.calibration)
             sigma = compute_sigma(age, spread, self.calibration)
             columns = (values.tolist() for values in (age, low, high, p_female, sigma))
@@ -243,15 +294,36 @@ class FaceModel:
         return estimates
 
 
-def _split_source(source: Any) -> tuple[str, FileContent | None]:
-    """Return the name of an image and, where it was given, its content."""
+@lru_cache(_RELOADED)
+def _load_again(arguments: tuple[tuple[str, Any], ...], digest: str) -> Estimator:
+    """Load an estimator that was pickled; a process pool pickles it for each task, so it is loaded only once.
+
+    Raises:
+        AgegenError: the model is not available, or its weights are others.
+    """
+    estimator = Estimator.load(**dict(arguments))
+    if estimator.model.digest != digest:
+        raise AgegenError(f"the weights of {estimator.model.name} are not those of the estimator that was copied")
+    return estimator
+
+
+def _split_source(source: Any) -> tuple[str, FileContent | Any]:
+    """Return the name of an image and its content; None if it is to be read from the file of this name.
+
+    Raises:
+        DataError: it is not an image; the error names its type.
+    """
     match source:
         case str() | os.PathLike():
             return os.fsdecode(source), None
-        case (str(name), content) if isinstance(content, bytes) or callable(content):
+        case (str(name), content) if isinstance(content, _CONTENT) or hasattr(content, "read") or callable(content):
             return name, content
-    kind = f"{type(source).__module__}.{type(source).__qualname__}"
-    raise DataError(f"predict_many requires paths, or names with bytes, not {kind}. Use predict.")
+        case _ if isinstance(source, _CONTENT) or hasattr(source, "read"):
+            return _IN_MEMORY, source
+    raise DataError(
+        "an image must be a path, bytes, an open file, a Pillow image or a NumPy array, or a name with one of these, "
+        f"not {type(source).__module__}.{type(source).__qualname__}"
+    )
 
 
 def _make_given_face(box: Sequence[float] | GivenFace) -> GivenFace:

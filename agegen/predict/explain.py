@@ -206,7 +206,8 @@ def draw_explanation(explanation: Explanation, method: str) -> Any:
     """Return a matplotlib figure of the crop, and of the two maps over it."""
     face, crop = explanation.face, explanation.crop
     figure, axes = make_figure(1, 3, 11, 3.6)
-    estimates = f"{face.age:.0f} years ({face.age_low:.0f}–{face.age_high:.0f}), P(female) {face.p_female:.2f}"
+    ages = "" if face.age is None else f"{face.age:.0f} years ({face.age_low:.0f}–{face.age_high:.0f}), "
+    estimates = f"{ages}P(female) {face.p_female:.2f}"
     titles = (estimates, f"age: {_TITLES[method][0]}", f"gender: {_TITLES[method][1]}")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.imshow(crop, extent=(0, 1, 1, 0))

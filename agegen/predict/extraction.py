@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from agegen.data.images import (
+    DECODE_SECONDS,
     RGB,
     Photo,
-    convert_to_rgb,
     count_pages,
     decode_photo,
     read_image_file,
+    render_rgb,
     resize_image,
     scale_to_8_bits,
 )
@@ -38,12 +40,31 @@ _LIMITED_FACE = 80.0
 # Crops are extracted from an image in which they have this many times the side of the model's input: with less, they
 # are blurred. tests/benchmarks/README.md has the effect of 1 and 2.
 _OVERSAMPLING = 1.5
+# Cubic and Lanczos filters go below black by up to a quarter of white beside hard edges.
+_UNDERSHOOT = 0.25
+# Books have some hundred pages. In these times every page of a scan is decoded even on a slow machine.
+_MAX_PAGES, _FILE_SECONDS = 1000, 300.0
 # Bounding boxes of the same face differ by some per cent between detection sizes.
 _BOX_TOLERANCE = 0.9
 
 # Decodes a photo. The argument returns, given its width and height, the longer side that is needed; None means as
 # large as the limit allows.
 Decode = Callable[[Callable[[int, int], int] | None], Photo]
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """How much of a file is decoded.
+
+    Attributes:
+        seconds: time for decoding an image once.
+        file_seconds: time for decoding the pages of a file; the page that exceeds it is still decoded.
+        pages: number of pages.
+    """
+
+    seconds: float = DECODE_SECONDS
+    file_seconds: float = _FILE_SECONDS
+    pages: int = _MAX_PAGES
 
 
 class FaceExtractor:
@@ -75,6 +96,7 @@ class FaceExtractor:
             raise AgegenError("--min-score must be between 0 and 1")
         self.detector, self.min_score, self.min_face = detector, min_score, min_face
         self._template, self._input_size = template, input_size
+        self.limits = DecodeLimits()
         self.limit = LARGEST_SIDE if min_face is None or min_face >= _LIMITED_FACE else None
         self._local = threading.local()
         self._local.detector = self._create_detector()
@@ -83,6 +105,12 @@ class FaceExtractor:
         """Return a copy with another ``min_score`` that shares the detectors."""
         other = copy.copy(self)
         other.min_score = min_score
+        return other
+
+    def with_limits(self, limits: DecodeLimits) -> FaceExtractor:
+        """Return a copy with other limits of decoding that shares the detectors."""
+        other = copy.copy(self)
+        other.limits = limits
         return other
 
     def extract_file(
@@ -105,16 +133,12 @@ class FaceExtractor:
                 content = read_image_file(file)
             elif callable(content):
                 content = content()
-            pages = 1 if given is not None else count_pages(content)
-            if pages == 1:
-                return [self._extract_page(file, content, 0, keep, given)]
-            return [
-                replace(self._extract_page(file, content, page, keep, given), page=page + 1) for page in range(pages)
-            ]
         except DataError as error:
             return [ExtractedFaces(file, reason=str(error))]
-        except MemoryError:
-            return [ExtractedFaces(file, reason="not enough memory to decode it")]
+        pages = 1 if given is not None else count_pages(content, self.limits.pages + 1)
+        if pages == 1:
+            return [self._extract_page(file, _PageDecoder(content, self), 0, keep, given)]
+        return list(self._extract_pages(file, _PageDecoder(content, self), pages, keep))
 
     def extract(
         self,
@@ -163,10 +187,30 @@ class FaceExtractor:
             keep=keep,
         )
 
+    def _extract_pages(
+        self, file: str, decoder: _PageDecoder, pages: int, keep: KeepOptions
+    ) -> Iterator[ExtractedFaces]:
+        """Yield the faces of each page, and the reason if pages are left out."""
+        for page in range(pages):
+            if page == self.limits.pages:
+                left_out = f"it has more than {page:,} pages; the others were left out"
+            elif decoder.seconds > self.limits.file_seconds:
+                left_out = f"decoding takes more than {self.limits.file_seconds:g} seconds; pages were left out"
+            else:
+                yield replace(self._extract_page(file, decoder, page, keep, None), page=page + 1)
+                continue
+            yield ExtractedFaces(file, reason=left_out, page=page + 1)
+            return
+
     def _extract_page(
-        self, file: str, content: bytes, page: int, keep: KeepOptions, given: Sequence[GivenFace] | None
+        self, file: str, decoder: _PageDecoder, page: int, keep: KeepOptions, given: Sequence[GivenFace] | None
     ) -> ExtractedFaces:
-        return self.extract(file, lambda enough: decode_photo(content, self.limit, enough, page), keep, given)
+        try:
+            return self.extract(file, lambda enough: decoder.decode(enough, page), keep, given)
+        except DataError as error:
+            return ExtractedFaces(file, reason=str(error))
+        except MemoryError:
+            return ExtractedFaces(file, reason="not enough memory to decode it")
 
     def _detect(
         self, photo: Photo, given: Sequence[GivenFace] | None, upright: bool
@@ -232,17 +276,34 @@ class FaceExtractor:
         return NoDetector() if self.detector == NO_DETECTOR else create_detector(self.detector)
 
 
+class _PageDecoder:
+    """Decodes the pages of a file; ``seconds`` is the time that it took so far."""
+
+    def __init__(self, content: bytes, extractor: FaceExtractor) -> None:
+        self._content, self._extractor, self.seconds = content, extractor, 0.0
+
+    def decode(self, enough: Callable[[int, int], int] | None, page: int) -> Photo:
+        """Decode a page, numbered from 0; see :func:`agegen.data.images.decode_photo`."""
+        started = time.monotonic()
+        try:
+            limits = self._extractor.limits
+            return decode_photo(self._content, self._extractor.limit, enough, page, limits.seconds)
+        finally:
+            self.seconds += time.monotonic() - started
+
+
 def open_image(image: Any, limit: int | None) -> Decode:
     """Return the function that decodes an image in memory to RGB (height, width, 3), uint8.
 
     Args:
         image: the content of an image file, a binary file open for reading, a Pillow image (rotated as its EXIF
-            orientation says), or an array: RGB or RGBA (height, width, 3 or 4) or greyscale (height, width), of uint8
-            or any other number type, whose values are mapped to 0–255.
+            orientation says), or an array: RGB or RGBA (height, width, 3 or 4) or greyscale (height, width), uint8
+            0–255, float 0–1 or 0–255, or integers of more bits, whose values are mapped to 0–255. OpenCV's arrays are
+            BGR: pass ``image[..., ::-1]``.
         limit: maximum longer side in pixels; only for the content of a file.
 
     Raises:
-        DataError: ``image`` is something else; the error names its type.
+        DataError: ``image`` is something else, and the error names its type; or an array has negative numbers.
     """
     if hasattr(image, "read"):
         image = image.read()
@@ -250,7 +311,7 @@ def open_image(image: Any, limit: int | None) -> Decode:
         content = bytes(image)
         return lambda enough: decode_photo(content, limit, enough)
     if isinstance(image, Image.Image):
-        from_pillow = Photo(np.asarray(convert_to_rgb(image)), 1.0)
+        from_pillow = Photo(render_rgb(image), 1.0)
         return lambda _: from_pillow
     if isinstance(image, np.ndarray):
         from_array = Photo(_convert_array(image), 1.0)
@@ -270,9 +331,23 @@ def _convert_array(array: np.ndarray) -> RGB:
             "an array must be RGB (height, width, 3), RGBA (height, width, 4) or greyscale (height, width), with real "
             f"numbers, not {array.dtype} {array.shape}"
         )
+    _refuse_negative(array)
     values = array if array.dtype == np.uint8 else scale_to_8_bits(array)
     flat = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
-    return np.ascontiguousarray(convert_to_rgb(Image.fromarray(np.ascontiguousarray(flat))))
+    return render_rgb(Image.fromarray(np.ascontiguousarray(flat)))
+
+
+def _refuse_negative(array: np.ndarray) -> None:
+    """Raise DataError for an array that was normalized for a network; resampled floats may be slightly below 0."""
+    if np.issubdtype(array.dtype, np.unsignedinteger):
+        return
+    finite = array[np.isfinite(array)]
+    tolerance = _UNDERSHOOT * finite.max(initial=0) if np.issubdtype(array.dtype, np.floating) else 0
+    if finite.min(initial=0) < -tolerance:
+        raise DataError(
+            f"an array must not have negative numbers, as normalized ones do (its minimum is {finite.min():g}). "
+            "Give RGB as uint8 0–255 or float 0–1."
+        )
 
 
 def _measure_crop(face: DetectedFace, target: Points) -> float:

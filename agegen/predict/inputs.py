@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from agegen.data.remote import is_remote
 from agegen.data.tables import extract_image, find_image_column, list_image_names
 from agegen.errors import AgegenError, DataError, format_count, shorten
 from agegen.hub import explain_failure
-from agegen.predict.video import is_video_name
+from agegen.predict.video import HEADER_BYTES, begins_as_image, is_video_name
 
 # The content of an image file, or a function that returns it.
 FileContent = bytes | Callable[[], bytes]
@@ -26,8 +27,6 @@ ImageSource = str | os.PathLike[str] | tuple[str, FileContent]
 
 # Images per shard: few enough that a dying process loses little, enough to avoid a flood of files.
 SHARD_IMAGES = 1000
-# The number of bytes that distinguish an image file from a list of paths.
-_HEADER_BYTES = 16
 # PNG is the only image format that has a line end in its header.
 _PNG_START = b"\x89"
 _READ_BYTES = 1 << 16
@@ -36,17 +35,24 @@ _PARQUET = ".parquet"
 
 @dataclass
 class FoundInputs:
-    """The files to process, named as given or found; ``ignored`` counts other files in folders, by extension."""
+    """The files to process, named as given or found.
+
+    ``ignored`` counts other files in folders, by extension; ``outputs`` are folders of outputs, which are skipped.
+    """
 
     names: list[str] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    outputs: list[str] = field(default_factory=list)
 
     def describe_ignored(self) -> str | None:
-        """Return one line about the ignored files, None if there are none."""
-        if not self.ignored:
-            return None
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.ignored.most_common())
-        return f"ignored {format_count(self.ignored.total(), 'file')} in these folders, not images: {kinds}"
+        """Return one line about the ignored files and folders, None if there are none."""
+        lines = []
+        if self.ignored:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.ignored.most_common())
+            lines.append(f"ignored {format_count(self.ignored.total(), 'file')} in these folders, not images: {kinds}")
+        if self.outputs:
+            lines.append(f"skipped the outputs in {', '.join(self.outputs)}")
+        return "; ".join(lines) or None
 
 
 @dataclass(frozen=True)
@@ -67,39 +73,58 @@ class Shard:
     first: int = 0
 
 
-def find_inputs(inputs: Iterable[str]) -> FoundInputs:
+def find_inputs(inputs: Iterable[str], outputs: Iterable[Path] = ()) -> FoundInputs:
     """Return the files that inputs stand for: files, the content of folders (recursively) and of globs, sorted in each.
 
     Files that do not exist are included and become unreadable rows; links to folders are not followed. In folders,
     files with the extension of an image or video count, and files without an extension that begin like an image.
 
+    Args:
+        inputs: names of files, folders and globs.
+        outputs: folders of annotated copies and crops, skipped where a folder contains or a glob matches them.
+
     Raises:
         AgegenError: a folder or glob contains no image.
     """
     found = FoundInputs()
+    skipped = {os.path.realpath(path) for path in outputs}
     for name in inputs:
         before = len(found.names)
-        _expand(name, found)
+        _expand(name, found, skipped)
         if len(found.names) == before:
             ignored = found.describe_ignored()
             raise AgegenError(f"no images in {name}" + (f" ({ignored})" if ignored else ""))
     return found
 
 
+def find_folder(name: str) -> Path:
+    """Return the folder of an input; of a glob, the part before its first wildcard."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if os.path.lexists(path) or not glob.has_magic(name):
+        return path.parent
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+
+
 def read_stdin(stream: BinaryIO) -> bytes | Iterator[str]:
     """Return the image on stdin, or an iterator over a list of paths, one per line, as they arrive.
 
     Raises:
-        AgegenError: the image is too large.
+        AgegenError: the image is too large, or it is something else.
     """
     blocks = _read_blocks(stream)
     start = b""
     for block in blocks:
         start += block
         # A short list may be all that arrives for a while: one line is enough to recognise it.
-        if len(start) >= _HEADER_BYTES or (b"\n" in start and not start.startswith(_PNG_START)):
+        if len(start) >= HEADER_BYTES or (b"\n" in start and not start.startswith(_PNG_START)):
             break
     if not looks_like_image(start):
+        if b"\0" in start:
+            raise AgegenError(
+                "stdin is neither a known kind of image nor a list of paths, one per line. Give a video by its name."
+            )
         return _split_lines(start, blocks)
     content = bytearray(start)
     for block in blocks:
@@ -198,8 +223,10 @@ def read_address(address: str) -> bytes:
     """Download an image.
 
     Raises:
-        DataError: it does not exist, cannot be reached, or is too large.
+        DataError: it does not exist, cannot be reached, is too large, or is a video.
     """
+    if is_video_name(address):
+        raise DataError("only local videos can be read. Download it first.")
     try:
         filesystem, path = open_filesystem(address)
         with filesystem.open(path, "rb") as file:
@@ -213,43 +240,46 @@ def read_address(address: str) -> bytes:
     return content
 
 
-def _expand(name: str, found: FoundInputs) -> None:
+def _expand(name: str, found: FoundInputs, outputs: Collection[str]) -> None:
     if is_remote(name):
         found.names.append(name)
     elif Path(name).is_dir():
-        _walk(name, found)
+        _walk(name, found, outputs)
     elif os.path.lexists(name) or not glob.has_magic(name):
         found.names.append(name)
     else:
         matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob accepts no absolute pattern
-        found.names += [match for match in matches if not Path(match).is_dir()]
+        below = [folder for folder in outputs if _is_inside(folder, os.path.realpath(find_folder(name)))]
+        chosen = [
+            match for match in matches if not any(_is_inside(os.path.realpath(match), folder) for folder in below)
+        ]
+        found.outputs += below if len(chosen) < len(matches) else []
+        found.names += [match for match in chosen if not Path(match).is_dir()]
 
 
-def _walk(folder: str, found: FoundInputs) -> None:
+def _is_inside(path: str, folder: str) -> bool:
+    return Path(folder) in Path(path).parents
+
+
+def _walk(folder: str, found: FoundInputs, outputs: Collection[str]) -> None:
     """Add the images in a folder; a subfolder that cannot be listed is added itself, to become an unreadable row."""
     refused: list[str] = []
     for root, folders, names in os.walk(folder, onerror=lambda error: refused.append(str(error.filename))):
         # Skip hidden files, the thumbnails of a NAS, and the metadata of a Mac.
         folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
+        if outputs:
+            ours = [name for name in folders if os.path.realpath(os.path.join(root, name)) in outputs]  # noqa: PTH118
+            found.outputs += [os.path.join(root, name) for name in ours]  # noqa: PTH118
+            folders[:] = [name for name in folders if name not in ours]
         for name in sorted(name for name in names if not is_hidden(Path(name))):
             path = os.path.join(root, name)  # noqa: PTH118 - keeps "./photos" as it was given
-            if Path(path).is_dir():
-                continue
-            if is_image_name(Path(name)) or is_video_name(name) or (not Path(name).suffix and _begins_as_image(path)):
+            if is_image_name(Path(name)) or is_video_name(name) or (not Path(name).suffix and begins_as_image(path)):
                 found.names.append(path)
             else:
                 found.ignored[Path(name).suffix.lower() or "without extension"] += 1
         found.names += refused
         refused.clear()
     found.names += refused
-
-
-def _begins_as_image(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - faster than Path for a million files
-            return looks_like_image(file.read(_HEADER_BYTES))
-    except OSError:
-        return False
 
 
 def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:

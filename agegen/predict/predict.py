@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
 from agegen.data.images import RGB, decode_photo, read_image_file
+from agegen.data.remote import is_remote
 from agegen.errors import DataError
 from agegen.faces.matching import MIN_FACES, make_crop_notices, make_margin_notices, measure_crops
 from agegen.machine import count_cores
 from agegen.predict.annotation import ImageWriter, annotate_video
 from agegen.predict.boxes import GivenFaces, NoDetector, read_boxes
-from agegen.predict.config import STDIN, PredictConfig, check_options
+from agegen.predict.config import STDIN, PredictConfig
 from agegen.predict.estimator import Estimator, Waiting, stream_in_order
 from agegen.predict.inputs import (
     ImageSource,
@@ -29,7 +31,7 @@ from agegen.predict.inputs import (
     read_shard,
     read_stdin,
 )
-from agegen.predict.results import PhotoPrediction
+from agegen.predict.results import UNREADABLE, PhotoPrediction, add_reason
 from agegen.predict.rows import list_extra_columns, load_resume_state, open_writer
 from agegen.predict.tracking import predict_video
 from agegen.predict.video import Sampling, VideoOptions, is_video
@@ -53,6 +55,7 @@ class PredictStart:
         skipped: the number of images finished before.
         ignored: one line about the files in folders that are not images.
         notices: what is wrong with images that are processed as crops.
+        notice: one line about an ONNX file that could not be used.
     """
 
     photos: int | None
@@ -64,6 +67,7 @@ class PredictStart:
     skipped: int
     ignored: str | None = None
     notices: tuple[str, ...] = ()
+    notice: str = ""
 
     @classmethod
     def create(
@@ -86,38 +90,53 @@ class PredictStart:
             skipped=skipped,
             ignored=ignored,
             notices=notices,
+            notice=model.engine.notice,
         )
 
 
+@dataclass(frozen=True)
+class PhotoList:
+    """The images to predict.
+
+    Attributes:
+        images: paths, or names with contents.
+        count: their number; None if it is unknown.
+        boxes: the known faces; then the images are not searched.
+        ignored: one line about the files in folders that are not images.
+    """
+
+    images: Iterable[ImageSource]
+    count: int | None
+    boxes: GivenFaces | None = None
+    ignored: str | None = None
+
+
 def predict_photos(
-    config: PredictConfig, stdin: BinaryIO, stdout: BinaryIO
+    config: PredictConfig, estimator: Estimator, photos: PhotoList, stdout: BinaryIO
 ) -> Iterator[PredictStart | PhotoPrediction]:
-    """Predict all inputs and write the requested outputs; yields the start, then the result of each photo.
+    """Predict photos and write the requested outputs; yields the start, then the result of each photo.
 
     Raises:
-        AgegenError: invalid combination of options, inputs without images, or an output that cannot be written.
+        AgegenError: an output cannot be written.
     """
-    check_options(config)
-    boxes = None if config.boxes is None else read_boxes(config.boxes)
-    images, count, ignored = list_images(config.inputs, boxes, stdin)
-    estimator = load_estimator(config)
     options = config.format_row_options()
     columns = list_extra_columns(config.under, config.distribution)
-    finished: set[str] = set()
+    finished: Collection[str] = ()
     if config.resume:
         ((kind, target),) = config.outputs.items()
         origin = {"model": estimator.model.name, "detector": estimator.detector, "options": options}
         finished = load_resume_state(kind, Path(target), origin, columns)
-    notices = check_crops(estimator, images) if estimator.detector == NoDetector.name and boxes is None else ()
-    images, count, skipped = skip_finished(images, count, finished)
-    yield PredictStart.create(estimator, None if config.frames else count, skipped, ignored, notices)
+    is_checked = estimator.detector == NoDetector.name and photos.boxes is None
+    notices = check_crops(estimator, photos.images) if is_checked else ()
+    images, count, skipped = skip_finished(photos.images, photos.count, finished)
+    yield PredictStart.create(estimator, None if config.frames else count, skipped, photos.ignored, notices)
     copies = ImageWriter.create(config.annotate, config.crops, config.inputs)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(open_writer(kind, target, stdout, config.resume, columns))
             for kind, target in config.outputs.items()
         ]
-        for photo in predict_images(estimator, images, boxes, make_video_options(config), options, copies):
+        for photo in predict_images(estimator, images, photos.boxes, make_video_options(config), options, copies):
             for writer in writers:
                 writer.write(photo)
             yield photo
@@ -156,39 +175,62 @@ def make_video_options(config: PredictConfig) -> VideoOptions:
     return VideoOptions(Sampling(config.fps, config.every_frame), config.frames)
 
 
-def list_images(
-    inputs: Sequence[str], boxes: GivenFaces | None, stdin: BinaryIO
-) -> tuple[Iterable[ImageSource], int | None, str | None]:
-    """Return the images, their number (None if it is unknown), and one line about ignored files in folders.
+def list_photos(
+    inputs: Sequence[str], boxes_file: Path | None, stdin: BinaryIO, outputs: Sequence[Path] = ()
+) -> PhotoList:
+    """Return the images that the inputs name; without inputs, those that the file of known faces names.
+
+    ``outputs`` are the folders of copies, which are no inputs where they lie inside one.
 
     Raises:
-        AgegenError: a folder or glob contains no image.
+        AgegenError: a folder or glob contains no image, or the file of known faces cannot be read.
     """
+    boxes = None if boxes_file is None else read_boxes(boxes_file)
     if STDIN in inputs:
         content = read_stdin(stdin)
         if isinstance(content, bytes):
-            return [(STDIN, content)], 1, None
-        return map(make_source, content), None, None
+            return PhotoList([(STDIN, content)], 1, boxes)
+        return PhotoList(map(make_source, content), None, boxes)
     if not inputs and boxes is not None:
         names = boxes.list_files()
-        return names, len(names), None
-    found = find_inputs(inputs)
+        return PhotoList(names, len(names), boxes)
+    found = find_inputs(inputs, outputs)
     if not any(map(is_parquet_or_remote, found.names)):
-        return found.names, len(found.names), found.describe_ignored()
+        return PhotoList(found.names, len(found.names), boxes, found.describe_ignored())
     shards = list(list_shards(found.names))
     images = (image for shard in shards for image in read_shard(shard))
-    return images, sum(shard.count for shard in shards), found.describe_ignored()
+    return PhotoList(images, sum(shard.count for shard in shards), boxes, found.describe_ignored())
 
 
 def skip_finished(
-    images: Iterable[ImageSource], count: int | None, finished: set[str]
+    images: Iterable[ImageSource], count: int | None, finished: Collection[str]
 ) -> tuple[Iterable[ImageSource], int | None, int]:
-    """Return the images that are not finished, their number (None if it is unknown), and the number of the others."""
-    remaining = (image for image in images if get_name(image) not in finished)
+    """Return the images that are not finished, their number (None if it is unknown), and the number of the others.
+
+    Names are compared by what they stand for: ``photos/a.jpg`` and ``./photos/a.jpg`` are one file.
+    """
+    if not finished:
+        return images, count, 0
+    resolved = set(map(resolve_name, finished))
+    remaining = (image for image in images if resolve_name(get_name(image)) not in resolved)
     if isinstance(images, list):
         left = list(remaining)
         return left, len(left), len(images) - len(left)
     return remaining, None if count is None else max(0, count - len(finished)), len(finished)
+
+
+def resolve_name(name: str) -> str:
+    """Return the absolute path of a name, with the links of its folder resolved; addresses stay as they are.
+
+    A link to a file is an input of its own.
+    """
+    folder, file = os.path.split(name)
+    return name if is_remote(name) else f"{_resolve_folder(folder, Path.cwd())}/{file}"
+
+
+@lru_cache(1024)
+def _resolve_folder(folder: str, current: Path) -> Path:
+    return (current / folder).resolve()
 
 
 def get_name(image: ImageSource) -> str:
@@ -253,7 +295,11 @@ def _predict_video(
 ) -> Iterator[PhotoPrediction]:
     """Yield the results for a video; its last row comes after its annotated copy was written."""
     result = yield from predict_video(estimator, name, options, copies.keep)
+    final = result.final
     if (target := copies.find_video_path(name)) is not None:
-        annotate_video(name, result, options.sampling, target)
-    if result.final is not None:
-        yield result.final
+        try:
+            annotate_video(name, result, options.sampling, target)
+        except DataError as error:
+            final = add_reason(final or PhotoPrediction(name, UNREADABLE, is_video=True), str(error))
+    if final is not None:
+        yield final

@@ -99,8 +99,9 @@ class FacePrediction:
         status: ``ok``, ``no_face`` or ``unreadable``.
         face: number of the face in the photo, from 1, from left to right.
         box: bounding box (left, top, right, bottom) of the face in pixels; None where the image is an aligned crop.
-        age: in years. The interval from ``age_low`` to ``age_high`` contains 90 % of the true ages, on average over
-            faces like those of the model's validation split with the same crop; not in every group or collection.
+        age: in years; None from a model that was trained without ages. The interval from ``age_low`` to ``age_high``
+            contains 90 % of the true ages, on average over faces like those of the model's validation split with the
+            same crop; not in every group or collection.
         gender: ``female``, ``male``, or ``uncertain`` if the model is not confident enough.
         p_female: P(female), 0–1.
         detector: that found the face; ``none`` if the image was processed as an aligned crop, ``given`` for --boxes.
@@ -170,6 +171,7 @@ class PhotoPrediction:
         page: of a file with several pages, from 1; ``time`` of a video frame, in seconds.
         detector: that searched for faces, and the ``model`` that estimated; None if nothing could be read.
         options: non-default options that affect the rows; see :class:`FacePrediction`.
+        is_video: the result is that of a whole video.
     """
 
     file: str
@@ -184,14 +186,23 @@ class PhotoPrediction:
     detector: str | None = None
     model: str | None = None
     options: str | None = None
+    is_video: bool = False
 
     def list_rows(self) -> list[FacePrediction]:
         """Return the rows of the output: one per face, and one that gives the reason if there are none or not all."""
         rows = list(self.faces)
         if not rows or self.reason is not None:
             about = {"detector": self.detector, "model": self.model, "page": self.page, "time": self.time}
-            rows.append(FacePrediction(self.file, self.status, reason=self.reason, **about))  # type: ignore[arg-type]
+            # On one line: libraries' messages may have several.
+            reason = None if self.reason is None else " ".join(self.reason.split())
+            rows.append(FacePrediction(self.file, self.status, reason=reason, **about))  # type: ignore[arg-type]
         return [replace(row, options=self.options) for row in rows] if self.options else rows
+
+
+def add_reason(photo: PhotoPrediction, reason: str) -> PhotoPrediction:
+    """Return a result with a further reason why something of the file is missing; its rows stay."""
+    reasons = reason if photo.reason is None else f"{photo.reason}; {reason}"
+    return replace(photo, status=UNREADABLE, reason=reasons)
 
 
 @dataclass(frozen=True)
@@ -252,16 +263,13 @@ class RowBuilder:
     ) -> FacePrediction:
         landmarks = None if face is None else scale_points(face.landmarks, 1 / extracted.scale)
         given = face is not None and np.isnan(face.score)
-        distribution = estimate.distribution
+        distribution = estimate.distribution if self.calibration.knows_age else None
         threshold = self.choose_threshold(estimate.age)
         return FacePrediction(
             file=extracted.file,
             status=OK,
             face=number,
             box=None if face is None else _round_box(face, extracted),
-            age=round(estimate.age, 1),
-            age_low=round(estimate.age_low, 1),
-            age_high=round(estimate.age_high, 1),
             gender=choose_gender(estimate.p_female, threshold),
             p_female=round(estimate.p_female, 4),
             gender_threshold=threshold,
@@ -275,14 +283,28 @@ class RowBuilder:
             model=self.model,
             page=extracted.page,
             time=None if extracted.time is None else round(extracted.time, 3),
-            under=estimate.compute_shares(self.under),
             distribution=None if distribution is None else tuple(round(float(share), 5) for share in distribution),
+            **self.make_ages(estimate),
         )
+
+    def make_ages(self, estimate: FaceEstimate) -> dict[str, Any]:
+        """Return the columns with ages, rounded; none if the model was trained without ages."""
+        if not self.calibration.knows_age:
+            return {}
+        return {
+            "age": round(estimate.age, 1),
+            "age_low": round(max(estimate.age_low, 0.0), 1),
+            "age_high": round(min(estimate.age_high, float(MAX_AGE)), 1),
+            "under": estimate.compute_shares(self.under),
+        }
 
 
 def choose_gender(p_female: float, min_confidence: float) -> str:
-    """Return ``female``, ``male``, or ``uncertain`` if neither probability reaches the threshold, 0.5–1."""
-    if max(p_female, 1 - p_female) < min_confidence:
+    """Return ``female``, ``male``, or ``uncertain`` if neither probability reaches the threshold, 0.5–1.
+
+    At 1 it is always ``uncertain``: a probability that rounding made 1 does not count as certain.
+    """
+    if min_confidence >= 1 or max(p_female, 1 - p_female) < min_confidence:
         return UNCERTAIN
     return "female" if p_female >= 0.5 else "male"
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.images import RGB, resize_image
-from agegen.data.labels import MAX_AGE
 from agegen.errors import DataError
 from agegen.model.calibration import Z_90
 from agegen.predict.estimator import Estimator
@@ -25,7 +24,7 @@ from agegen.predict.results import (
     RowBuilder,
     choose_gender,
 )
-from agegen.predict.video import Video, VideoOptions, is_video_name, read_animation
+from agegen.predict.video import Video, VideoOptions, is_image, read_animation
 
 # Seconds after which a lost track ends; a person who comes back later gets a new number.
 MAX_GAP = 2.0
@@ -93,8 +92,9 @@ class Track:
         self.box, self.last, self.frames = box, time, self.frames + 1
         weight = compute_weight(face)
         self.weight += weight
-        assert face.age is not None and face.age_low is not None and face.age_high is not None
-        self.sums += weight * np.array([face.age, face.age - face.age_low, face.age_high - face.age, face.p_female])
+        # A model that was trained without ages gives none.
+        age, low, high = face.age or 0.0, face.age_low or 0.0, face.age_high or 0.0
+        self.sums += weight * np.array([age, age - low, high - age, face.p_female])
         if weight >= compute_weight(self.best):
             self.best, self.crop = face, crop
         if keep_box:
@@ -110,15 +110,19 @@ class Track:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """The result for a video: its persons with their tracks, the number of sampled frames, and the final rows.
+    """The result for a video or animation.
 
-    ``final`` is what remains to be reported: all persons, or, if each frame was a result, a reason why frames are
-    missing.
+    Attributes:
+        persons: the rows of the persons, with their tracks.
+        frames: number of sampled frames.
+        final: what remains to be reported: all persons, or, if each frame was a result, why frames are missing.
+        is_animation: it is an animated image.
     """
 
     persons: list[tuple[FacePrediction, Track]]
     frames: int
     final: PhotoPrediction | None
+    is_animation: bool = False
 
 
 def predict_video(
@@ -127,8 +131,9 @@ def predict_video(
     """Process a video or animation; yields a result per frame if ``options`` request them, and returns the rest."""
     tracker = Tracker(keep.tracks)
     reason, count = None, 0
+    is_animation = is_image(name)
     try:
-        video = Video(name) if is_video_name(name) else None
+        video = None if is_animation else Video(name)
         frames = read_animation(name) if video is None else video.read(options.sampling)
         # The tracker requires crops.
         for frame in estimator.predict_frames(name, frames, KeepOptions(keep.images, crops=True)):
@@ -147,10 +152,10 @@ def predict_video(
         if track.frames > 1 or count == 1 or (track.best.score or 0) >= _SINGLE_FRAME_SCORE
     ]
     if options.frames:
-        final = None if reason is None else PhotoPrediction(name, UNREADABLE, reason=reason)
+        final = None if reason is None else PhotoPrediction(name, UNREADABLE, reason=reason, is_video=True)
     else:
         final = _make_video_prediction(name, persons, reason, estimator.row_builder, keep)
-    return VideoResult(persons, count, final)
+    return VideoResult(persons, count, final, is_animation)
 
 
 def make_person_row(track: Track, row_builder: RowBuilder) -> FacePrediction:
@@ -166,16 +171,13 @@ def make_person_row(track: Track, row_builder: RowBuilder) -> FacePrediction:
     return replace(
         track.best,
         person=track.number,
-        age=round(age, 1),
-        age_low=round(max(estimate.age_low, 0.0), 1),
-        age_high=round(min(estimate.age_high, float(MAX_AGE)), 1),
         gender=choose_gender(p_female, threshold),
         p_female=round(p_female, 4),
         gender_threshold=threshold,
         first=round(track.first, 3),
         last=round(track.last, 3),
         frames=track.frames,
-        under=estimate.compute_shares(row_builder.under),
+        **row_builder.make_ages(estimate),
     )
 
 
@@ -297,5 +299,12 @@ def _make_video_prediction(
     rows = tuple(replace(person, face=number) for number, (person, _) in enumerate(persons, start=1))
     crops = tuple(track.crop for _, track in persons if track.crop is not None) if keep.full_crops else ()
     return PhotoPrediction(
-        name, status, rows, reason, crops=crops, detector=row_builder.detector, model=row_builder.model
+        name,
+        status,
+        rows,
+        reason,
+        crops=crops,
+        is_video=True,
+        detector=row_builder.detector,
+        model=row_builder.model,
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.errors import AgegenError
-from agegen.files import replace_atomically
+from agegen.files import find_cache_folder, replace_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,14 +22,13 @@ _CURVES = (("val_loss", "loss"), ("val_mae", "age MAE (years)"), ("val_accuracy"
 
 
 def import_matplotlib() -> None:
-    """Import matplotlib, with its font cache in agegen's cache folder.
+    """Import matplotlib, with its font cache in agegen's cache folder, or in a temporary one if there is none.
 
     Raises:
         AgegenError: neither that folder nor a temporary folder is writable.
     """
-    from platformdirs import user_cache_path
-
-    os.environ.setdefault("MPLCONFIGDIR", str(user_cache_path("agegen") / "matplotlib"))
+    if (folder := find_cache_folder()) is not None:
+        os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
     # It warns if the folder is not writable and it uses a temporary one; that is of no interest to the user.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:

@@ -18,6 +18,7 @@ from agegen.errors import escape_controls
 METRIC_TITLES = {
     "mae": "MAE (years)",
     "rmse": "RMSE (years)",
+    "bias": "bias (years)",
     "cs3": "CS@3",
     "cs5": "CS@5",
     "cs10": "CS@10",
@@ -35,8 +36,10 @@ METRIC_TITLES = {
 }
 # Metrics that are computed as shares of 1 and shown as percentages.
 _SHARES = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece", "coverage", "named", "named_accuracy")
+# Metrics that are best at 0 and shown with their sign.
+SIGNED = ("bias",)
 # Columns of text to the right of columns of numbers.
-_TEXT_COLUMNS = ("better", "gender", "bundled weights, licence", "input", "frozen")
+_TEXT_COLUMNS = ("better", "gender", "bundled weights, licence", "input", "frozen", "problem")
 
 # One word, or several that end like a file with a path: not a sentence, which wraps between its words.
 _PATH = re.compile(r"\S+|[^:;]*/[^:;]*\.\w{1,5}(?:#\S*)?|[^/:;]+\.(?:jpe?g|png|webp|tiff?|bmp|gif|heic|avif|mp4|mov)")
@@ -125,12 +128,15 @@ def format_value(name: str, value: float | None) -> str:
         return "–"
     if name in _SHARES:
         return f"{value * 100:.1f} %"
+    if name in SIGNED:
+        return f"{value:+.2f}"
     return f"{value:.4f}" if name in ("roc_auc", "brier") else f"{value:.2f}"
 
 
 def format_bounds(name: str, low: float, high: float) -> str:
     """Return the bounds of a metric's interval as low–high, with one unit for both."""
-    return f"{format_value(name, low).removesuffix(' %')}–{format_value(name, high)}"
+    between = " to " if name in SIGNED else "–"
+    return f"{format_value(name, low).removesuffix(' %')}{between}{format_value(name, high)}"
 
 
 def format_duration(seconds: float) -> str:

@@ -105,7 +105,10 @@ async def predict_faces(service: Service, request: Request) -> Response:
     service.metrics.count_images(photos)
     if all(photo.status == UNREADABLE for photo in photos):
         reasons = dict.fromkeys(str(photo.reason) for photo in photos)
-        return make_error_response(RequestError(422, "; ".join(reasons)))
+        # The type that curl sends by default; its -d also removes line breaks from images.
+        is_curl = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+        hint = ". With curl, send an image with --data-binary @FILE, not -d." if is_curl else ""
+        return make_error_response(RequestError(422, "; ".join(reasons) + hint))
     return make_rows_response(photos)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -13,10 +12,9 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from agegen.data.images import count_pages, count_pixels
-from agegen.machine import return_freed_memory
+from agegen.data.images import count_pages
 from agegen.predict.config import STDIN
-from agegen.predict.extraction import FaceExtractor
+from agegen.predict.extraction import DecodeLimits, FaceExtractor
 from agegen.predict.results import ExtractedFaces, PhotoPrediction
 from agegen.serve.config import Limits
 from agegen.serve.models import PredictRequest
@@ -28,8 +26,8 @@ NamedImage = tuple[str, bytes]
 
 # Sent as Retry-After. A photo takes about 0.05 s, so the queue has moved on by then.
 _RETRY_SECONDS = 2
-# Decoding an image of more pixels takes 0.5 GB or more; JPEGs are exempt because they are decoded at reduced size.
-_LARGE_PIXELS, _JPEG_START = 25_000_000, b"\xff\xd8"
+# The share of the timeout that decoding an image may take: the images that waited for it still have time.
+_DECODE_SHARE = 1 / 3
 # The name of an image that was sent without one; `agegen predict -` uses the same for an image on stdin.
 _UNNAMED = STDIN
 _MULTIPART = "multipart/form-data"
@@ -49,8 +47,8 @@ class RequestQueue:
         self.limits = limits
         self.requests = 0
         self.held = 0
-        # Large images are decoded one at a time.
-        self._large = threading.Lock()
+        seconds = _DECODE_SHARE * limits.seconds
+        self._decode_limits = DecodeLimits(seconds, seconds, limits.pages)
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="extract")
 
     def admit(self) -> Slot:
@@ -69,7 +67,7 @@ class RequestQueue:
         Raises:
             RequestError: 503, the timeout was exceeded.
         """
-        extractor = request.extractor
+        extractor = request.extractor.with_limits(self._decode_limits)
         extractions = [self._pool.submit(self._extract, extractor, name, content) for name, content in images]
         slot.hold_until_done(extractions)
         try:
@@ -92,15 +90,9 @@ class RequestQueue:
         self._pool.shutdown(cancel_futures=True)
 
     def _extract(self, extractor: FaceExtractor, name: str, content: bytes) -> list[ExtractedFaces]:
-        if (pages := count_pages(content)) > self.limits.pages:
-            return [ExtractedFaces(name, reason=f"too many pages: {pages}. At most {self.limits.pages} are allowed.")]
-        if content.startswith(_JPEG_START) or count_pixels(content) < _LARGE_PIXELS:
-            return extractor.extract_file(name, content)
-        with self._large:
-            try:
-                return extractor.extract_file(name, content)
-            finally:
-                return_freed_memory()
+        if count_pages(content, self.limits.pages + 1) > self.limits.pages:
+            return [ExtractedFaces(name, reason=f"too many pages. At most {self.limits.pages} are allowed.")]
+        return extractor.extract_file(name, content)
 
 
 async def _gather(futures: Iterable[Future[T]]) -> list[T]:

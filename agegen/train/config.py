@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from agegen.data.remote import is_remote
 from agegen.errors import AgegenError, CheckpointError
+from agegen.files import find_mismatch
 from agegen.options import (
     COMPUTE,
     DATA,
@@ -215,15 +215,23 @@ def read_config(run: Path, given: dict[str, Any]) -> TrainConfig:
     record = folder.read()
     if record.get("finished"):
         raise AgegenError(f"{folder.path} is finished; there is nothing to resume")
-    try:
-        options = {**record["options"], "data": list_sources(record)}
-        never = select_fields(TrainConfig, resume="never")
-        kept = {name: value for name, value in from_plain(TrainConfig, options).items() if name not in never}
-        reject_changes(folder.path, kept, given, (*never, *select_fields(TrainConfig, resume="free")))
-        free = {name: given[name] for name in select_fields(TrainConfig, resume="free") if name in given}
-        return TrainConfig(**(kept | free | {"resume": folder.path}))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder.path / 'run.json'} is damaged: {error}") from error
+    options = read_options(folder.path / "run.json", {**record["options"], "data": list(list_sources(record))})
+    never = select_fields(TrainConfig, resume="never")
+    kept = {name: value for name, value in options.items() if name not in never}
+    reject_changes(folder.path, kept, given, (*never, *select_fields(TrainConfig, resume="free")))
+    free = {name: given[name] for name in select_fields(TrainConfig, resume="free") if name in given}
+    return TrainConfig(**(kept | free | {"resume": folder.path}))
+
+
+def read_options(path: Path, content: Any) -> dict[str, Any]:
+    """Return the options of a training as :class:`TrainConfig` takes them, from the part ``options`` of a JSON file.
+
+    Raises:
+        CheckpointError: one has the wrong type or is out of range.
+    """
+    if found := find_mismatch(content, TrainConfig, "options"):
+        raise CheckpointError(f"{path} is damaged: {found}")
+    return from_plain(TrainConfig, content)
 
 
 def reject_changes(path: Path, kept: dict[str, Any], given: dict[str, Any], free: Sequence[str]) -> None:
@@ -247,16 +255,24 @@ def reject_changes(path: Path, kept: dict[str, Any], given: dict[str, Any], free
         )
 
 
-def resolve_sources(data: Sequence[str]) -> tuple[str, ...]:
-    """Return datasets as absolute paths with their weights; ``demo`` and addresses stay as they are."""
-    named = (one.partition("::") for one in data)
-    return tuple(
-        (path if path == "demo" or is_remote(path) else str(Path(path).resolve())) + mark + weight
-        for path, mark, weight in named
-    )
+def resolve_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options, some or all of :class:`TrainConfig`, with absolute paths: a run is resumed from any folder."""
+    from agegen.data.loading import make_absolute
+
+    resolved = dict(options)
+    for name in ("split_file", "cache_dir"):
+        if options.get(name) is not None:
+            resolved[name] = Path(options[name]).resolve()
+    # --init also takes names of weights and addresses on the Hub.
+    if options.get("init") and Path(options["init"]).exists():
+        resolved["init"] = str(Path(options["init"]).resolve())
+    if options.get("soft_labels"):
+        resolved["soft_labels"] = tuple(str(Path(path).resolve()) for path in options["soft_labels"])
+    if options.get("data"):
+        resolved["data"] = make_absolute(options["data"])
+    return resolved
 
 
 def _phrase(name: str, value: Any) -> str:
-    if name == "data" and value:
-        value = resolve_sources(value)
+    value = resolve_paths({name: value})[name]
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

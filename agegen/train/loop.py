@@ -31,7 +31,10 @@ from agegen.model.network import AgeGenderModel, TwoHeads
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How to train; see :class:`agegen.backbone.TrainingDefaults` for the meaning of each."""
+    """How to train; see :class:`agegen.backbone.TrainingDefaults` for the meaning of each.
+
+    ``default_lr`` is the learning rate without ``--lr``, for messages.
+    """
 
     epochs: int
     lr: float
@@ -40,8 +43,11 @@ class FitSettings:
     ema_decay: float = TrainingDefaults.ema_decay
     layer_decay: float | None = None
     loss: LossSettings = TrainingDefaults.loss
+    default_lr: float | None = None
 
 
+# A validation loss so many times that of the first batch shows a diverging training; a converging one reduces it.
+_ALARMING = 10.0
 # In choosing the best epoch, one point of gender accuracy weighs as much as 0.1 years of MAE.
 ACCURACY_YEARS = 10.0
 # If half of the estimates are inside their brackets of ten years, exact ages have an MAE of about 5 years.
@@ -259,7 +265,7 @@ def take_step(trainer: Trainer, batch: Batch, batches: int) -> float:
     (loss * trainer.dist.world_size).backward()  # type: ignore[no-untyped-call]
     # Checked before the step, so that NaN gets neither into the weights nor into a saved state.
     if not (math.isfinite(value) and _has_finite_gradients(trainer.network)):
-        raise AgegenError(_explain_divergence(progress.epoch + 1, progress.batch + 1))
+        raise AgegenError(_explain_divergence(progress.epoch + 1, progress.batch + 1, settings))
     trainer.optimizer.step()
     # Exponential moving average of the weights.
     trainer.averaged.update_parameters(trainer.network)
@@ -272,12 +278,43 @@ def _has_finite_gradients(network: nn.Module) -> bool:
     return not gradients or bool(torch.isfinite(nn.utils.get_total_norm(gradients)))
 
 
-def _explain_divergence(epoch: int, batch: int) -> str:
+def _explain_divergence(epoch: int, batch: int, settings: FitSettings) -> str:
+    kept = "the best epoch so far is kept" if epoch > 1 else "no epoch was finished"
     return (
-        f"the loss or its gradient became NaN or infinite in epoch {epoch}, batch {batch}; the best epoch so far is "
-        "kept. Usual causes: a learning rate that is too high (try a tenth of it with --lr), or --precision bf16 (try "
-        "fp32)"
+        f"the loss or its gradient became NaN or infinite in epoch {epoch}, batch {batch}; {kept}. Usual causes: a "
+        f"learning rate that is too high ({advise_lr(settings)}), or --precision bf16 (try fp32)"
     )
+
+
+def advise_lr(settings: FitSettings) -> str:
+    """Return what to do about a learning rate that is too high."""
+    default = "" if settings.default_lr is None else f", default {settings.default_lr:g}"
+    return f"lower --lr: it is {settings.lr:g}{default}"
+
+
+@dataclass
+class LossAlarm:
+    """Notices that a training diverges: its validation loss is far above the loss of the first batch, or NaN."""
+
+    settings: FitSettings
+    start: float = math.nan
+
+    def check(self, event: BatchResult | EpochResult) -> str | None:
+        """Return a notice about an epoch, if there is a reason."""
+        if isinstance(event, BatchResult):
+            if (event.epoch, event.batch) == (1, 1):
+                self.start = event.loss
+            return None
+        if not math.isfinite(event.val_loss):
+            what = f"the validation loss of epoch {event.epoch} is not finite, so this epoch cannot be the best"
+        elif event.val_loss > _ALARMING * self.start:
+            what = (
+                f"the validation loss of epoch {event.epoch}, {event.val_loss:.3g}, is far above the loss at the "
+                f"start, {self.start:.3g}"
+            )
+        else:
+            return None
+        return f"{what}: the training diverges; {advise_lr(self.settings)}"
 
 
 def end_epoch(trainer: Trainer, val: EvalSource, batches: int, rate: float) -> EpochResult:

@@ -16,18 +16,19 @@ from agegen.batches.cache_folder import choose_cache_dir
 from agegen.batches.images import choose_workers
 from agegen.batches.sources import SourceOptions
 from agegen.data.labels import SPLITS, format_gender
+from agegen.data.loading import make_absolute
 from agegen.data.records import CropBox
 from agegen.data.scan import Scan
 from agegen.data.soft_labels import DistillationTargets
-from agegen.data.splits import count_leaking_groups, fingerprint_split
+from agegen.data.splits import count_leaking_groups, fingerprint_labels, fingerprint_split
 from agegen.errors import format_count
 from agegen.faces.matching import make_crop_notices
-from agegen.machine import Compute, count_cores
+from agegen.machine import Compute, count_cores, read_cpu_capabilities
 from agegen.model.network import count_parameters
 from agegen.options import to_plain
-from agegen.train.config import TrainConfig, resolve_sources
+from agegen.train.config import TrainConfig, resolve_paths
 from agegen.train.loop import EpochResult, TrainStart, syncs_norms
-from agegen.train.setup import TrainingContext
+from agegen.train.setup import TrainingContext, sees_ages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,8 +51,9 @@ def make_record(config: TrainConfig, training: TrainingContext, started: float) 
     """Return the content of ``run.json`` at the start of a new training."""
     options, settings, scan = training.options, training.settings, training.scan
     total, trainable = count_parameters(training.model)
+    resolved = resolve_paths({field.name: getattr(config, field.name) for field in fields(config)})
     chosen = replace(
-        config,
+        TrainConfig(**resolved),
         epochs=settings.epochs,
         batch_size=options.batch_size,
         lr=settings.lr,
@@ -69,6 +71,7 @@ def make_record(config: TrainConfig, training: TrainingContext, started: float) 
             "trims": _trims_to_json(scan.records.trims),
             "faces": len(training.split),
             "fingerprint": fingerprint_split(training.split),
+            "labels": fingerprint_labels(scan),
             "terms": scan.records.terms,
             "counts": count_splits(training.split),
             "split_origin": name_split(config.protocol, config.split_file, scan),
@@ -95,7 +98,7 @@ def make_record(config: TrainConfig, training: TrainingContext, started: float) 
 
 def name_data(data: tuple[str, ...]) -> str | list[str]:
     """Return the datasets by absolute paths; a single one as a string."""
-    resolved = resolve_sources(data)
+    resolved = make_absolute(data)
     return resolved[0] if len(resolved) == 1 else list(resolved)
 
 
@@ -150,7 +153,7 @@ def _trims_to_json(trims: dict[str, CropBox]) -> dict[str, dict[str, Any]]:
 def _name_device(compute: Compute) -> str:
     if compute.device.type == "cuda":
         return torch.cuda.get_device_name(compute.device)
-    return str(torch.cpu.get_capabilities().get("cpu_name", platform.processor()))
+    return str(read_cpu_capabilities().get("cpu_name", platform.processor()))
 
 
 def make_checkpoint_notes(training: TrainingContext, epoch: EpochResult) -> dict[str, Any]:
@@ -189,9 +192,16 @@ def make_start_event(training: TrainingContext) -> TrainStart:
             *describe_start(training.start, training.seen),
             *(f"soft labels of {teacher}" for teacher in list_teachers(training.distillation)),
             *describe_data(training.scan, training.split),
+            *_describe_ages(training),
             *make_crop_notices(training.landmarks),
         ),
     )
+
+
+def _describe_ages(training: TrainingContext) -> list[str]:
+    if sees_ages(training):
+        return []
+    return ["no training face has an age: the age head cannot be trained, and predict will report no age"]
 
 
 def _describe_setting(training: TrainingContext) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agegen.backbone import Backbone
+from agegen.backbone import Backbone, find_feature_gap
 from agegen.batches.sources import SourceOptions, scan_for
 from agegen.data.duplicates import compute_fingerprints, match_fingerprints
 from agegen.data.labels import Baseline, compute_baseline
@@ -21,23 +21,25 @@ from agegen.data.splits import (
     apply_protocol,
     apply_split,
     find_protocol,
+    fingerprint_labels,
     fingerprint_split,
     read_split,
     split_scan,
     write_split,
 )
 from agegen.distributed import SINGLE_PROCESS, DistContext, init_distributed
-from agegen.errors import AgegenError, CheckpointError, DataError, PluginError
+from agegen.errors import AgegenError, DataError, PluginError
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.matching import LandmarkStats, load_cropped, measure_dataset, read_crop_boxes
 from agegen.machine import Compute, choose_compute
+from agegen.model.calibration import read_calibration
 from agegen.model.checkpoint import UsedFaces, load_checkpoint, read_used_faces
 from agegen.model.metadata import read_info
 from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_checkpoint, find_weights, parse_weights_name
 from agegen.options import ReadOptions
 from agegen.plugins import Plugin, build_backbone, load_backbone
-from agegen.runs import RunFolder, create_run, open_run
+from agegen.runs import RunFolder, check_unused, create_run, open_run
 from agegen.train.config import TrainConfig
 from agegen.train.loop import FitSettings
 
@@ -68,6 +70,7 @@ class TrainingContext:
         used_faces: what the checkpoint will remember of the faces.
         start: the checkpoint to start from (``--init``); None for new weights.
         seen: how many validation and test faces the training of ``start`` saw; empty if unknown.
+        resumed: whether the training was begun earlier.
         distillation: the soft labels of the images of ``scan``.
     """
 
@@ -84,10 +87,11 @@ class TrainingContext:
     start: Path | None = None
     seen: dict[str, int] = field(default_factory=dict)
     distillation: DistillationTargets | None = None
+    resumed: bool = False
 
 
 def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> TrainingContext:
-    """Build the model, load and split the data, and create the run folder or open the one to resume.
+    """Build the model, load and split the data, and create the run folder or find the one to resume.
 
     Raises:
         AgegenError: an option is invalid, or the data, the weights or the run folder cannot be used.
@@ -96,28 +100,31 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         raise AgegenError("--protocol defines the split; leave --split-file out")
     compute = choose_compute(config.device, config.precision)
     dist = init_distributed(compute.device)
+    if config.resume is None and (out := config.out) is not None:
+        # Once more when the folder is locked; here, so that nobody waits for the data first.
+        dist.run_on_main(lambda: check_unused(out))
     plugin, backbone_class = load_backbone(config.model)
     torch.manual_seed(config.seed)
     backbone = make_backbone(plugin, backbone_class, config.pretrained, config.image_size, config.freeze)
     settings, options = choose_settings(config, backbone, compute, dist)
     model = AgeGenderModel(backbone)
-    start = None if config.init is None else find_init(config.init, plugin.name)
-    if start is not None:
+    resumed = None if config.resume is None else open_run(config.resume)
+    start, earlier = find_start(config, plugin.name, resumed)
+    if start is not None and not (resumed and resumed.has_state):
         load_weights(model, start)
     model.to(compute.device)
 
-    resumed = None if config.resume is None else open_run(config.resume)
     scan = _scan_data(config, backbone, resumed, on_progress)
     if resumed is None:
         scan, split = split_data(scan, config.seed, config.protocol, config.split_file)
     else:
         scan, split = apply_split(scan, read_split(resumed.split), "the run's split.csv")
         check_unchanged(resumed, split, plugin, settings, options)
-    earlier = None if start is None else read_used_faces(start)
+        check_labels(resumed, scan)
     distillation = read_distillation(config.soft_labels, scan.sha256, split) if config.soft_labels else None
     landmarks = measure_dataset(scan.records)
     # Created last, so that a start that fails leaves no folder.
-    run = resumed or dist.run_on_main(lambda: begin_run(config.out, plugin.name, split))
+    run = resumed or dist.run_on_main(lambda: create_run(config.out, plugin.name))
     return TrainingContext(
         plugin=plugin,
         settings=settings,
@@ -129,10 +136,20 @@ def prepare_training(config: TrainConfig, on_progress: ProgressHook) -> Training
         baseline=compute_baseline(scan.records.frame[(split["split"] == "train").to_numpy()]),
         landmarks=landmarks,
         start=start,
-        seen=count_seen(earlier, split, scan.hashes),
+        seen=_read_seen(resumed) if resumed else count_seen(earlier, split, scan.hashes),
+        resumed=resumed is not None,
         used_faces=collect_used_faces(split, scan.hashes, earlier),
         distillation=distillation,
     )
+
+
+def sees_ages(training: TrainingContext) -> bool:
+    """Return whether a training, or that of the weights that it starts from, has labels of ages."""
+    labels = training.scan.records.labels.pick((training.split["split"] == "train").to_numpy())
+    if training.distillation is not None or (labels.exact | labels.bracketed).any():
+        return True
+    start = training.start
+    return start is not None and start.is_file() and read_calibration(read_info(start).calibration).knows_age
 
 
 def make_backbone(
@@ -141,14 +158,17 @@ def make_backbone(
     """Build the backbone; None leaves an option to it.
 
     Raises:
-        PluginError: it cannot be built with these options.
+        PluginError: it cannot be built with these options, or its features have another shape than it declares.
     """
     if (backbone_class.frozen or freeze) and not pretrained:
         raise PluginError(f"backbone '{plugin.name}' is frozen and requires pretrained weights; remove --no-pretrained")
     options = {"image_size": image_size, "freeze": freeze}
     chosen = {name: value for name, value in options.items() if value is not None}
     # Built with its own weights even if --init or --resume replaces them: its defaults may depend on having them.
-    return build_backbone(plugin, backbone_class, pretrained=pretrained, options=chosen)
+    backbone = build_backbone(plugin, backbone_class, pretrained=pretrained, options=chosen)
+    if gap := find_feature_gap(backbone):
+        raise PluginError(f"backbone '{plugin.name}' of {plugin.source}: {gap}")
+    return backbone
 
 
 def choose_settings(
@@ -168,7 +188,14 @@ def choose_settings(
     loss = defaults.loss if config.soft_weight is None else replace(defaults.loss, soft=config.soft_weight)
     _check_settings(epochs, batch_size, lr, balance, loss.soft, dist.world_size)
     settings = FitSettings(
-        epochs, lr, defaults.weight_decay, defaults.warmup, defaults.ema_decay, defaults.layer_decay, loss
+        epochs,
+        lr,
+        defaults.weight_decay,
+        defaults.warmup,
+        defaults.ema_decay,
+        defaults.layer_decay,
+        loss,
+        defaults.lr * lr_share,
     )
     options = SourceOptions(
         compute=compute,
@@ -213,6 +240,28 @@ def find_init(init: str, model: str) -> Path:
     return checkpoint
 
 
+def find_start(config: TrainConfig, model: str, resumed: RunFolder | None) -> tuple[Path | None, UsedFaces | None]:
+    """Return the checkpoint that a training starts from, and the faces that it remembers.
+
+    A resumed training has both in its own folder as soon as an epoch is finished; the weights that it started from may
+    be gone then.
+
+    Raises:
+        AgegenError: there is none, or it belongs to another backbone.
+    """
+    if config.init is None:
+        return None, None
+    if resumed is not None and resumed.checkpoint.is_file() and resumed.has_state:
+        recorded = resumed.read().get("start") or {}
+        return Path(recorded.get("checkpoint", config.init)), read_used_faces(resumed.checkpoint)
+    start = find_init(config.init, model)
+    return start, read_used_faces(start)
+
+
+def _read_seen(run: RunFolder) -> dict[str, int]:
+    return dict((run.read().get("start") or {}).get("seen", {}))
+
+
 def load_weights(model: AgeGenderModel, checkpoint: Path) -> None:
     """Load the weights of a checkpoint into a model.
 
@@ -243,7 +292,7 @@ def collect_used_faces(split: pd.DataFrame, hashes: NDArray[np.bool_], earlier: 
 def _scan_data(config: TrainConfig, backbone: Backbone, resumed: RunFolder | None, on_progress: ProgressHook) -> Scan:
     """Load and scan the data; a resumed run crops its images as before."""
     reading = ReadOptions(config.age_column, config.gender_codes)
-    trims = None if resumed is None else read_crop_boxes(resumed.read()["data"]["trims"])
+    trims = None if resumed is None else read_crop_boxes(resumed.read()["data"].get("trims", {}))
     contract = None if backbone.crop is None else AlignmentTemplate(backbone.crop)
     records = load_cropped(config.data, reading, config.detector, trims, contract)
     return scan_for(backbone, records, on_progress)
@@ -293,24 +342,35 @@ def check_unchanged(
         AgegenError: something has changed.
     """
     record = run.read()
-    try:
-        data, before, version = record["data"], record["settings"], record["plugin"]
-        pairs = (
-            ("the model", record["model"], plugin.name),
-            ("the number of faces", data["faces"], len(split)),
-            ("the fingerprint of the data", data["fingerprint"], fingerprint_split(split)),
-            (f"the plugin {plugin.name}", f"{version['distribution']} {version['version']}", plugin.source),
-            ("the number of views", before["views"], options.views),
-            ("device and precision", before["compute"], str(options.compute)),
-            *((name, before[name], value) for name, value in list_plugin_settings(settings).items()),
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{run.path / 'run.json'} is damaged: {error} is missing") from error
+    data, before, version = record["data"], record["settings"], record["plugin"]
+    pairs = (
+        ("the model", record["model"], plugin.name),
+        ("the number of faces", data["faces"], len(split)),
+        ("the fingerprint of the data", data["fingerprint"], fingerprint_split(split)),
+        (f"the plugin {plugin.name}", f"{version['distribution']} {version['version']}", plugin.source),
+        ("the number of views", before["views"], options.views),
+        ("device and precision", before["compute"], str(options.compute)),
+        *((name, before.get(name), value) for name, value in list_plugin_settings(settings).items()),
+    )
     for what, then, now in pairs:
         if then != now:
             raise AgegenError(
                 f"cannot resume {run.path}: {what} was {then} and is now {now}; restore it, or start a new training"
             )
+
+
+def check_labels(run: RunFolder, scan: Scan) -> None:
+    """Check that the labels are those that a run began with; runs of earlier versions do not record them.
+
+    Raises:
+        AgegenError: a label has changed.
+    """
+    recorded = run.read()["data"].get("labels")
+    if recorded is not None and recorded != fingerprint_labels(scan):
+        raise AgegenError(
+            f"cannot resume {run.path}: ages or genders of its faces have changed since it began; restore the labels, "
+            "or start a new training"
+        )
 
 
 def list_plugin_settings(settings: FitSettings) -> dict[str, Any]:
@@ -335,8 +395,11 @@ def read_distillation(paths: Sequence[str], sha256: Sequence[str], split: pd.Dat
     return distillation
 
 
-def begin_run(out: Path | None, model: str, split: pd.DataFrame) -> RunFolder:
-    """Create a run folder and write its split."""
-    run = create_run(out, model)
+def start_run(run: RunFolder, split: pd.DataFrame) -> None:
+    """Write the split of a new run into its folder, which this process has locked.
+
+    Raises:
+        AgegenError: another training has used the folder meanwhile.
+    """
+    check_unused(run.path)
     write_split(run.split, split)
-    return run

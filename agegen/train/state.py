@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agegen.distributed import DistContext
 from agegen.errors import CheckpointError
 from agegen.files import write_bytes
 from agegen.train.loop import Trainer
@@ -24,11 +25,17 @@ _NAMES = ("state-1.safetensors", "state-2.safetensors")
 
 
 class StateFiles:
-    """Saves the state to two files in turn: the newest intact one is kept until the next one is complete."""
+    """Saves the state to two files in turn: the newest intact one is kept until the next one is complete.
+
+    Attributes:
+        notices: about damaged files and the position to resume from, after :meth:`read`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._paths = [folder / name for name in _NAMES]
         self._turn = 0
+        self._newest: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.notices: tuple[str, ...] = ()
         self._saved = time.monotonic()
 
     @property
@@ -52,25 +59,28 @@ class StateFiles:
         self._turn = 1 - self._turn
         self._saved = time.monotonic()
 
-    def restore(self, trainer: Trainer) -> tuple[str, ...]:
-        """Load the newest intact state into a trainer; without one the trainer is left at its start.
+    def read(self, dist: DistContext) -> bool:
+        """Read the newest intact state; return whether there is one. Rank 0 reads the file for all processes."""
+        turn, self._newest, self.notices = dist.run_on_main(self._read_newest)
+        if self._newest is not None:
+            self._turn = 1 - turn
+        return self._newest is not None
 
-        Rank 0 reads the file for all processes. Returns notices about damaged files.
+    def restore(self, trainer: Trainer) -> None:
+        """Load the state that :meth:`read` found into a trainer; without one the trainer is left at its start.
 
         Raises:
             CheckpointError: the state belongs to another model.
         """
-        turn, state, notices = trainer.dist.run_on_main(self._read_newest)
-        if state is not None:
-            _fill_trainer(self._paths[turn], trainer, *state)
-            self._turn = 1 - turn
+        if self._newest is not None:
+            _fill_trainer(self._paths[1 - self._turn], trainer, *self._newest)
+            self._newest = None
         if trainer.dist.rank:
             # With the same generator, dropout would drop the same places in all processes.
             torch.manual_seed(trainer.progress.epoch * trainer.dist.world_size + trainer.dist.rank)
-        return notices
 
     def _read_newest(self) -> tuple[int, tuple[dict[str, Tensor], dict[str, Any]] | None, tuple[str, ...]]:
-        """Return the number of the file with the newest intact state, its content, and notices about damaged files."""
+        """Return the number of the file with the newest intact state, its content, and notices."""
         found, notices = [], []
         for turn, path in enumerate(self._paths):
             if not path.exists():
@@ -80,9 +90,15 @@ class StateFiles:
             except CheckpointError as error:
                 notices.append(str(error))
         if not found:
-            return 0, None, tuple(notices)
+            reason = "no sound state is left" if notices else "no saved state was found"
+            return 0, None, (*notices, f"{reason}: the training starts again at epoch 1")
         turn, tensors, content = max(found, key=lambda state: _read_position(state[2]))
-        return turn, (tensors, content), tuple(notices)
+        epoch, batch = _read_position(content)
+        return (
+            turn,
+            (tensors, content),
+            (*notices, f"resuming in epoch {epoch + 1}, after batch {batch} ({_NAMES[turn]})"),
+        )
 
     def clear(self) -> None:
         """Delete the state of a finished training."""
@@ -136,7 +152,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content: dict[str, Any] = json.loads(text)
         return tensors, content
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); using the previous state") from error
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def _fill_trainer(path: Path, trainer: Trainer, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:

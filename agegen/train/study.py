@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
@@ -30,19 +28,19 @@ from agegen.data.splits import (
     write_split,
 )
 from agegen.distributed import init_distributed
-from agegen.errors import AgegenError, CheckpointError, TrainingInterrupted
+from agegen.errors import AgegenError, TrainingInterrupted
 from agegen.evaluate.estimates import read_predictions, write_predictions
 from agegen.evaluate.evaluation import round_number
 from agegen.evaluate.study import OUT_OF_FOLD
 from agegen.faces.matching import load_cropped
-from agegen.files import write_json
+from agegen.files import Limits, write_json
 from agegen.machine import choose_compute
 from agegen.options import ReadOptions, from_plain, select_fields, to_plain
-from agegen.runs import STUDY_FILE, RunFolder, create_run, list_sources
-from agegen.train.config import StudyConfig, TrainConfig, read_config, reject_changes, resolve_sources
+from agegen.runs import STUDY_FILE, RunFolder, create_run, list_sources, read_json
+from agegen.train.config import StudyConfig, TrainConfig, read_config, reject_changes, resolve_paths
 from agegen.train.loop import PartStart, StudyEvent, StudyResult
 from agegen.train.record import format_time
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +71,15 @@ class Study:
         return self.path / "splits" / (f"fold-{number + 1}.csv" if self.kind == "folds" else "all.csv")
 
 
+@dataclass(frozen=True)
+class _StudyRecord:
+    """The schema of ``study.json``."""
+
+    kind: Literal["folds", "seeds"]
+    count: Annotated[int, Limits(min=2)]
+    options: TrainConfig
+
+
 def train_study(
     config: StudyConfig,
     on_progress: ProgressHook = ignore_progress,
@@ -96,7 +103,9 @@ def train_study(
             continue
         yield PartStart(run.path, number + 1, study.count, study.kind)
         try:
-            yield from train_run(dist.run_on_main(partial(configure_part, study, number)), on_progress, should_stop)
+            yield from train_and_finish(
+                dist.run_on_main(partial(configure_part, study, number)), on_progress, should_stop
+            )
         except TrainingInterrupted as error:
             raise TrainingInterrupted(
                 f"interrupted in {run.path.name} of {study.count} {study.kind}; resume with "
@@ -125,7 +134,8 @@ def begin_study(config: StudyConfig, started: float) -> Study:
     kind, count = ("folds", config.folds) if config.folds is not None else ("seeds", config.seeds)
     if count is None or count < 2 or (config.folds is not None and config.seeds is not None):
         raise AgegenError("choose --folds K or --seeds N, with a number of at least 2")
-    common = replace(config.train, out=None, data=resolve_sources(config.train.data))
+    given = {field.name: getattr(config.train, field.name) for field in fields(config.train)}
+    common = TrainConfig(**(resolve_paths(given) | {"out": None}))
     out = config.train.out
     if out is not None and (out / STUDY_FILE).is_file():
         existing = open_study(out)
@@ -144,12 +154,8 @@ def open_study(path: Path) -> Study:
     Raises:
         CheckpointError: its ``study.json`` is missing or damaged.
     """
-    try:
-        content = json.loads((path / STUDY_FILE).read_text(encoding="utf-8"))
-        options = from_plain(TrainConfig, content["options"])
-        return Study(path, str(content["kind"]), int(content["count"]), TrainConfig(**options))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / STUDY_FILE} is damaged: {error}") from error
+    content = read_json(path / STUDY_FILE, _StudyRecord)
+    return Study(path, content["kind"], content["count"], TrainConfig(**from_plain(TrainConfig, content["options"])))
 
 
 def read_study(path: Path, given: dict[str, Any], fold: int | None = None) -> StudyConfig:
@@ -215,8 +221,6 @@ def configure_part(study: Study, number: int) -> TrainConfig:
     if (run.path / "run.json").is_file():
         free = select_fields(TrainConfig, resume="free")
         return read_config(run.path, {name: getattr(study.config, name) for name in free})
-    # A run folder without run.json was killed before it could be resumed.
-    shutil.rmtree(run.path, ignore_errors=True)
     is_fold = study.kind == "folds"
     return replace(
         study.config,
@@ -238,7 +242,7 @@ def summarize_study(path: Path, kind: str, model: str, parts: list[RunFolder]) -
 
     ``spread`` is the standard deviation between trainings (n − 1), not the standard error of the mean.
     """
-    reports = [json.loads(run.evaluation.read_text(encoding="utf-8")) for run in parts]
+    reports = [run.read_evaluation() for run in parts]
     rows = [
         {"run": run.path.name, "n": report["n"], "metrics": pick_metrics(report)}
         for run, report in zip(parts, reports, strict=True)

@@ -1,4 +1,4 @@
-"""A whole training: set it up, fit, then calibrate, evaluate and export the best epoch into the run folder."""
+"""A whole training: set it up, fit, calibrate and evaluate the best epoch, then describe and export it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from agegen.batches.batch import EvalSource
-from agegen.batches.images import Pixels
 from agegen.batches.sources import TrainSources, choose_network, make_train_sources, share_backbone
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.distributed import DistContext, report_lost_worker
@@ -22,8 +20,8 @@ from agegen.errors import AgegenError, TrainingInterrupted
 from agegen.evaluate.estimates import estimate_batches, write_predictions
 from agegen.evaluate.evaluation import Evaluation, evaluate_source
 from agegen.export.card import write_card
-from agegen.files import write_json
-from agegen.model.calibration import Calibration, calibrate
+from agegen.files import digest_file, write_json
+from agegen.model.calibration import Calibration, calibrate, describe_weaknesses
 from agegen.model.checkpoint import describe_model, load_checkpoint, save_checkpoint
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.network import AgeGenderModel, TwoHeads
@@ -33,6 +31,7 @@ from agegen.train.config import TrainConfig
 from agegen.train.loop import (
     BatchResult,
     EpochResult,
+    LossAlarm,
     TrainEvent,
     TrainNotice,
     TrainResult,
@@ -47,23 +46,40 @@ from agegen.train.record import (
     make_checkpoint_notes,
     make_start_event,
 )
-from agegen.train.setup import TrainingContext, prepare_training
+from agegen.train.setup import TrainingContext, load_weights, prepare_training, sees_ages, start_run
 from agegen.train.state import StateFiles
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Images on which the ONNX file is compared with the model. A few suffice to find an operation that differs, and each
-# takes two passes of the whole model.
-_EXPORT_CHECKS = 8
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run whose epochs are finished, with what its evaluation needs.
+
+    Attributes:
+        training: the model, its data and its run folder.
+        sources: the batches of each split.
+        record: the content of ``run.json``.
+        best: the best epoch.
+        seconds: the wall time since the start.
+        distributions: whether the estimates of the test split include P(age).
+    """
+
+    training: TrainingContext
+    sources: TrainSources
+    record: dict[str, Any]
+    best: EpochResult
+    seconds: float
+    distributions: bool
 
 
-def train_run(
+def train_and_finish(
     config: TrainConfig,
     on_progress: ProgressHook = ignore_progress,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TrainEvent]:
-    """Train a model; yields the start, each batch and epoch, notices, and the result.
+    """Train a model, then evaluate it and complete its run folder; yields the events of both and the result.
 
     ``should_stop`` is called after each batch and epoch; if it returns True, the state is saved.
 
@@ -71,10 +87,26 @@ def train_run(
         TrainingInterrupted: ``should_stop`` returned True.
         AgegenError: any error that the user can fix, from an unknown plugin to a full disk.
     """
+    for event in train_run(config, on_progress, should_stop):
+        if isinstance(event, TrainedRun):
+            yield from finish_run(event)
+        else:
+            yield event
+
+
+def train_run(
+    config: TrainConfig, on_progress: ProgressHook, should_stop: Callable[[], bool]
+) -> Iterator[TrainEvent | TrainedRun]:
+    """Train a model; yields the start, each batch and epoch, and notices. Rank 0 yields the trained run at the end.
+
+    The run folder stays locked while the caller handles the trained run. See :func:`train_and_finish`.
+    """
     started = time.time()
     training = prepare_training(config, on_progress)
     run, dist = training.run, training.options.dist
     with _lock(run, dist), report_lost_worker(dist, run.path):
+        if not training.resumed:
+            dist.run_on_main(lambda: start_run(run, training.split))
         record = begin_record(config, training, started)
         if dist.is_main:
             run.write(record)
@@ -85,33 +117,46 @@ def train_run(
             yield TrainNotice(sources.notices)
         fit_started = time.time()
         yield from fit_and_save(training, sources, config.save_every, config.compile, should_stop)
-        if not dist.is_main:
-            # Rank 0 does the rest.
-            dist.barrier()
-            return
-        fit_seconds = time.time() - fit_started
-
-        epochs = run.read_epochs()
-        best = find_best(epochs)
-        model = calibrate_best(training, sources.val)
-        evaluation = evaluate_best(training, model, sources.test, config.distributions)
-        epoch_seconds = float(epochs["seconds"].iloc[-1])
-        record |= {"finished": format_time(time.time()), "best": epoch_to_json(best)}
-        record["seconds"] = {
-            # A resumed run includes the epochs before it was interrupted.
-            "total": round(time.time() - started + max(0.0, epoch_seconds - fit_seconds), 1),
-            "preparing": round(fit_started - sources_started, 1),
-            "epochs": round(epoch_seconds, 1),
-            "features": round(sources.feature_seconds, 1),
-        }
-        write_card(run.card, run, run.checkpoint, record=record)
-        plot_curves(run.curves, {config.model: epochs})
-        yield from export_best(run, model, pick_crops(training))
-        # Written last: a run that says it is finished is complete, and one that was killed before can be resumed.
-        run.write(record)
-        StateFiles(run.path).clear()
+        if dist.is_main:
+            epochs = run.read_epochs()
+            epoch_seconds, fit_seconds = float(epochs["seconds"].iloc[-1]), time.time() - fit_started
+            record["seconds"] = {
+                # A resumed run includes the epochs before it was interrupted.
+                "total": round(time.time() - started + max(0.0, epoch_seconds - fit_seconds), 1),
+                "preparing": round(fit_started - sources_started, 1),
+                "epochs": round(epoch_seconds, 1),
+                "features": round(sources.feature_seconds, 1),
+            }
+            yield TrainedRun(training, sources, record, find_best(epochs), time.time() - started, config.distributions)
         dist.barrier()
-    yield TrainResult(run.path, config.model, best, evaluation, time.time() - started)
+
+
+def finish_run(trained: TrainedRun) -> Iterator[TrainNotice | TrainResult]:
+    """Calibrate, evaluate, describe and export the best epoch, and mark the run as finished.
+
+    A backbone that cannot be exported to ONNX gives a notice.
+    """
+    started = time.time()
+    training, run = trained.training, trained.training.run
+    model = calibrate_best(training, trained.sources.val)
+    evaluation = evaluate_best(training, model, trained.sources.test, trained.distributions)
+    seconds = time.time() - started
+    record = trained.record | {"finished": format_time(time.time()), "best": epoch_to_json(trained.best)}
+    record["seconds"]["total"] = round(record["seconds"]["total"] + seconds, 1)
+    record["sha256"] = {path.name: digest_file(path) for path in (run.checkpoint, run.predictions)}
+    if weaknesses := describe_weaknesses(model.calibration):
+        yield TrainNotice(tuple(weaknesses))
+    write_card(run.card, run, run.checkpoint, record=record)
+    plot_curves(run.curves, {record["model"]: run.read_epochs()})
+    try:
+        export_model(model.info, model.model, run.checkpoint, run.onnx)
+    except AgegenError as error:
+        run.onnx.unlink(missing_ok=True)
+        yield TrainNotice((f"{error}; predict will use torch",))
+    # Written last: a run that says it is finished is complete, and one that was killed before can be resumed.
+    run.write(record)
+    StateFiles(run.path).clear()
+    yield TrainResult(run.path, record["model"], trained.best, evaluation, trained.seconds + time.time() - started)
 
 
 def _lock(run: RunFolder, dist: DistContext) -> AbstractContextManager[None]:
@@ -142,13 +187,19 @@ def fit_and_save(
         TrainingInterrupted: ``should_stop`` returned True; the state is saved.
     """
     run, dist, settings = training.run, training.options.dist, training.settings
+    states = StateFiles(run.path)
+    restored = training.resumed and states.read(dist)
+    if states.notices:
+        yield TrainNotice(states.notices)
     if training.start is None and isinstance(training.model.heads, TwoHeads):
         fit_biases(training.model.heads, sources.train.labels)
+    elif training.start is not None and run.has_state and not restored:
+        # They were not loaded, because a state was to replace them.
+        load_weights(training.model, training.start)
     trainer = make_trainer(sources.network, settings, training.options.compute, dist, compiled)
-    states = StateFiles(run.path)
-    if damaged := states.restore(trainer):
-        yield TrainNotice(damaged)
+    states.restore(trainer)
     rows = _read_rows(run, trainer.progress.epoch) if dist.is_main else []
+    alarm = LossAlarm(settings)
     for event in fit(trainer, sources.train, sources.val):
         if isinstance(event, EpochResult) and dist.is_main:
             rows.append(asdict(event))
@@ -159,6 +210,8 @@ def fit_and_save(
         if dist.is_main and (stop or is_last or states.age >= save_every):
             states.save(trainer)
         yield event
+        if notice := alarm.check(event):
+            yield TrainNotice((notice,))
         if stop:
             raise TrainingInterrupted(
                 f"interrupted in epoch {event.epoch}; resume with `agegen train --resume {run.path}`"
@@ -190,7 +243,9 @@ def find_best(rows: pd.DataFrame) -> EpochResult:
     """
     best = rows[rows["best"].astype(bool)]
     if best.empty:
-        raise AgegenError("no epoch had a finite validation loss; try a lower --lr")
+        raise AgegenError(
+            "no epoch had a finite validation loss, so there is no best one: start again with a lower --lr"
+        )
     return EpochResult(**{str(name): value for name, value in best.to_dict("records")[-1].items()})
 
 
@@ -215,7 +270,11 @@ def calibrate_best(training: TrainingContext, val: EvalSource) -> BestModel:
     estimates = estimate_batches(choose_network(model), val, compute)
     in_val = (training.split["split"] == "val").to_numpy()
     origins = training.scan.records.list_face_sources()[in_val]
-    calibration = calibrate(estimates.age, estimates.spread, estimates.p_female, val.labels, origins)
+    knows_age = sees_ages(training)
+    # Without labels, the ages of the bands in which gender is unreliable would be arbitrary.
+    age = estimates.age if knows_age else np.zeros_like(estimates.age)
+    calibration = calibrate(age, estimates.spread, estimates.p_female, val.labels, origins)
+    calibration = replace(calibration, knows_age=knows_age)
     contract = None if training.landmarks.scattered else training.landmarks.template
     crop = None if contract is None else contract.to_json()
     info = replace(info, calibration=calibration.to_json(), crop=crop)
@@ -241,18 +300,3 @@ def evaluate_best(training: TrainingContext, best: BestModel, test: EvalSource, 
     write_json(training.run.evaluation, result.to_json())
     write_predictions(training.run.predictions, predictions)
     return result
-
-
-def pick_crops(training: TrainingContext) -> NDArray[np.uint8]:
-    """Return a few images (n, size, size, 3) on which to check the ONNX file."""
-    pixels = Pixels(training.scan.records, training.model.backbone.input_spec.size, training.scan.pixels)
-    return np.stack([pixels[row] for row in range(min(_EXPORT_CHECKS, len(pixels)))])
-
-
-def export_best(run: RunFolder, best: BestModel, crops: NDArray[np.uint8]) -> Iterator[TrainNotice]:
-    """Write the best model as ONNX, for prediction; a backbone that cannot be exported gets a notice instead."""
-    try:
-        export_model(best.info, best.model, run.checkpoint, run.onnx, crops)
-    except AgegenError as error:
-        run.onnx.unlink(missing_ok=True)
-        yield TrainNotice((f"{error}; predict will use torch",))

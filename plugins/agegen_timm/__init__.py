@@ -45,7 +45,7 @@ class TimmBackbone(Backbone):
                 does not accept this image size.
         """
         super().__init__(pretrained=pretrained)
-        check_name(name)
+        check_name(name, pretrained)
         self.net: nn.Module = build_network(name, pretrained, image_size)
         config = read_config(self.net)
         size = image_size or max(config["input_size"][1:])
@@ -93,21 +93,27 @@ class TimmBackbone(Backbone):
         return groups
 
 
-def check_name(name: str) -> None:
-    """Check that timm knows a network, and its weights if the name has a tag.
+def check_name(name: str, pretrained: bool = False) -> None:
+    """Check that timm knows a network, its weights if the name has a tag, and that it has any if it is ``pretrained``.
+
+    Names of Hub repositories (``hf-hub:…``) and folders, which timm would also load, are not in its registry.
 
     Raises:
-        AgegenError: the name is unknown; the message suggests similar names.
+        AgegenError: the name is unknown, or there are no weights; the message suggests similar names.
     """
     import timm
 
-    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise AgegenError(f"timm has no network '{architecture}'. {_suggest(architecture, timm.list_models())}")
     if tag and name not in (known := timm.list_pretrained(f"{architecture}.*")):
         raise AgegenError(f"timm has no weights '{name}'. {_suggest(name, known)}")
+    if pretrained and not timm.is_model_pretrained(architecture):
+        weighted = sorted({full.partition(".")[0] for full in timm.list_pretrained()})
+        raise AgegenError(
+            f"timm has no pretrained weights for '{architecture}'. Add --no-pretrained, or choose another network. "
+            f"{_suggest(architecture, weighted)}"
+        )
 
 
 def _suggest(name: str, known: list[str]) -> str:

@@ -25,7 +25,7 @@ from agegen.data.images import resize_image
 from agegen.distributed import DistContext
 from agegen.errors import AgegenError, TrainingInterrupted
 from agegen.train.config import TrainConfig
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 pytestmark = pytest.mark.slow
 
@@ -234,7 +234,7 @@ def test_a_training_on_the_device_is_resumed(tmp_path, agegen, faces_folder, qui
     )
     stops = iter([False] * 6 + [True] * 100)
     with pytest.raises(TrainingInterrupted, match="epoch 2"):
-        for _ in train_run(config, should_stop=lambda: next(stops)):
+        for _ in train_and_finish(config, should_stop=lambda: next(stops)):
             pass
     assert agegen("train", "--resume", "cut").exit_code == 0
     rows = read_epochs("whole")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from agegen.backbone import Backbone, InputSpec, TrainingDefaults
 from agegen.batches.cache_folder import clear_cache, list_cache
@@ -91,6 +92,23 @@ def test_an_interrupted_extraction_is_resumed(make):
     assert FrozenMeans.seen == 2 * BLOCK
     make(views=1)
     assert FrozenMeans.seen == COUNT
+
+
+def test_waiting_for_another_process_is_reported(make):
+    """It may take half an hour, in which nothing else happens."""
+    cache, _ = make(views=1)
+    other = FileLock(cache.folder.parent / f"{cache.folder.name}.lock")
+    other.acquire()
+    reported = []
+
+    def release(stage, done, total):
+        reported.append((stage, done, total))
+        if len(reported) == 2:
+            other.release(force=True)
+
+    make(views=1, on_progress=release)
+    waiting = "waiting for another process that extracts the same features"
+    assert reported == [(waiting, 0, 1), (waiting, 0, 1), (waiting, 1, 1)]
 
 
 def test_only_a_damaged_block_is_computed_again(make):

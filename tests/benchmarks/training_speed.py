@@ -21,14 +21,14 @@ from pathlib import Path
 
 from agegen.train.config import TrainConfig
 from agegen.train.loop import EpochResult
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 CLAIM_MAE, CLAIM_ACCURACY = 7.3, 0.858
 
 
 def train_agegen(folder: Path, out: Path) -> float:
     """Train one epoch and return its images/s."""
-    events = train_run(TrainConfig("scratch", (str(folder),), out, epochs=1))
+    events = train_and_finish(TrainConfig("scratch", (str(folder),), out, epochs=1))
     return next(event.images_per_second for event in events if isinstance(event, EpochResult))
 
 
@@ -62,7 +62,7 @@ def time_claim(data: Path, epochs: int, batch_size: int | None, age_balance: flo
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "run"
         config = TrainConfig("scratch", (str(data),), out, epochs, batch_size=batch_size, age_balance=age_balance)
-        for event in train_run(config):
+        for event in train_and_finish(config):
             if isinstance(event, EpochResult):
                 reached = event.val_mae <= CLAIM_MAE and event.val_accuracy >= CLAIM_ACCURACY
                 print(

@@ -132,6 +132,11 @@ def test_mistakes_are_one_line_on_stderr(agegen, arguments, message):
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
+def test_other_names_of_options_are_suggested(agegen):
+    assert "Possible options: --min-confidence" in agegen("predict", "a.jpg", "--threshold", "0.9").stderr
+    assert "--min-confidence" not in agegen("serve", "--threshold", "0.9").stderr
+
+
 def test_every_command_has_help_with_an_example(agegen):
     for command in ("train", "eval", "predict", "compare", "models", "cache", "export"):
         done = agegen(command, "--help")

@@ -1,11 +1,16 @@
 """Help: every command and option is described, the reference is current, and every topic can be shown."""
 
+import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from agegen.cli.help import find_pages, format_reference, list_commands
+from agegen.model.weights import find_weights
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 COMMANDS = dict(list_commands())
@@ -87,3 +92,19 @@ def test_topics_are_rendered_on_a_terminal(monkeypatch, agegen):
     shown = stream.getvalue()
     assert "\x1b[" in shown
     assert "```" not in shown
+
+
+@pytest.mark.parametrize("weights", ["default", "open"])
+def test_the_example_of_onnx_gives_the_values_of_predict(agegen, portrait, tmp_path, weights):
+    page = find_pages()["onnx"].read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert set(re.findall(r"^(?:import|from) (\w+)", example, re.MULTILINE)) == {"json", "numpy", "onnxruntime", "PIL"}
+    (command,) = re.findall(r"^    agegen (predict .*)$", page, re.MULTILINE)
+    shutil.copy(portrait, "photo.jpg")
+    shutil.copy(find_weights("compact", weights).with_suffix(".onnx"), "model.onnx")
+    (row,) = json.loads(agegen(*command.split(), "--weights", weights, "--json", "-").stdout)
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=True)
+    expected = (
+        f"age {row['age']} ({row['age_low']}–{row['age_high']}), {row['gender']}, P(female) {row['p_female']:.4f}"
+    )
+    assert done.stdout.startswith(expected), (done.stdout, row)

@@ -10,7 +10,7 @@ import pytest
 
 from agegen.compare.compare import align_predictions, compare_runs, mark_seen, write_verdict
 from agegen.compare.costs import Cost, find_converged_epoch
-from agegen.compare.differences import find_group_differences, measure_rows
+from agegen.compare.differences import find_group_differences, measure_biases, measure_rows
 from agegen.compare.models import choose_models, name_models
 from agegen.errors import AgegenError
 from agegen.evaluate.config import CompareConfig
@@ -116,6 +116,18 @@ def test_groups_are_not_clear_by_chance():
     assert clear <= 3
 
 
+def test_the_bias_of_each_model_is_measured_by_true_age():
+    table = make_table(np.zeros(400), np.ones(400))
+    table["estimated_age"] = table["age"] + np.where(table["age"] < 20, 7.0, -3.0)
+    rows = measure_biases({"a": table, "b": table.assign(estimated_age=table["age"])})
+    assert sum(row.n for row in rows) <= 400
+    for row in rows:
+        young = int(row.band.split("–")[0]) < 20
+        assert row.values[0].value == pytest.approx(7.0 if young else -3.0)
+        assert row.values[1].value == pytest.approx(0.0)
+    assert {int(row.band.split("–")[0]) < 20 for row in rows} == {True, False}
+
+
 @pytest.fixture
 def two_runs(trained_run, tmp_path):
     copies = [tmp_path / "runs" / name for name in ("one", "two")]
@@ -166,6 +178,13 @@ def test_what_cannot_be_compared_is_an_error(two_runs):
     runs[0].write({**record, "finished": None})
     with pytest.raises(AgegenError, match="is not finished"):
         choose_models(tuple(two_runs))
+
+
+def test_models_without_ages_are_compared_by_gender(two_runs):
+    tables = [pd.read_parquet(RunFolder(Path(path)).predictions).assign(seen=False) for path in two_runs]
+    tables[1]["estimated_age"] = float("nan")
+    aligned, _ = align_predictions(NAMES, choose_models(tuple(two_runs)), tables, "test")
+    assert all(table["age"].isna().all() for (table,) in aligned.values())
 
 
 def test_models_are_compared_on_other_data(two_runs, faces_folder):

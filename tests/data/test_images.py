@@ -1,7 +1,9 @@
 """Decoding of images in all formats, modes and color profiles, and errors for files that cannot be decoded."""
 
 import io
+import os
 import struct
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +14,7 @@ from PIL import Image, ImageCms
 from profiles import SPACES, make_profile
 
 from agegen.data.images import (
+    WorkerPool,
     convert_to_srgb,
     count_pages,
     decode_image,
@@ -173,14 +176,15 @@ def test_cmyk_with_and_without_adobes_inversion(inverted):
 def test_only_tiffs_have_pages():
     pages = [Image.new("RGB", (40, 30 + number), (50 * number, 0, 0)) for number in range(3)]
     content = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
-    assert count_pages(content) == 3
+    assert count_pages(content, 10) == 3
+    assert count_pages(content, 2) == 2
     for number in range(3):
         image = decode_photo(content, None, page=number).image
         assert image.shape == (30 + number, 40, 3)
         assert image[0, 0, 0] == 50 * number
     for kind in ("GIF", "WEBP", "PNG", "MPO"):
-        assert count_pages(encode(pages[0], kind, save_all=True, append_images=[pages[0].rotate(180)])) == 1
-    assert count_pages(b"II*\0 no TIFF") == 1
+        assert count_pages(encode(pages[0], kind, save_all=True, append_images=[pages[0].rotate(180)]), 10) == 1
+    assert count_pages(b"II*\0 no TIFF", 10) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut short"])
@@ -211,3 +215,38 @@ def test_missing_files_and_folders_are_data_errors(tmp_path):
 def test_resizing_gives_a_square():
     assert resize_image(np.zeros((30, 50, 3), np.uint8), 16).shape == (16, 16, 3)
     assert resize_image(np.zeros((8, 8, 3), np.uint8), 16).shape == (16, 16, 3)
+
+
+def test_a_worker_process_is_killed_after_a_time_and_replaced():
+    pool = WorkerPool("agegen.data.images:run_decoder")
+    with pool.borrow() as first:
+        assert first.is_alive
+    with pytest.raises(TimeoutError), pool.borrow() as worker, worker.limit_time(0.2):
+        assert worker is first
+        # It waits for a task.
+        worker.receive()
+    assert not first.is_alive
+    with pytest.raises(EOFError), pool.borrow() as second, second.limit_time(60):
+        second.send({"task": "unknown"})
+        second.receive()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="requires fork")
+def test_the_child_of_a_fork_has_worker_processes_of_its_own(tmp_path):
+    code = """
+import io, os, sys
+from PIL import Image
+from agegen.data.images import _WORKERS, decode_image
+stream = io.BytesIO()
+Image.new("RGB", (20, 10), "red").save(stream, "TIFF")
+decode_image(stream.getvalue())
+_WORKERS.exclusive.acquire()
+if (child := os.fork()) == 0:
+    assert _WORKERS.exclusive.acquire(blocking=False)
+    os._exit(0 if decode_image(stream.getvalue()).shape == (10, 20, 3) else 2)
+assert os.waitpid(child, 0)[1] == 0
+assert decode_image(stream.getvalue()).shape == (10, 20, 3)
+"""
+    # A script without `if __name__ == "__main__"`: a worker process does not run it again.
+    (tmp_path / "script.py").write_text(code)
+    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=60)

@@ -1,9 +1,13 @@
 """Datasets by name: folders, tables, the default, and several datasets joined."""
 
+import pandas as pd
 import pytest
 
+from agegen.data.labels import label_groups
 from agegen.data.loading import load_records, load_sources, resolve_data
 from agegen.data.scan import scan_images
+from agegen.datatools.config import ConvertConfig
+from agegen.datatools.convert import convert_data
 from agegen.errors import DataError
 
 
@@ -72,3 +76,27 @@ def test_sources_have_weights(faces_folder, mini_fairface):
 
 def test_images_of_joined_sources_can_be_scanned(faces_folder, mini_fairface):
     assert len(scan_images(load_sources((str(faces_folder), str(mini_fairface)))).sha256) == 100
+
+
+def test_missing_groups_are_empty_in_every_form(faces_folder, mini_fairface, tmp_path):
+    names = sorted(str(path) for path in faces_folder.iterdir())[:4]
+    columns = {"age": [1, 2, 3, 4], "camera": ["a", None, "b", None], "distance": [1.0, None, 2.0, 2.0]}
+    pd.DataFrame({"path": names, **columns}).to_parquet(tmp_path / "t.parquet")
+    records = load_records(str(tmp_path / "t.parquet"))
+    assert list(records.frame["camera"]) == ["a", "", "b", ""]
+    assert "nan" not in label_groups(records.frame, ["camera", "distance"])["distance"].cat.categories
+    for out in ("o.csv", "o.parquet"):
+        convert_data(ConvertConfig((str(tmp_path / "t.parquet"),), tmp_path / out))
+        again = load_records(str(tmp_path / out)).frame
+        assert list(again["camera"]) == ["a", "", "b", ""]
+        assert list(again["distance"]) == ["1.0", "", "2.0", "2.0"]
+    joined = load_sources((str(tmp_path / "t.parquet"), str(mini_fairface)))
+    assert set(joined.frame["camera"]) == {"a", "b", ""}
+    assert set(joined.frame["race"]) == {"", "Indian"}
+
+
+def test_a_split_that_only_one_dataset_has_is_named(tmp_path):
+    for name, split in (("a", "path,age,split\n1.jpg,3,train\n2.jpg,4,test\n"), ("b", "path,age\n1.jpg,3\n")):
+        (tmp_path / f"{name}.csv").write_text(split)
+    records = load_sources((str(tmp_path / "a.csv"), str(tmp_path / "b.csv")))
+    assert "the split of a is not used: the other datasets have none" in records.notices

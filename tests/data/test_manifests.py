@@ -279,3 +279,157 @@ def test_rows_with_several_labels_of_one_photo(tmp_path):
         *["rows with different labels for one face"] * 2,
         *["no valid bounding box, unlike other rows"] * 2,
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "ages"),
+    [
+        ("age_months", ["18", "30"], [1.5, 2.5]),
+        ("Age (in months)", ["18.0", "2y6m"], [1.5, 2.5]),
+        ("ageMonths", ["18", "6-12"], [1.5, 0.5]),
+        ("months", ["18", "30"], [1.5, 2.5]),
+        ("months_old", ["18", "30"], [1.5, 2.5]),
+        ("age_in_days", ["1461", "0"], [4, 0]),
+        ("years", ["18", "30"], [18, 30]),
+        ("age_years", ["18", "30"], [18, 30]),
+        ("birth_date,photo_date", ["1965-05-12,2015-05-11", "1965-05-12,2015-05-12"], [49, 50]),
+        ("DateOfBirth,DateTaken", ["12.05.1965,11.05.2015", "12.5.1965,12.5.2015"], [49, 50]),
+        ("dob,taken", ["12/25/1965,2015", "1/2/1965,2015"], [49, 50]),
+        ("dob,date", ["25 Dec 1965,2015:06:01 10:00:00", "May 2 1965,20150601"], [49, 50]),
+        ("birth_year,year", ["1965,2015", "1966.0,2015.0"], [50, 49]),
+    ],
+)
+def test_ages_in_columns_of_other_names(tmp_path, columns, cells, ages):
+    records = load(tmp_path, f"path,gender,{columns}\na.jpg,f,{cells[0]}\nb.jpg,m,{cells[1]}\n")
+    assert records.labels.low.tolist() == pytest.approx(ages)
+    assert records.notices[0].startswith("ages are ")
+    assert all(column in records.notices[0] for column in columns.split(","))
+    assert records.group_columns == records.ungrouped_columns == []
+
+
+def test_the_unit_of_a_chosen_age_column_is_that_of_its_name(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("path,age,age_months\na.jpg,20,18\nb.jpg,30,30\n")
+    assert list(load_records(str(path), ReadOptions(age_column="age_months")).frame["age"]) == [1.5, 2.5]
+
+
+def test_invalid_dates_are_excluded_with_both(tmp_path):
+    records = load(
+        tmp_path, "path,birth_date,photo_date\na.jpg,1965,2015\nb.jpg,2015,1965\nc.jpg,x,2015\nd.jpg,,2015\n"
+    )
+    assert list(records.frame["age"]) == [50]
+    assert [item.reason.split(" is not")[0] for item in records.excluded] == [
+        "age 'born 2015, photographed 1965'",
+        "age 'born x, photographed 2015'",
+        "neither age nor gender is known",
+    ]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"alter": ["20", "30"]},
+        {"months": ["3", "12"]},
+        {"years": ["1999", "2005"]},
+        {"dob": ["1/2/1985", "3/4/1990"], "photo_date": ["2015", "2016"]},
+        {"dob": ["1985", "1990"], "photo_date": ["2015", "2016"], "scan_date": ["2015", "2016"]},
+    ],
+)
+def test_ambiguous_ages_are_not_read_but_named(tmp_path, columns):
+    pd.DataFrame({"path": ["a.jpg", "b.jpg"], "gender": ["f", "m"], **columns}).to_csv(tmp_path / "t.csv", index=False)
+    records = load_records(str(tmp_path / "t.csv"))
+    assert not records.labels.exact.any()
+    (notice,) = records.notices
+    assert notice.startswith(f"no ages: none of the columns {', '.join(columns)} is read as age")
+
+
+def test_ages_divided_by_100_and_codes_get_a_notice(tmp_path):
+    for ages, largest in ((("0.5", "1.02"), "1.02"), (("0", "1"), "1")):
+        records = load(tmp_path, f"path,age,gender\na.jpg,{ages[0]},f\nb.jpg,{ages[1]},m\n")
+        assert any(notice.startswith(f"no age is above {largest} years") for notice in records.notices)
+    assert load(tmp_path, "path,age,gender\na.jpg,0.5,f\nb.jpg,1.5,m\n").notices == ()
+
+
+def test_ages_with_genders_are_not_months(tmp_path):
+    records = load(tmp_path, "path,age,gender\na.jpg,30m,m\nb.jpg,28f,f\nc.jpg,40,f\n")
+    assert list(records.frame["path"]) == ["c.jpg"]
+
+
+@pytest.mark.parametrize("second", ["AGE", "real_age"])
+def test_two_columns_of_the_same_meaning_get_a_notice(tmp_path, second):
+    records = load(tmp_path, f"path,Age,{second},gender\na.jpg,20,30,f\nb.jpg,25,35,m\n")
+    assert list(records.frame["age"]) == [20, 25]
+    assert f"the column Age is read as age, {second} is not; --age-column chooses another" in records.notices
+
+
+def test_columns_that_differ_by_spaces_are_one_too_many(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"path": "a.jpg", "age": 3, "age ": 4}')
+    with pytest.raises(DataError, match="has the column 'age' twice"):
+        load_records(str(tmp_path / "t.jsonl"))
+
+
+def load_paths(tmp_path, paths):
+    rows = [f"{path},{20 + place},{'fm'[place % 2]}" for place, path in enumerate(paths)]
+    return load(tmp_path, "\n".join(["path,age,gender", *rows]))
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["train/a.jpg", "train/b.jpg", "test/a.jpg", "val/a.jpg"],
+        ["x/Training/25/a.jpg", "x/Training/b.jpg", "x/Testing/a.jpg", "x/validation/a.jpg"],
+        ["faces_train/test_1.jpg", "faces_train/test_2.jpg", "faces-test/1.jpg", "faces.valid/1.jpg"],
+        ["/home/train/train/a.jpg", "/home/train/train/b.jpg", "/home/train/eval/a.jpg", "/home/train/dev/a.jpg"],
+        ["train_0001.jpg", "train_0002_aligned.jpg", "test_0001.jpg", "val_1.jpg"],
+    ],
+)
+def test_the_split_is_that_of_folders_or_files(tmp_path, paths):
+    records = load_paths(tmp_path, paths)
+    assert list(records.frame["split"]) == ["train", "train", "test", "val"]
+    assert records.notices[-1] == "folder or file names give the split, which is used: 2 train, 1 val, 1 test"
+
+
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [
+        (["train/a.jpg", "val/a.jpg"], "there are no test faces"),
+        (["train/a.jpg", "test/a.jpg", "more/a.jpg"], "1 faces are in none of them"),
+    ],
+)
+def test_an_incomplete_split_in_folders_is_not_used(tmp_path, paths, reason):
+    records = load_paths(tmp_path, paths)
+    assert "split" not in records.frame
+    assert any(f"are not used, since {reason}" in notice for notice in records.notices)
+
+
+@pytest.mark.parametrize(
+    "paths", [["train/a.jpg", "train/b.jpg"], ["train_1.jpg", "dev_patel.jpg", "a.jpg"], ["a.jpg"]]
+)
+def test_names_that_tell_no_faces_apart_are_no_split(tmp_path, paths):
+    records = load_paths(tmp_path, paths)
+    assert "split" not in records.frame
+    assert records.notices == ()
+
+
+def test_a_column_of_splits_is_stronger_than_folders(tmp_path):
+    records = load(tmp_path, "path,age,split\ntrain/a.jpg,3,test\ntest/b.jpg,4,train\n")
+    assert list(records.frame["split"]) == ["test", "train"]
+    assert "no validation faces" in records.notices[0]
+
+
+def test_absolute_paths_that_lead_out_of_the_folder_get_a_notice(tmp_path):
+    rows = [f"{tmp_path}/a.jpg,20,f", "/etc/passwd,30,m", f"{tmp_path}/../b.jpg,40,m", "c.jpg,50,m", "../d.jpg,60,m"]
+    records = load(tmp_path, "\n".join(["path,age,gender", *rows]))
+    assert records.notices == ("2 images are outside of the table's folder, the first: /etc/passwd",)
+    assert [item.path for item in records.excluded] == ["../d.jpg"]
+
+
+def test_of_thousands_of_columns_the_first_are_read(tmp_path):
+    names = [f"c{place}" for place in range(2000)]
+    rows = [",".join(["a.jpg", "f", *["1"] * 2000, "20", "x"]), ",".join(["b.jpg", "m", *["2"] * 2000, "30", "y"])]
+    records = load(tmp_path, "\n".join([",".join(["path", "gender", *names, "age_months", "person"]), *rows]))
+    assert list(records.frame["age"]) == [20 / 12, 30 / 12]
+    assert records.identity_columns == ["person"]
+    assert len(records.group_columns) == 30
+    assert len(records.ungrouped_columns) == 271
+    assert any("the last 1,700 are not read, from c300 on" in notice for notice in records.notices)

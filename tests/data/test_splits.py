@@ -12,6 +12,7 @@ from agegen.data.splits import (
     count_leaking_groups,
     find_training_overlap,
     fingerprint_split,
+    number_identities,
     read_split,
     split_scan,
     write_split,
@@ -133,3 +134,29 @@ def test_invalid_split_files_are_rejected(tmp_path, content, message):
     (tmp_path / "split.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         read_split(tmp_path / "split.csv")
+
+
+def test_validation_faces_are_taken_from_the_training_faces_of_a_split_without_them(tmp_path, draw_folder):
+    draw_folder(tmp_path / "faces", 60)
+    for place, path in enumerate(sorted((tmp_path / "faces").iterdir())):
+        folder = tmp_path / "faces" / ("test" if place % 4 == 0 else "train")
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    scan = scan_images(load_records(str(tmp_path / "faces")))
+    split = split_scan(scan, 0)
+    assert set(split["split"][split["path"].str.startswith("test/")]) == {"test"}
+    inside = split["path"].str.startswith("train/")
+    assert split["split"][inside].value_counts().to_dict() == {"train": 40, "val": 5}
+    assert "give the split, which is used: 45 train, 15 test" in scan.records.notices[0]
+
+
+def test_equal_numbers_in_two_datasets_are_different_persons(tmp_path, draw_folder):
+    for name in ("a", "b"):
+        draw_folder(tmp_path / name, 20 if name == "a" else 30)
+        paths = sorted((tmp_path / name).iterdir())
+        rows = [f"{path.name},{path.name.split('_')[0]},{place // 2}" for place, path in enumerate(paths)]
+        (tmp_path / name / "labels.csv").write_text("\n".join(["path,age,identity", *rows]))
+    scan = scan_images(load_sources((str(tmp_path / "a"), str(tmp_path / "b"))))
+    persons = number_identities(scan.records.frame, "identity")
+    assert len(set(persons)) == 10 + 15
+    assert len(set(persons[:20]) & set(persons[20:])) == 0

@@ -3,11 +3,13 @@
 import json
 import pickle
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from agegen.data.labels import label_groups
 from agegen.data.loading import load_records
 from agegen.data.scan import scan_images
 from agegen.data.tables import RowGroupStore
@@ -176,3 +178,157 @@ def test_images_that_do_not_fit_into_memory_are_read_by_row_groups(images, tmp_p
     (tmp_path / "shards" / "0.parquet").unlink()
     with pytest.raises(DataError, match=r"cannot read .*0\.parquet"):
         RowGroupStore(records.images.groups, "image").read(0)
+
+
+def make_splits(folder, images, names):
+    folder.mkdir(parents=True)
+    for place, name in enumerate(names):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        make_parquet(folder / name, make_structs(images[:1], [f"{place}.jpg"]), age=[place], gender=["f"])
+    return load_records(str(folder))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "data/validation-0.parquet"],
+        ["default/train/0000.parquet", "default/test/0000.parquet", "default/validation/0000.parquet"],
+        ["train.parquet", "test.parquet", "valid.parquet"],
+    ],
+)
+def test_the_split_is_that_of_the_shards(images, tmp_path, names):
+    records = make_splits(tmp_path / "clone", images, names)
+    splits = dict(zip(records.frame["age"], records.frame["split"], strict=True))
+    assert splits == {0: "train", 1: "test", 2: "val"}
+    assert records.notices == ("folder or file names give the split, which is used: 1 train, 1 val, 1 test",)
+
+
+def test_shards_in_several_folders_are_several_datasets(images, tmp_path):
+    with pytest.raises(DataError, match=r"It contains 1 \.parquet in (0\.25|1\.25)/"):
+        make_splits(tmp_path / "margins", images, ["0.25/train.parquet", "1.25/train.parquet"])
+
+
+@pytest.mark.parametrize("form", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_arrow_files_of_save_to_disk(images, tmp_path, form):
+    features = {"gender": {"names": ["female", "male"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for place, split in enumerate(("train", "test")):
+        table = pa.table(
+            {"image": make_structs(images[place : place + 1], ["x"]), "age": [3 + place], "gender": [place]}
+        )
+        table = table.replace_schema_metadata(metadata)
+        (tmp_path / "saved" / split).mkdir(parents=True)
+        for name in ("data-00000-of-00001.arrow", "cache-1.arrow"):
+            with form(tmp_path / "saved" / split / name, table.schema) as writer:
+                writer.write_table(table)
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    records = load_records(str(tmp_path / "saved"))
+    assert list(records.frame["split"]) == ["test", "train"]
+    assert records.labels.female.tolist() == [0, 1]
+    assert records.read(1) == images[0]
+    one = load_records(str(tmp_path / "saved" / "train" / "data-00000-of-00001.arrow"))
+    assert one.read(0) == images[0]
+
+
+@pytest.mark.parametrize("damage", [b"", b"ARROW1", bytes(1000)])
+def test_damaged_arrow_files_are_one_line(tmp_path, damage):
+    (tmp_path / "t.arrow").write_bytes(damage)
+    with pytest.raises(DataError, match="as Arrow") as caught:
+        load_records(str(tmp_path / "t.arrow"))
+    assert "\n" not in str(caught.value)
+
+
+def test_pixels_in_the_cells_of_a_table(tmp_path):
+    gray = np.arange(64 * 64).reshape(64, 64) % 256
+    color = np.stack([gray, 255 - gray, gray // 2], axis=-1)
+    cells = [" ".join(map(str, values.reshape(-1))) for values in (gray, color)]
+    rows = [f"20,0,{cells[0]}", f"30,1,{cells[1]}", "40,1,1 2", f"50,0,{cells[0].replace('7', '777', 1)}"]
+    (tmp_path / "t.csv").write_text("\n".join(["age,gender,pixels", *rows]))
+    records = load_records(str(tmp_path / "t.csv"))
+    assert list(records.frame["path"]) == ["row-0", "row-1", "row-2", "row-3"]
+    assert records.group_columns == records.ungrouped_columns == []
+    assert np.array_equal(records.decode(0), np.stack([gray] * 3, axis=-1))
+    assert np.array_equal(records.decode(1), color)
+    with pytest.raises(DataError, match="2 pixels are not a square image"):
+        records.decode(2)
+    with pytest.raises(DataError, match="the pixels are not numbers of 0–255"):
+        records.decode(3)
+
+
+def test_labels_in_flattened_structs(images, tmp_path):
+    columns = {"json.age": [1, 2, 3], "json.gender": list("fmf")}
+    records = load_records(make_parquet(tmp_path / "t.parquet", make_structs(images, "xyz"), **columns))
+    assert list(records.frame["age"]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_encodings_with_and_without_a_mark(tmp_path, encoding, mark):
+    lines = [",".join(HEADER), *(",".join(row) for row in ROWS)]
+    (tmp_path / "t.csv").write_bytes((mark + "\n".join(lines)).encode(encoding))
+    check(load_records(str(tmp_path / "t.csv")))
+    lines = [json.dumps(dict(zip(HEADER, row, strict=True))) for row in ROWS]
+    (tmp_path / "t.jsonl").write_bytes((mark + "\n".join(lines)).encode(encoding))
+    check(load_records(str(tmp_path / "t.jsonl")))
+
+
+def test_tables_that_are_not_text_are_one_line(tmp_path):
+    write(tmp_path / "t.csv", HEADER, ROWS, "|")
+    check(load_records(str(tmp_path / "t.csv")))
+    (tmp_path / "t.csv").write_bytes(b"\x00\x01\x02path,age\n")
+    with pytest.raises(DataError, match="its first line is not a header, it is binary"):
+        load_records(str(tmp_path / "t.csv"))
+    (tmp_path / "t.jsonl").write_bytes(b'{"path": "\xe9.jpg", "age": 3}')
+    with pytest.raises(DataError, match="it is not encoded in UTF-8"):
+        load_records(str(tmp_path / "t.jsonl"))
+
+
+def test_only_newlines_end_a_line_of_json(tmp_path):
+    lines = ['{"path": "a.jpg", "age": 3, "note": "one\u2028two\x85three"}', "", '{"path": "b.jpg", "age": 4}']
+    (tmp_path / "t.jsonl").write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    assert len(load_records(str(tmp_path / "t.jsonl"))) == 2
+    (tmp_path / "t.jsonl").write_text("\n".join([*lines, '{"path": oops}']), encoding="utf-8")
+    with pytest.raises(DataError, match="line 4, column 10: Expecting value"):
+        load_records(str(tmp_path / "t.jsonl"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_nested_json_is_one_line(tmp_path, suffix):
+    deep = "[" * 200_000 + "]" * 200_000
+    (tmp_path / f"t.{suffix}").write_text(f'{{"path": {deep}, "age": 3}}' if suffix == "jsonl" else deep)
+    with pytest.raises(DataError, match="nested too deeply"):
+        load_records(str(tmp_path / f"t.{suffix}"))
+    (tmp_path / "t.jsonl").write_text('{"path": "a.jpg", "age": 3, "tags": ["x", {"y": 1}]}')
+    assert list(load_records(str(tmp_path / "t.jsonl")).frame["tags"]) == ['["x", {"y": 1}]']
+
+
+def test_half_characters_are_replaced(tmp_path):
+    rows = r'{"path": "d/\ud800.jpg", "age": 3, "k\udfff": "\udc00", "l": ["\ud800"]}'
+    (tmp_path / "t.jsonl").write_text(rows)
+    frame = load_records(str(tmp_path / "t.jsonl")).frame
+    assert list(frame["path"]) == ["d/?.jpg"]
+    assert list(frame["k?"]) == ["?"]
+
+
+def test_damaged_metadata_of_pandas_does_not_matter(tmp_path):
+    frame = pd.DataFrame({"path": ["a.jpg", "b.jpg"], "age": [3, 4]}, index=pd.Index(["x", "y"], name="camera"))
+    table = pa.Table.from_pandas(frame)
+    metadata = {**table.schema.metadata, b"pandas": table.schema.metadata[b"pandas"].replace(b"{", b"\xfb", 1)}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "t.parquet")
+    records = load_records(str(tmp_path / "t.parquet"))
+    assert list(records.frame["age"]) == [3, 4]
+    assert list(records.frame["camera"]) == ["x", "y"]
+
+
+def test_text_in_parquet_that_is_not_utf_8_is_one_line(tmp_path):
+    paths = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff.jpg"]).buffers())
+    pq.write_table(pa.table({"path": paths, "age": [3]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"as Parquet: .*[Ii]nvalid UTF8"):
+        load_records(str(tmp_path / "t.parquet"))
+
+
+def test_control_characters_in_groups_are_not_printed(tmp_path):
+    write(tmp_path / "t.csv", ("path", "age", "cam\x1b[31m"), [("a.jpg", "3", "\x1b[31mred"), ("b.jpg", "4", "blue")])
+    frame = load_records(str(tmp_path / "t.csv")).frame
+    groups = label_groups(frame, ["cam?[31m"])
+    assert list(groups["cam?[31m"]) == ["?[31mred", "blue"]

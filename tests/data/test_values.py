@@ -2,7 +2,7 @@
 
 import pytest
 
-from agegen.data.values import Age, choose_codes, parse_age, parse_gender
+from agegen.data.values import Age, choose_codes, has_gender_letters, parse_age, parse_gender
 from agegen.errors import DataError
 
 
@@ -31,10 +31,27 @@ from agegen.errors import DataError
         ("under 3", 0, 2),
         ("<3", 0, 2),
         ("up to 3", 0, 3),
+        ("18m", 1.5, 1.5),
+        ("18 M", 1.5, 1.5),
+        ("18 mo.", 1.5, 1.5),
+        ("18-month-old", 1.5, 1.5),
+        ("120 months", 10, 10),
+        ("2y6m", 2.5, 2.5),
+        ("2 years 6 months", 2.5, 2.5),
+        ("2 yrs, 6 mos", 2.5, 2.5),
+        ("6-12 months", 0.5, 1),
+        ("under 7 months", 0, 0.5),
+        ("over 6 months", 0.5, 116),
+        ("2 weeks", 14 / 365.25, 14 / 365.25),
+        ("2w", 14 / 365.25, 14 / 365.25),
+        ("3-week-old", 21 / 365.25, 21 / 365.25),
+        ("10 days", 10 / 365.25, 10 / 365.25),
+        ("10d", 10 / 365.25, 10 / 365.25),
+        ("Newborn", 0, 0),
     ],
 )
 def test_ages(cell, low, high):
-    assert parse_age(cell) == Age(low, high)
+    assert parse_age(cell) == Age(pytest.approx(low), pytest.approx(high))
 
 
 @pytest.mark.parametrize(
@@ -51,11 +68,35 @@ def test_missing_ages(cell):
 
 
 @pytest.mark.parametrize(
-    "cell", ["-1", "117", "thirty", "30-20", "inf", "1e9", "20-29-39", "2020-01-01", "Foo-12", "()"]
+    "cell",
+    [
+        "-1",
+        "117",
+        "thirty",
+        "30-20",
+        "inf",
+        "1e9",
+        "20-29-39",
+        "2020-01-01",
+        "Foo-12",
+        "()",
+        "37m",
+        "25w",
+        "20f",
+        "2000 months",
+    ],
 )
 def test_invalid_ages(cell):
     with pytest.raises(ValueError, match=r"not an age|age out of range"):
         parse_age(cell)
+
+
+def test_letters_after_ages_may_be_genders():
+    assert not has_gender_letters(["18m", "36 m", "2w", "50", ""])
+    for cells in (["30m", "28f"], ["30m", "45m"], ["30m", "28w"]):
+        assert has_gender_letters(cells)
+    with pytest.raises(ValueError, match="not an age"):
+        parse_age("30m", letters=False)
 
 
 def test_decimal_commas_are_an_option():

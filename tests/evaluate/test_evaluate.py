@@ -18,7 +18,7 @@ from agegen.evaluate.evaluate import evaluate_run
 from agegen.evaluate.evaluation import describe_swapped_genders
 from agegen.options import ReadOptions
 from agegen.train.config import TrainConfig
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 
 def write_manifest(folder, records, **columns):
@@ -163,7 +163,7 @@ def test_a_runs_own_data_is_read_with_the_runs_options(quick_training, tmp_path)
     table.assign(age=7, gender=records.frame["female"].map({True: 1, False: 2})).to_csv(data, index=False)
     run = tmp_path / "run"
     options = {"age_column": "real", "gender_codes": "female,male"}
-    for _ in train_run(TrainConfig("scratch", (data,), run, epochs=1, workers=0, **options)):
+    for _ in train_and_finish(TrainConfig("scratch", (data,), run, epochs=1, workers=0, **options)):
         pass
     kept = pd.read_parquet(run / "predictions.parquet")
     again = evaluate_run(EvalConfig(run)).predictions

@@ -34,6 +34,7 @@ def draw_gender(n, seed=0):
 def test_age_metrics_by_hand():
     metrics = measure(define_age_metrics(np.array([20.0, 33.0, 40.0, 51.0]), np.array([20.0, 30.0, 46.0, 40.0])))
     assert metrics.mae.value == pytest.approx((0 + 3 + 6 + 11) / 4)
+    assert metrics.bias.value == pytest.approx((0 + 3 - 6 + 11) / 4)
     assert metrics.rmse.value == pytest.approx(np.sqrt((9 + 36 + 121) / 4))
     assert (metrics.cs3.value, metrics.cs5.value, metrics.cs10.value) == (0.5, 0.5, 0.75)
 

@@ -62,3 +62,59 @@ def test_all_lists_missing_files_and_continues(tmp_path):
     assert "detector mtcnn: available" in done.stdout
     assert "backbone compact: available" in done.stdout
     assert "timm/vgg16.tv_in1k are not in the Hugging Face cache" in done.stderr
+
+
+def test_a_newer_file_on_the_hub_replaces_that_in_the_cache(tmp_path, monkeypatch):
+    code = (
+        "import sys; from agegen.hub import download_file\n"
+        "print(download_file('me/faces', 'f.txt', sys.argv[1] or None, newest=True).read_text())"
+    )
+
+    def download(revision="", **env):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        settings = clean | {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"} | env
+        command = [sys.executable, "-c", code, revision]
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    files = {"/me/faces/resolve/main/f.txt": b"old"}
+    with serve_hub(files) as (address, requests):
+        assert download(HF_ENDPOINT=address) == "old"
+        files["/me/faces/resolve/main/f.txt"] = b"new"
+        monkeypatch.setattr("serving.COMMIT", "b" * 40)
+        assert download(HF_ENDPOINT=address) == "new"
+        asked = len(requests)
+        assert download("b" * 40, HF_ENDPOINT=address) == "new"
+        assert download(HF_ENDPOINT=address, HF_HUB_OFFLINE="1") == "new"
+        assert len(requests) == asked
+    assert download(HF_ENDPOINT=address) == "new"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"XDG_CACHE_HOME": "{tmp}/xdg"},
+        {"XDG_CACHE_HOME": "{tmp}/xdg", "HF_HOME": "~/hf"},
+        {"HF_HOME": "$PLACE/hf", "PLACE": "{tmp}/place"},
+        {"HF_HOME": "{tmp}/hf", "HUGGINGFACE_HUB_CACHE": "{tmp}/old"},
+        {"HUGGINGFACE_HUB_CACHE": "{tmp}/old", "HF_HUB_CACHE": "{tmp}/new"},
+    ],
+)
+def test_the_cache_is_where_the_hub_client_puts_it(settings, tmp_path):
+    """Otherwise a file that was downloaded is never found, and `auto` silently chooses the other detector."""
+    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    env = {name: value for name, value in os.environ.items() if name not in names} | {"HOME": str(tmp_path)}
+    code = (
+        "from pathlib import Path\n"
+        "from huggingface_hub.constants import HF_HUB_CACHE\n"
+        "from agegen.hub import find_cached\n"
+        "path = Path(HF_HUB_CACHE, 'models--a--b', 'snapshots', '123', 'file')\n"
+        "path.parent.mkdir(parents=True)\n"
+        "path.touch()\n"
+        "assert find_cached('a/b', 'file', '123') == path, (HF_HUB_CACHE, find_cached('a/b', 'file', '123'))\n"
+    )
+    chosen = {name: value.format(tmp=tmp_path) for name, value in settings.items()}
+    done = subprocess.run([sys.executable, "-c", code], env=env | chosen, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

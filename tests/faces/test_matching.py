@@ -149,6 +149,7 @@ def test_photos_are_distinguished_from_crops(wider, utkface, tmp_path):
     assert photos.scattered
     (notice,) = make_crop_notices(photos)
     assert "look like uncropped photos" in notice
+    assert "give --detector mtcnn to `agegen train` and `agegen eval`" in notice
     assert match_crops(records, AlignmentTemplate()) == {}
 
 

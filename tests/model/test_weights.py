@@ -13,7 +13,7 @@ from serving import serve_hub
 from agegen.errors import AgegenError, CheckpointError
 from agegen.export.export import export_run
 from agegen.model.weights import WEIGHTS_FILE, find_checkpoint, find_weights, list_weights, read_card
-from agegen.plugins import find_plugin
+from agegen.plugins import find_plugin, list_plugins
 
 
 @pytest.fixture
@@ -78,6 +78,15 @@ def test_a_plugin_can_have_several_weights(bundled):
         CheckpointError, match=r"other\.safetensors is not the file that backbone 'scratch' of agegen .* names"
     ):
         find_weights("scratch", "other")
+
+
+def test_the_checksums_of_all_bundled_weights_are_stored():
+    plugins = [plugin for plugin in list_plugins() if plugin.distribution == "agegen"]
+    bundled = {(plugin.name, weights.name): weights for plugin in plugins for weights in list_weights(plugin)}
+    assert len(bundled) == 4
+    for (model, name), weights in bundled.items():
+        assert len(weights.sha256) == 64
+        find_weights(model, name)
 
 
 @pytest.mark.parametrize(

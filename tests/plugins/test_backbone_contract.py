@@ -89,6 +89,31 @@ class Unused(Tiny):
         self.spare = nn.Linear(2, 2)
 
 
+class Pair(Tiny):
+    def forward(self, images):
+        return super().forward(images), images
+
+
+class Lazy(Tiny):
+    def __init__(self, *, pretrained=True):
+        super().__init__(pretrained=pretrained)
+        self.spare = nn.LazyLinear(2)
+
+
+class Tied(Tiny):
+    def __init__(self, *, pretrained=True):
+        super().__init__(pretrained=pretrained)
+        self.last = nn.Linear(8, 8)
+        self.again = self.last
+
+    def forward(self, images):
+        return self.again(self.last(super().forward(images)))
+
+
+def test_shared_weights_are_allowed():
+    check_backbone(Tied)
+
+
 class Stray(Half):
     def forward(self, images):
         if self.training:
@@ -99,7 +124,10 @@ class Stray(Half):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        (make_broken(feature_dim=100), "features on the meta device have the shape"),
+        (make_broken(feature_dim=100), r"features are \(2, 8\), feature_dim says 100"),
+        (Pair, r"features are a tuple, not a tensor \(N, 8\)"),
+        (make_broken(forward=lambda self, images: self.late(self.early(images))), r"features are \(2, 8, 6, 6\), not"),
+        (Lazy, r"Lazy\.spare\.weight has no size \(a lazy layer\)"),
         (make_broken(input_spec=None), r"Broken\.input_spec must be set to a InputSpec"),
         (make_broken(frozen=True), "Broken is frozen, so it must name its weights"),
         (make_broken(trained_parts=("later",)), "Broken has no part 'later'"),

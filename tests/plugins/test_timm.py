@@ -9,6 +9,7 @@ from agegen_timm import TimmBackbone, list_extras
 
 from agegen.backbone import LossSettings
 from agegen.errors import AgegenError
+from agegen.hub import create_timm
 from agegen.model.network import AgeGenderModel
 from agegen.plugins import build_backbone, find_plugin, load_backbone
 from agegen.testing import check_backbone
@@ -76,6 +77,14 @@ def test_invalid_names_and_options_are_one_line(name, options, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_networks_without_weights_are_refused_offline():
+    """Going online, which is the advice for weights that are not cached, would not help."""
+    plugin, backbone_class = load_backbone("timm:ghostnet_050")
+    with pytest.raises(AgegenError, match=r"timm has no pretrained weights .* Add --no-pretrained.*ghostnet_100"):
+        build_backbone(plugin, backbone_class, pretrained=True, options={})
+    assert build("timm:ghostnet_050").feature_dim > 0
+
+
 def test_the_name_includes_the_argument():
     plugin = find_plugin("timm:lcnet_035")
     assert (plugin.name, plugin.argument, plugin.distribution) == ("timm:lcnet_035", "lcnet_035", "agegen")
@@ -139,6 +148,12 @@ def test_frozen_vgg16_caches_its_features(agegen, faces_folder, tmp_path):
     assert again.exit_code == 0, again.stderr
 
 
+@pytest.mark.parametrize("name", ["hf-hub:timm/lcnet_050", "local-dir:.", "hf-hub:lcnet_050", "timm/lcnet_050"])
+def test_only_networks_of_timms_registry_are_built(name):
+    with pytest.raises(AgegenError, match="timm has no network"):
+        TimmBackbone(name, pretrained=False)
+
+
 def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -164,7 +179,7 @@ def test_pickled_weights_run_no_code(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save({"conv_stem.weight": Bomb()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(AgegenError) as caught:
-        TimmBackbone(f"local-dir:{tmp_path}")
+        create_timm(f"local-dir:{tmp_path}", pretrained=True)
     assert len(str(caught.value).splitlines()) == 1
     assert not Path("exploded").exists()
 

@@ -13,7 +13,7 @@ from agegen.evaluate.evaluate import evaluate_run
 from agegen.model.checkpoint import fingerprint_tensors, load_checkpoint
 from agegen.model.network import AgeGenderModel, count_parameters
 from agegen.train.config import TrainConfig
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def hash_base(backbone):
 
 
 def train(data, out, **options):
-    events = list(train_run(TrainConfig("vgg16", (str(data),), out, epochs=1, batch_size=16, **options)))
+    events = list(train_and_finish(TrainConfig("vgg16", (str(data),), out, epochs=1, batch_size=16, **options)))
     return events[-1]
 
 
@@ -67,12 +67,12 @@ def test_features_are_computed_once_for_training_and_evaluation(faces_folder, tm
         stages.append(stage)
 
     config = TrainConfig("vgg16", (str(faces_folder),), tmp_path / "first", epochs=1, batch_size=16)
-    *_, first = train_run(config, record)
+    *_, first = train_and_finish(config, record)
     views = VGG16Backbone.defaults.views
     extracted = {stage for stage in stages if "extracting" in stage}
     assert extracted == {f"extracting features, view {view + 1} of {views}" for view in range(views)}
     stages.clear()
-    *_, second = train_run(replace(config, out=tmp_path / "second"), record)
+    *_, second = train_and_finish(replace(config, out=tmp_path / "second"), record)
     result = evaluate_run(EvalConfig(first.run), record)
     assert not [stage for stage in stages if "extracting" in stage]
     assert result.evaluation.to_json() == first.evaluation.to_json() == second.evaluation.to_json()

@@ -1,15 +1,22 @@
 """Every kind of image, from detection to the estimate; batches, threads and the order of results."""
 
+import copy
 import hashlib
 import io
 import itertools
+import multiprocessing
+import pickle
+import shutil
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 from composing import draw_background, paste_face
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from agegen import Estimator
 from agegen.engines.torch_engine import load_torch
@@ -263,10 +270,66 @@ def test_all_forms_of_an_image_give_the_same_estimate(portrait):
     for form in (portrait.read_bytes(), Image.open(portrait), np.asarray(Image.open(portrait))):
         (face,) = estimator.predict(form)
         assert (face.age, face.gender, face.box) == (from_path.age, from_path.gender, from_path.box)
-    (photo,) = estimator.predict_many([str(portrait)])
-    assert photo.faces[0].age == from_path.age
-    with pytest.raises(DataError, match=r"predict_many requires paths, or names with bytes, not numpy\.ndarray"):
-        list(estimator.predict_many([np.zeros((4, 4, 3), np.uint8)]))
+    with pytest.raises(DataError, match=r"an image must be a path, .* not builtins\.dict"):
+        estimator.predict({"bytes": portrait.read_bytes()})
+
+
+def test_predict_many_takes_what_predict_takes(portrait):
+    estimator = Estimator.load()
+    (expected,) = estimator.predict(portrait)
+    content, array = portrait.read_bytes(), np.asarray(Image.open(portrait))
+    forms = [portrait, str(portrait), content, io.BytesIO(content), Image.open(portrait), array]
+    named = [("a", content), ("b", array), ("c", lambda: content), ("d", Image.open(portrait))]
+    photos = list(estimator.predict_many([*forms, *named]))
+    assert [photo.file for photo in photos] == [*[str(portrait)] * 2, *["picture"] * 4, *"abcd"]
+    assert [photo.faces[0].age for photo in photos] == [expected.age] * 10
+    # What is wrong with an image is its own result; the others go on.
+    wrong, right = estimator.predict_many([array / 127.5 - 1, array])
+    assert (wrong.status, right.status) == ("unreadable", "ok")
+    assert "negative numbers" in wrong.reason
+    with pytest.raises(DataError, match=r"an image must be a path, .* not builtins\.list"):
+        list(estimator.predict_many([[1, 2]]))
+
+
+def test_estimators_can_be_copied_and_pickled(trained_run, portrait, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained_run.parent)
+    options = {"min_score": 0.1, "under": [18], "distribution": True, "min_confidence": 0.9, "device": "cpu"}
+    estimator = Estimator.load(run=trained_run.name, **options)
+    content = pickle.dumps(estimator)
+    assert len(content) < 2000
+    # A relative path is that of the folder in which the estimator was loaded.
+    monkeypatch.chdir(tmp_path)
+    expected = estimator.predict(portrait)
+    assert pickle.loads(content).predict(portrait) == expected
+    assert pickle.loads(content) is pickle.loads(content)
+    copied = copy.deepcopy(estimator)
+    assert copied.predict(portrait) == expected
+    assert copied.model.engine is not estimator.model.engine
+    with pytest.raises(TypeError, match=r"Estimator\.load"):
+        pickle.dumps(Estimator(estimator.model))
+
+
+def test_a_pickled_estimator_keeps_its_weights(trained_run, tmp_path):
+    path = shutil.copy(trained_run / "best.safetensors", tmp_path)
+    content = pickle.dumps(Estimator.load(run=path, device="cpu"))
+    weights, metadata = load_file(path), read_metadata(path)
+    largest = max(weights, key=lambda name: weights[name].size)
+    save_file({**weights, largest: weights[largest] + 1}, path, metadata)
+    with pytest.raises(AgegenError, match="not those of the estimator"):
+        pickle.loads(content)
+
+
+def read_metadata(path):
+    with safe_open(path, "np") as file:
+        return file.metadata()
+
+
+@pytest.mark.slow
+def test_processes_receive_an_estimator(portrait):
+    estimator = Estimator.load()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(estimator.predict, [str(portrait)] * 2))
+    assert found == [estimator.predict(str(portrait))] * 2
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])

@@ -82,6 +82,33 @@ def test_values_of_more_than_8_bits_are_mapped_to_8(values, dtype, white):
     assert read_image(np.repeat(array, 3, axis=0), 9).image[0, :, 0].tolist() == pytest.approx(expected, abs=1)
 
 
+@pytest.mark.parametrize("white", [1, 255])
+@pytest.mark.parametrize("overshoot", [0.0001, 0.04, 0.2])
+def test_floats_that_exceed_their_range_keep_it(image, white, overshoot):
+    """Resampling goes below black and above white beside hard edges."""
+    array = image / 255 * white
+    array[0, 0], array[0, 1] = -overshoot * white, (1 + overshoot) * white
+    found = read_image(array, 100).image
+    assert np.array_equal(found[1:], image[1:])
+    assert (found[0, 0].tolist(), found[0, 1].tolist()) == ([0] * 3, [255] * 3)
+
+
+@pytest.mark.parametrize(
+    "normalize",
+    [
+        lambda image: image / 127.5 - 1,
+        lambda image: image / 255 - 0.5,
+        lambda image: (image / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225),
+        lambda image: image - np.array((123.7, 116.3, 103.5)),
+        lambda image: image.astype(np.int16) - 1,
+        lambda image: image.astype(np.int8),
+    ],
+)
+def test_normalized_arrays_are_refused(image, normalize):
+    with pytest.raises(DataError, match=r"negative numbers.*Give RGB as uint8 0–255 or float 0–1"):
+        read_image(normalize(image), 100)
+
+
 @pytest.mark.parametrize(("mode", "dtype"), [("F", np.float32), ("I;16", np.uint16), ("I", np.int32)])
 def test_files_of_more_than_8_bits_are_not_black(mode, dtype, tmp_path):
     grey = np.linspace(0, 1 if mode == "F" else 4095, 1200).reshape(40, 30).astype(dtype)

@@ -81,6 +81,25 @@ def test_images_need_no_extension_and_other_files_are_counted(tmp_path, portrait
         find_inputs([str(tmp_path / "texts")])
 
 
+def test_folders_of_outputs_are_not_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/a.jpg", "photos/boxes/a.jpg", "photos/boxes/sub/b.jpg", "photos/c/boxes/d.jpg", "other/e.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    outputs = [tmp_path / "photos" / "boxes", tmp_path / "photos" / "new"]
+    found = find_inputs(["photos"], outputs)
+    assert found.names == ["photos/a.jpg", "photos/c/boxes/d.jpg"]
+    assert found.describe_ignored() == "skipped the outputs in photos/boxes"
+    assert find_inputs(["photos/**/*.jpg"], outputs).names == ["photos/a.jpg", "photos/c/boxes/d.jpg"]
+    # Named inputs stay, as do those beside the outputs.
+    assert find_inputs(["photos/boxes", "photos/boxes/a.jpg"], outputs).names == [
+        *("photos/boxes/a.jpg", "photos/boxes/sub/b.jpg", "photos/boxes/a.jpg")
+    ]
+    assert find_inputs(["photos/*.jpg"], [Path("photos")]).names == ["photos/a.jpg"]
+    assert len(find_inputs(["photos"], [Path("photos")]).names) == 4
+
+
 def test_lists_of_paths_on_stdin():
     names = list(read_stdin(io.BytesIO(b"a.jpg\n\nb c.jpg\r\n\xff.jpg\nlast.jpg")))
     assert [os.fsencode(name) for name in names] == [b"a.jpg", b"b c.jpg", b"\xff.jpg", b"last.jpg"]
@@ -91,6 +110,17 @@ def test_an_image_on_stdin_is_not_a_list(kind):
     stream = io.BytesIO()
     Image.new("RGB", (40, 30), "red").save(stream, kind)
     assert read_stdin(io.BytesIO(stream.getvalue())) == stream.getvalue()
+
+
+@pytest.mark.parametrize("start", [b"\0\0\0\x18ftypmp42", b"a.jpg\0b.jpg\0", b"\x1aE\xdf\xa3\x9f\0\0\0"])
+def test_stdin_that_is_neither_an_image_nor_a_list_is_refused(start):
+    with pytest.raises(AgegenError, match=r"one per line\. Give a video by its name"):
+        read_stdin(io.BytesIO(start + bytes(100)))
+
+
+def test_remote_videos_are_refused():
+    with pytest.raises(DataError, match=r"only local videos can be read\. Download it first"):
+        read_address("memory://somewhere/clip.MP4")
 
 
 def test_a_short_list_is_read_while_the_pipe_is_open():

@@ -86,6 +86,18 @@ def test_copies_never_overwrite_inputs(agegen, trained_run, folder):
     assert (folder / "1.jpg").read_bytes() == before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX names")
+def test_a_copy_whose_name_is_too_long_does_not_end_the_run(agegen, trained_run, portrait, tmp_path):
+    """Names have at most 255 bytes, and that of a crop is longer than that of its photo."""
+    longest = tmp_path / ("x" * 250 + ".jpg")
+    shutil.copy(portrait, longest)
+    done = agegen("predict", longest, portrait, "--run", trained_run, "--crops", tmp_path / "crops", "--json", "-")
+    face, problem, other = json.loads(done.stdout)
+    assert (face["status"], problem["status"], other["status"]) == ("ok", "unreadable", "ok")
+    assert "the name of its copy would be too long" in problem["reason"]
+    assert done.exit_code == 1
+
+
 def test_paths_from_stdin(trained_run, folder):
     names = f"{folder / '1.jpg'}\n\n{folder / '4.jpg'}\n"
     done = run_process(["-", "--run", trained_run, "--jsonl", "-"], input=names.encode())
@@ -101,7 +113,53 @@ def test_resume_continues_after_the_last_finished_file(agegen, trained_run, fold
     output.write_text("\n".join(complete.splitlines()[:3]) + "\n/tmp/ph")
     done = agegen("predict", folder, "--run", trained_run, "--csv", output, "--resume")
     assert output.read_text() == complete
-    assert "1 file already processed" in done.stderr
+    assert "continuing after 1 of 4 inputs" in done.stderr
+
+
+def test_resume_compares_files_not_names(agegen, trained_run, portrait, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        shutil.copy(portrait, tmp_path / "photos" / name)
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    words = ("--run", trained_run, "--csv", tmp_path / "rows.csv")
+    monkeypatch.chdir(tmp_path)
+    agegen("predict", "photos/a.jpg", "photos/b.jpg", *words)
+    for again in ("./photos", tmp_path / "photos", "link/../photos", "link"):
+        done = agegen("predict", again, *words, "--resume")
+        assert "continuing after" in done.stderr
+        rows = list(csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text())))
+        assert [row["file"][-5:] for row in rows] == ["a.jpg", "b.jpg", "c.jpg"]
+        assert rows[0]["file"] == "photos/a.jpg"
+
+
+def test_a_second_run_does_not_process_its_own_copies(agegen, trained_run, folder):
+    words = ("--run", trained_run, "--annotate", folder / "boxes", "--crops", folder / "sub" / "crops", "--json", "-")
+    first = agegen("predict", folder, *words)
+    second = agegen("predict", folder, *words)
+    assert json.loads(second.stdout) == json.loads(first.stdout)
+    assert not (folder / "boxes" / "boxes").exists()
+
+
+def test_rows_that_go_to_a_file_are_not_printed(agegen, trained_run, folder, tmp_path):
+    done = agegen("predict", folder, "--run", trained_run, "--csv", tmp_path / "rows.csv")
+    assert done.stdout == ""
+    assert "2 faces in 4 photos, 1 without a face, 1 unreadable" in done.stderr
+    assert (
+        "1 face in 1 photo,"
+        in agegen("predict", folder / "1.jpg", "--run", trained_run, "--jsonl", tmp_path / "rows.jsonl").stderr
+    )
+
+
+def test_reasons_have_their_own_column(agegen, trained_run, portrait, tmp_path):
+    done = agegen("predict", portrait, "nosuch/", "--run", trained_run)
+    header, *rows = (
+        line.replace("┃", "│").split("│")[1:-1] for line in done.stdout.splitlines() if "│" in line or "┃" in line
+    )
+    (missing,) = (row for row in rows if "nosuch" in row[0])
+    problem = [cell.strip() for cell in header].index("problem")
+    assert missing[problem].strip() == "unreadable: no such file"
+    assert not any(cell.strip() for cell in missing[1:problem])
+    assert "problem" not in agegen("predict", portrait, "--run", trained_run).stdout
 
 
 def test_demo(agegen, trained_run):
@@ -215,3 +273,31 @@ def test_a_missing_remote_image_is_an_unreadable_row(agegen, trained_run, addres
     assert (row["file"], row["status"]) == (address, "unreadable")
     assert row["reason"]
     assert "\n" not in row["reason"]
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_without_ages_gives_none(agegen, faces_folder, portrait, tmp_path, quick_training):
+    names = sorted(path.name for path in faces_folder.iterdir())
+    lines = [f"{faces_folder / name},{name.split('_')[1]}" for name in names]
+    (tmp_path / "genders.csv").write_text("\n".join(["path,gender", *lines]))
+    run = tmp_path / "run"
+    options = ("--data", tmp_path / "genders.csv", "--out", run, "--epochs", 1, "--workers", 0)
+    trained = agegen("train", "--model", "scratch", *options)
+    assert "no training face has an age" in " ".join(trained.stderr.split())
+    options = ("--run", run, "--under", 18, "--min-confidence", 0.5)
+    done = agegen("predict", portrait, *options, "--json", "-", "--distribution", "--csv", tmp_path / "rows.csv")
+    (row,) = json.loads(done.stdout)
+    assert row["age"] is row["age_low"] is row["age_high"] is None
+    assert "distribution" not in row
+    assert "under_18" not in row
+    assert row["gender"] in ("female", "male")
+    (cells,) = csv.DictReader((tmp_path / "rows.csv").open())
+    assert cells["age"] == cells["under_18"] == cells["distribution"] == ""
+    table = agegen("predict", portrait, *options, "--annotate", tmp_path / "boxes").stdout
+    assert any(line.split().count("–") == 2 for line in table.splitlines())
+    found = agegen("eval", run, "--data", faces_folder, "--split", "all", "--json", "-")
+    assert json.loads(found.stdout)["counts"]["age"] == 0
+    assert "trained without ages" in found.stderr
+    assert "no age" in agegen("explain", portrait, "--run", run, "-o", tmp_path / "map.png").stdout
+    refused = agegen("calibrate", run, "--data", faces_folder, "--out", tmp_path / "c.safetensors")
+    assert "no age intervals to calibrate" in refused.stderr

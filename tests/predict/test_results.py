@@ -55,3 +55,10 @@ def test_shares_agree_with_the_intervals():
     (low, first), (high, second) = FaceEstimate(30.0, 20.0, 40.0, 0.5, sigma).compute_shares((20, 31))
     assert (low, high) == (20, 31)
     assert 0 < first < 0.05 < 0.5 < second < 1
+
+
+def test_reasons_are_on_one_line():
+    """Messages of decoders have line breaks, which spreadsheets show as further rows."""
+    reason = "not a readable image (Invalid input:\n  end of file)\n"
+    (row,) = PhotoPrediction("a.heic", "unreadable", reason=reason).list_rows()
+    assert row.reason == "not a readable image (Invalid input: end of file)"

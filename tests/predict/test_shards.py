@@ -82,7 +82,7 @@ def test_resume_computes_the_missing_shards(table, expected, agegen, tmp_path):
         (out / name_shard(number)).unlink()
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
     done = agegen("predict", table, "--no-detect", "--parquet", out, "--resume")
-    assert "52 files already processed" in done.stderr
+    assert "continuing after 52 of 60 inputs" in done.stderr
     check_rows(read_rows(out), expected)
     assert all((out / name).stat().st_mtime_ns == when for name, when in kept.items())
     other = agegen("predict", table, "--no-detect", "--parquet", out, "--resume", "--model", "scratch")
@@ -103,7 +103,7 @@ def test_extra_columns_and_files(faces_folder, agegen, tmp_path):
 def test_a_missing_file_is_an_unreadable_row(agegen):
     done = agegen("predict", "nowhere.jpg", "--no-detect", "--parquet", "out")
     assert done.exit_code == 1
-    assert "0 faces in 1 photos, 0 without a face, 1 unreadable" in done.stderr
+    assert "0 faces in 1 photo, 0 without a face, 1 unreadable" in done.stderr
     assert [row["status"] for row in read_rows("out")] == ["unreadable"]
 
 

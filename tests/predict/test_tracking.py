@@ -3,6 +3,7 @@
 import io
 import json
 
+import av
 import numpy as np
 import pytest
 from clips import move, write_clip
@@ -114,6 +115,84 @@ def test_the_annotated_copy_has_all_frames_with_boxes(agegen, trained_run, clip,
     assert change[:, 80:330].sum() > 500
     assert change[:, 480:].sum() < 100
     assert sorted(path.name for path in (tmp_path / "crops").iterdir()) == ["clip.mp4-1.png", "clip.mp4-2.png"]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [[0, 0.033, 0.066, 0.1, 0.134, 0.3, 1.0, 1.001, 2.5], [0, 0.1, 0.2, 0.2, 0.2, 0.3], [0, 0.1, 0.2, 90.0, 90.1]],
+)
+def test_the_annotated_copy_has_the_times_of_a_variable_frame_rate(agegen, trained_run, head, tmp_path, times):
+    # Times that repeat, as those of webcams do, are moved apart by the encoder of the test itself.
+    distinct = [time + 0.001 * times[:number].count(time) for number, time in enumerate(times)]
+    path = write_clip(tmp_path / "v.mkv", [head], [move((200, 180), (200, 180), 150)], times=distinct)
+    done = agegen("predict", path, "--run", trained_run, "--annotate", tmp_path / "out")
+    assert (done.exit_code, done.stderr.count("error")) == (0, 0)
+    copied = [time for time, _ in Video(str(tmp_path / "out" / "v.mkv.mp4")).decode()]
+    assert copied == pytest.approx(distinct, abs=0.001)
+
+
+def test_copies_of_joined_and_anamorphic_videos(agegen, trained_run, head, tmp_path):
+    part = write_clip(tmp_path / "part.ts", [head], [move((160, 180), (160, 180), 150)], 1, size=(320, 360), aspect=2)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(part.read_bytes() * 2)
+    agegen("predict", joined, "--run", trained_run, "--annotate", tmp_path / "out")
+    copy = [
+        (time, frame.shape) for time, frame in Video(str(tmp_path / "out" / "joined.ts.mp4")).read(Sampling(every=True))
+    ]
+    assert [time for time, _ in copy] == pytest.approx(np.arange(0, 2, 0.1), abs=0.01)
+    assert {shape for _, shape in copy} == {(360, 640, 3)}
+
+
+def write_lossless(path, width, height):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "gray"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(np.zeros((height, width), np.uint8), format="gray")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (63, 1), (101, 33)])
+def test_copies_have_even_sides(agegen, trained_run, tmp_path, size):
+    write_lossless(tmp_path / "v.mkv", *size)
+    done = agegen("predict", tmp_path / "v.mkv", "--run", trained_run, "--annotate", tmp_path / "out", "--json", "-")
+    assert json.loads(done.stdout)[0]["status"] == "no_face"
+    _, frame = next(Video(str(tmp_path / "out" / "v.mkv.mp4")).read(Sampling()))
+    assert frame.shape[1::-1] == tuple(side + side % 2 for side in size)
+
+
+def test_a_copy_that_fails_does_not_end_the_run(agegen, trained_run, portrait, tmp_path):
+    """H.264 has no frames of this width."""
+    write_lossless(tmp_path / "wide.mkv", 17_000, 16)
+    words = ("--run", trained_run, "--json", "-", "--annotate", tmp_path / "out")
+    done = agegen("predict", tmp_path / "wide.mkv", portrait, *words)
+    video, photo = json.loads(done.stdout)
+    assert (video["status"], photo["status"], done.exit_code) == ("unreadable", "ok", 1)
+    assert "annotated copy cannot be encoded" in video["reason"]
+    assert not list((tmp_path / "out").rglob("*.mp4"))
+
+
+def test_a_video_named_as_an_image_is_a_video(agegen, trained_run, clip, portrait, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "clip.jpg").write_bytes(clip.read_bytes())
+    (photos / "clip.VOB").write_bytes(clip.read_bytes())
+    (photos / "photo.mp4").write_bytes(portrait.read_bytes())
+    (photos / "readme.doc").write_bytes(b"text")
+    words = ("--run", trained_run, "--json", "-", "--annotate", tmp_path / "out")
+    done = agegen("predict", photos, photos / "readme.doc", *words)
+    rows = json.loads(done.stdout)
+    assert [(row["file"][len(str(photos)) + 1 :], row["status"], row.get("person")) for row in rows] == [
+        ("clip.VOB", "ok", 1),
+        ("clip.VOB", "ok", 2),
+        ("clip.jpg", "ok", 1),
+        ("clip.jpg", "ok", 2),
+        ("photo.mp4", "ok", None),
+        ("readme.doc", "unreadable", None),
+    ]
+    copies = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert copies == ["clip.VOB.mp4", "clip.jpg.mp4", "photo.mp4.png"]
 
 
 def test_the_reason_of_a_truncated_video_comes_after_its_frames_and_copy(agegen, trained_run, head, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import socket
 import threading
@@ -12,6 +13,7 @@ from contextlib import suppress
 import httpx
 import numpy as np
 import pytest
+from attacks import EPS, make_pages, make_rle_bmp, make_segments
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from PIL import Image
@@ -50,6 +52,19 @@ def drop_file_names(rows):
 def read_metric(client, name):
     match = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
     return float(match[1]) if match else 0.0
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_images_that_curl_changed_are_explained(client, portrait, kind):
+    """`curl -d @FILE` removes line breaks and sends the same content type as `--data-binary`."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    content = encode(Image.open(portrait).convert("RGB"), kind)
+    changed = content.translate(None, b"\r\n\0")
+    answer = client.post("/v1/faces", content=changed, headers=form)
+    assert answer.status_code == 422
+    assert "--data-binary @FILE" in answer.json()["reason"]
+    assert "--data-binary" not in client.post("/v1/faces", content=changed, headers=JPEG).json()["reason"]
+    assert client.post("/v1/faces", content=content, headers=form).status_code == 200
 
 
 @pytest.mark.parametrize("model", ["compact", "scratch"])
@@ -144,7 +159,36 @@ def test_decompression_bombs_and_many_pages(client):
     assert "12000 pixels are too many" in answer.json()["reason"]
     pages = [Image.new("L", (8, 8))] * 40
     answer = client.post("/v1/faces", content=encode(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
-    assert (answer.status_code, answer.json()["reason"]) == (422, "too many pages: 40. At most 32 are allowed.")
+    assert (answer.status_code, answer.json()["reason"]) == (422, "too many pages. At most 32 are allowed.")
+
+
+@pytest.mark.slow
+def test_images_that_take_minutes_to_decode(portrait, tmp_path):
+    """Each is stopped after a third of the timeout, so others are answered, and SIGTERM ends the service in time."""
+    hostile = [make_rle_bmp(20_000_000), make_segments(5_000_000), make_pages(200_000), EPS]
+    reasons = ["decoding it takes more than 4 seconds"] * 2
+    reasons += ["too many pages. At most 32 are allowed.", "not a readable image (unknown format)"]
+    called = tmp_path / "called"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {called}\n")
+    (tmp_path / "gs").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    with run_service(limits="seconds=12.0", PATH=path) as service, ThreadPoolExecutor(5) as pool:
+
+        def post(content):
+            return httpx.post(f"{service.address}/v1/faces", content=content, timeout=60)
+
+        answers = [pool.submit(post, content) for content in hostile]
+        time.sleep(1)
+        assert post(portrait.read_bytes()).status_code == 200
+        assert [(answer.result().status_code, answer.result().json()["reason"]) for answer in answers] == [
+            (422, reason) for reason in reasons
+        ]
+        assert not called.exists()
+        pool.submit(post, hostile[0])
+        time.sleep(1)
+        started = time.monotonic()
+        code, _ = service.stop()
+        assert (code, time.monotonic() - started < 12) == (0, True)
 
 
 def test_bodies_that_are_too_large(portrait):

@@ -322,7 +322,7 @@ def fail():
 
 def test_compile_trains_a_compiled_network(tmp_path, monkeypatch):
     """The network that trains is compiled, the one that is saved is not."""
-    from agegen.train.train import train_run
+    from agegen.train.train import train_and_finish
 
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or network)
@@ -330,7 +330,7 @@ def test_compile_trains_a_compiled_network(tmp_path, monkeypatch):
     training = prepare_training(config, lambda *_: None)
     assert training.options.dist is SINGLE_PROCESS
     (tmp_path / "run" / "split.csv").unlink()
-    for _ in train_run(config):
+    for _ in train_and_finish(config):
         pass
     assert len(compiled) == 1
     monkeypatch.setenv("PATH", str(tmp_path))

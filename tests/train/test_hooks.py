@@ -18,7 +18,7 @@ from agegen.model.network import AgeGenderModel, Outputs
 from agegen.plugins import Plugin
 from agegen.train.config import TrainConfig, read_config
 from agegen.train.loop import FitSettings, make_optimizer
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 
 class Hooked(Backbone):
@@ -55,7 +55,7 @@ def hooked(monkeypatch):
 
 @pytest.mark.usefixtures("hooked", "quick_training")
 def test_training_uses_the_settings_of_the_backbone(faces_folder, tmp_path):
-    events = list(train_run(TrainConfig("scratch", (str(faces_folder),), tmp_path / "run", workers=0)))
+    events = list(train_and_finish(TrainConfig("scratch", (str(faces_folder),), tmp_path / "run", workers=0)))
     assert events
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["settings"]["loss"] == {"sigma": 4, "expectation": 0.2, "gender": 3, "soft": 0.5}
@@ -112,7 +112,7 @@ def test_images_are_cropped_as_the_backbone_requires(utkface, monkeypatch, tmp_p
     data.mkdir()
     for path in sorted(utkface.iterdir())[::250]:
         (data / path.name).symlink_to(path)
-    for _ in train_run(TrainConfig("scratch", (str(data),), tmp_path / "run", workers=0)):
+    for _ in train_and_finish(TrainConfig("scratch", (str(data),), tmp_path / "run", workers=0)):
         pass
     (trim,) = json.loads((tmp_path / "run" / "run.json").read_text())["data"]["trims"].values()
     assert trim["side"] == pytest.approx(1.25, abs=0.06)
@@ -133,8 +133,8 @@ def test_a_resumed_training_keeps_its_defaults(faces_folder, tmp_path, monkeypat
     monkeypatch.setattr("agegen.model.checkpoint.load_backbone", lambda name: (plugin, Choosy))
     config = TrainConfig("scratch", (str(faces_folder),), tmp_path / "run", workers=0)
     with pytest.raises(TrainingInterrupted):
-        list(train_run(config, should_stop=lambda: True))
-    for _ in train_run(read_config(tmp_path / "run", {})):
+        list(train_and_finish(config, should_stop=lambda: True))
+    for _ in train_and_finish(read_config(tmp_path / "run", {})):
         pass
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["finished"]

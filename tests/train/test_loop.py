@@ -1,7 +1,7 @@
 """The training loop: its events, its schedule, the average of the weights, and the choice of the best epoch."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
@@ -27,7 +27,9 @@ from agegen.train.loop import (
     BatchResult,
     EpochResult,
     FitSettings,
+    LossAlarm,
     QuickMetrics,
+    TrainNotice,
     average_network,
     fit,
     make_optimizer,
@@ -35,7 +37,7 @@ from agegen.train.loop import (
     scale_lr,
     score_epoch,
 )
-from agegen.train.train import find_best, train_run
+from agegen.train.train import find_best, train_and_finish
 
 SETTINGS = FitSettings(epochs=2, lr=1e-3, weight_decay=0.05)
 
@@ -91,7 +93,7 @@ def test_two_runs_with_one_seed_give_the_same_epochs(faces_folder, tmp_path):
         config = TrainConfig(
             "scratch", (str(faces_folder),), tmp_path / name, epochs=1, batch_size=16, seed=3, device="cpu", workers=1
         )
-        events = [event for event in train_run(config) if isinstance(event, EpochResult)]
+        events = [event for event in train_and_finish(config) if isinstance(event, EpochResult)]
         epochs.append([(event.train_loss, event.val_loss, event.val_mae, event.val_accuracy) for event in events])
     assert epochs[0] == epochs[1]
 
@@ -105,7 +107,7 @@ def test_a_nan_loss_stops_the_training_and_names_the_batch(data):
             outputs = super().forward(images)
             return outputs if self.calls != 2 else Outputs(outputs.age_logits * math.nan, outputs.gender_logit)
 
-    with pytest.raises(AgegenError, match=r"became NaN or infinite in epoch 1, batch 2; .* with --lr"):
+    with pytest.raises(AgegenError, match=r"became NaN or infinite in epoch 1, batch 2; .*lower --lr: it is"):
         run_fit(data, Broken())
 
 
@@ -123,6 +125,36 @@ def test_an_epoch_with_nan_estimates_is_never_the_best(data):
     assert not any(epoch.best for epoch in epochs)
     with pytest.raises(AgegenError, match="no epoch had a finite validation loss"):
         find_best(pd.DataFrame([asdict(epoch) for epoch in epochs]))
+
+
+def make_epoch(number, val_loss):
+    return EpochResult(number, 5.0, val_loss, math.nan, 0.9, 0.1, 1.0, 1.0, False, math.nan)
+
+
+def test_a_validation_loss_far_above_that_at_the_start_gets_a_notice():
+    alarm = LossAlarm(replace(SETTINGS, lr=0.1, default_lr=0.002))
+    assert alarm.check(BatchResult(1, 1, 2, 7.4, 1.0)) is None
+    assert alarm.check(BatchResult(1, 2, 2, 900.0, 1.0)) is None
+    assert alarm.check(make_epoch(1, 20.0)) is None
+    notice = alarm.check(make_epoch(2, 557_395.0))
+    assert notice.startswith("the validation loss of epoch 2, 5.57e+05, is far above the loss at the start, 7.4")
+    assert notice.endswith("lower --lr: it is 0.1, default 0.002")
+    assert "is not finite" in alarm.check(make_epoch(3, math.nan))
+    # A resumed training does not know the loss at its start.
+    assert LossAlarm(SETTINGS).check(make_epoch(2, 557_395.0)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lr", [10.0, 1000.0, 1e30])
+def test_a_learning_rate_far_too_high_is_explained(faces_folder, tmp_path, lr):
+    config = TrainConfig("scratch", (str(faces_folder),), tmp_path / "run", epochs=2, batch_size=12, workers=0, lr=lr)
+    told = []
+    try:
+        for event in train_and_finish(config):
+            told += event.notices if isinstance(event, TrainNotice) else []
+    except AgegenError as error:
+        told.append(str(error))
+    assert any(f"lower --lr: it is {lr:g}, default 0.0" in line for line in told)
 
 
 def test_metrics_without_labels_do_not_count_against_an_epoch():
@@ -185,5 +217,5 @@ def test_a_run_folder_has_the_documented_files(trained_run):
 def test_invalid_options_are_one_line(tmp_path, options, message):
     config = TrainConfig(**{"model": "scratch", "data": ("demo",), "out": tmp_path / "run", **options})
     with pytest.raises(AgegenError, match=message):
-        next(train_run(config))
+        next(train_and_finish(config))
     assert not (tmp_path / "run").exists()

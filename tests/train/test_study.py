@@ -22,7 +22,7 @@ from agegen.model.network import Outputs
 from agegen.train.config import TrainConfig
 from agegen.train.loop import BatchResult, PartStart, StudyResult
 from agegen.train.study import StudyConfig, read_study, train_study
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def quickly():
     """Like quick_training, trainings without curves and ONNX, but for the whole module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("agegen.train.train.plot_curves", lambda path, curves: None)
-        patch.setattr("agegen.train.train.export_best", lambda run, model, crops: iter(()))
+        patch.setattr("agegen.train.train.export_model", lambda *arguments: None)
         yield
 
 
@@ -183,7 +183,7 @@ def test_soft_labels_of_test_faces_are_refused_and_others_used(study, faces_fold
     split = whole / "fold-1" / "split.csv"
     with pytest.raises(DataError, match="the teachers saw 24 validation or test faces of this training"):
         next(
-            train_run(
+            train_and_finish(
                 make_config(
                     faces_folder, tmp_path / "no", soft_labels=(str(whole / "out_of_fold.parquet"),), split_file=split
                 )
@@ -195,7 +195,9 @@ def test_soft_labels_of_test_faces_are_refused_and_others_used(study, faces_fold
     held = read_split(split).query("split == 'train'")
     assert sorted(pd.read_parquet(estimates)["sha256"]) == sorted(held["sha256"])
     run = tmp_path / "distilled"
-    for _ in train_run(make_config(faces_folder, run, soft_labels=(estimates,), soft_weight=0.8, split_file=split)):
+    for _ in train_and_finish(
+        make_config(faces_folder, run, soft_labels=(estimates,), soft_weight=0.8, split_file=split)
+    ):
         pass
     record = json.loads((run / "run.json").read_text())
     assert record["teachers"] == [f"scratch (agegen {record['plugin']['version']}), 2 folds, {len(held)} faces"]

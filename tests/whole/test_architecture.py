@@ -71,6 +71,19 @@ def test_every_package_belongs_to_a_layer():
     assert packages == set().union(*LAYERS)
 
 
+def test_one_place_opens_image_files():
+    """It names the format, so that Pillow tries no other of its plugins, and limits time and memory."""
+    places = []
+    for path in sorted(ROOT.parent.rglob("*.py")):
+        if path.relative_to(ROOT.parent).parts[0] not in ("agegen", "plugins"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if call.endswith(("Image.open", "cv2.imread", "cv2.imdecode", "read_image", "decode_jpeg")):
+                places.append((path.relative_to(ROOT.parent).as_posix(), ast.unparse(node)))
+    assert places == [("agegen/data/images.py", "Image.open(io.BytesIO(content), formats=formats)")]
+
+
 def test_there_are_no_import_cycles():
     done, path = set(), []
 

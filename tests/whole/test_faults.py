@@ -382,3 +382,49 @@ def test_system_errors_name_the_file():
     )
     nowhere = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
     assert "set TMPDIR to a writable folder" in explain_os_error(nowhere)
+
+
+# A container's user without HOME and without an entry in /etc/passwd.
+NO_HOME = """
+import os, pwd, sys
+os.environ.pop("HOME", None)
+def refuse(user):
+    raise KeyError(user)
+pwd.getpwuid = refuse
+from agegen.cli import main
+main()
+"""
+
+
+def run_without_home(folder, *words):
+    names = ("HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR")
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-c", NO_HOME, *map(str, words)]
+    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX users")
+def test_commands_work_without_a_home(faces_folder, portrait, tmp_path):
+    train = ("train", "--model", "scratch", "--data", faces_folder, "--epochs", 1, "--batch-size", 16, "--out", "run")
+    commands = [("predict", portrait, "--demo"), ("data", "check", faces_folder, "--html", "check.html"), train]
+    for words in commands:
+        done = run_without_home(tmp_path, *words)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "best.onnx").exists()
+    assert (tmp_path / "run" / "curves.png").exists()
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX users")
+@pytest.mark.parametrize(
+    ("words", "name"), [(["train", "--model", "vgg16", "--data", "demo"], "HF_HOME"), (["cache"], "XDG_CACHE_HOME")]
+)
+def test_commands_that_require_a_home_say_so_first(tmp_path, words, name):
+    done = run_without_home(tmp_path, *words)
+    assert done.returncode == 1
+    assert "there is no home directory" in done.stderr.splitlines()[-1]
+    assert name in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("*"))

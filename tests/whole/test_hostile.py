@@ -1,31 +1,40 @@
 """Malicious and damaged input gives an unreadable row or a one-line error, never a traceback or a partial file."""
 
-import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
 import pytest
+from attacks import (
+    EPS,
+    encode,
+    make_chunk,
+    make_gif_comments,
+    make_large_png,
+    make_pages,
+    make_png,
+    make_rle_bmp,
+    make_scans,
+    make_segments,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from agegen.data.images import decode_image, decode_photo, read_image_file
+from agegen.data.images import count_pages, decode_image, decode_photo, read_image_file
 from agegen.errors import CheckpointError, DataError
 from agegen.model.checkpoint import load_checkpoint
+from agegen.predict.estimator import Estimator
+from agegen.predict.extraction import DecodeLimits
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
-
-
-def encode(image, kind, **options):
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 GRADIENT = Image.fromarray(np.arange(64 * 48 * 3, dtype=np.uint32).reshape(48, 64, 3).astype(np.uint8))
@@ -70,15 +79,6 @@ def test_the_extension_does_not_determine_the_format(tmp_path):
     assert decode_image(read_image_file(tmp_path / "photo.png")).shape == (48, 64, 3)
 
 
-def make_png(width, height, *chunks):
-    """Return a PNG with this size in its header; chunks are (name, content)."""
-    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    parts = [header, *chunks, (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
-    )
-
-
 def test_decompression_bombs_are_refused_before_decoding():
     for width, height in ((60_000, 60_000), (2**31 - 1, 2**31 - 1), (120_000_000, 1)):
         with pytest.raises(DataError, match=r"too many|not a readable"):
@@ -99,6 +99,187 @@ def test_rare_modes(mode, tmp_path):
         assert decode_image(content).shape == (48, 64, 3)
     except DataError as error:
         assert "not a readable image" in str(error)
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A program with the name of Ghostscript; return the path of the file that it writes when it is run."""
+    called, folder = tmp_path / "called", tmp_path / "bin"
+    folder.mkdir()
+    (folder / "gs").write_text(f"#!/bin/sh\ntouch {called}\nexit 1\n")
+    (folder / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    # Pillow looks for it once per process.
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    return called
+
+
+@posix
+def test_no_image_runs_a_program(agegen, trained_run, faces_folder, ghostscript, tmp_path):
+    import pandas as pd
+
+    photos, faces = tmp_path / "photos", tmp_path / "faces"
+    photos.mkdir()
+    (photos / "x.jpg").write_bytes(EPS)
+    pd.DataFrame({"image": [EPS]}).to_parquet(tmp_path / "x.parquet")
+    (tmp_path / "boxes.csv").write_text("file,left,top,right,bottom\nphotos/x.jpg,1,1,20,20\n")
+    shutil.copytree(faces_folder, faces)
+    (faces / "30_0_0_20170101000000.jpg").write_bytes(EPS)
+    for words in ([photos], [tmp_path / "x.parquet"], ["--boxes", tmp_path / "boxes.csv"]):
+        done = agegen("predict", *words, "--run", trained_run, "--json", "-")
+        (row,) = json.loads(done.stdout)
+        assert (row["status"], row["reason"]) == ("unreadable", "not a readable image (unknown format)")
+    done = agegen("data", "check", faces)
+    assert "not a readable image (unknown format)" in done.stdout + done.stderr
+    with pytest.raises(DataError, match="unknown format"):
+        Estimator.load(run=trained_run).predict(EPS)
+    assert agegen("explain", photos / "x.jpg", "--run", trained_run, "--out", "x.png").exit_code == 1
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("content", [b"P3 1 1 255 0 0 0", b"8BPS" + bytes(40), EPS, b"icns" + bytes(40), b"SIMPLE  ="])
+def test_formats_that_readme_does_not_name_are_refused(content):
+    with pytest.raises(DataError, match=r"^not a readable image \(unknown format\)$"):
+        decode_image(content)
+
+
+def test_photos_of_phones_with_a_preview_are_decoded():
+    """Pillow calls them MPO; they have an index of their images in a segment."""
+    content = encode(GRADIENT, "MPO", save_all=True, append_images=[GRADIENT.rotate(180)])
+    assert b"MPF" in content
+    assert np.abs(decode_image(content).astype(int) - np.asarray(GRADIENT)).mean() < 20
+
+
+@pytest.mark.parametrize(
+    "content",
+    [make_rle_bmp(6_000_000), make_segments(3_000_000), make_gif_comments(9_000_000)],
+    ids=["run-length encoding", "segments", "comments"],
+)
+def test_decoding_ends_after_a_time(content):
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"^decoding it takes more than 1 seconds$"):
+        decode_photo(content, None, seconds=1)
+    assert time.monotonic() - started < 10
+    assert decode_photo(ENCODED[2], None).image.shape == (48, 64, 3)
+
+
+def test_a_folder_of_slow_images_has_a_row_for_each(portrait, tmp_path):
+    slow = [make_rle_bmp(6_000_000), make_segments(3_000_000), make_gif_comments(9_000_000)]
+    for number, content in enumerate([*slow, EPS, portrait.read_bytes()]):
+        (tmp_path / f"{number}.jpg").write_bytes(content)
+    estimator = Estimator.load("compact")
+    estimator.extractor.limits = DecodeLimits(seconds=1)
+    photos = list(estimator.predict_many(tmp_path / f"{number}.jpg" for number in range(5)))
+    assert [photo.status for photo in photos] == ["unreadable"] * 4 + ["ok"]
+    assert {photo.reason for photo in photos[:3]} == {"decoding it takes more than 1 seconds"}
+
+
+def test_files_with_unusual_structures_are_decoded_elsewhere():
+    """Their bytes are valid, so they are decoded, but a process that can be killed does it."""
+    png = make_png(2, 2, *[(b"tEXt", b"a\0b")] * 100, (b"IDAT", zlib.compress(bytes(14))))
+    for content in (make_segments(500), make_segments(3, b"\xff\xff\xe1"), png, make_scans(30)):
+        assert decode_image(content).ndim == 3
+    with pytest.raises(DataError, match=r"a JPEG with 5,0\d\d scans"):
+        decode_image(make_scans(5000))
+
+
+def test_metadata_that_refers_to_itself_takes_no_memory():
+    """Each entry of this EXIF directory has the whole chunk as its value: 65,535 × 4 MB."""
+    entry = struct.pack(">HHII", 0x100, 1, 4_000_000, 8)
+    exif = (b"MM\0*\0\0\0\x08" + struct.pack(">H", 65_535) + entry * 65_535).ljust(4_000_000, b"\1")
+    content = encode(GRADIENT, "PNG")
+    content = content[:33] + make_chunk(b"eXIf", exif) + content[33:]
+    assert decode_image(content).shape == (48, 64, 3)
+
+
+@pytest.mark.slow
+def test_one_large_image_is_decoded_at_a_time_in_little_memory(tmp_path):
+    """108 megapixels with 16 bits and transparency, from four threads, once took 2.6 GB each."""
+    (tmp_path / "large.png").write_bytes(make_large_png(12_000, 9_000))
+    code = (
+        "import resource, sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from agegen.data.images import _WORKERS, decode_photo\n"
+        "content = open(sys.argv[1], 'rb').read()\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    shapes = list(pool.map(lambda _: decode_photo(content, 1000, seconds=120).image.shape, range(4)))\n"
+        "assert shapes == [(750, 1000, 3)] * 4\n"
+        "_WORKERS._close()\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, resource.getrusage(0).ru_maxrss)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "large.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    assert all(int(peak) < 1_200_000 for peak in done.stdout.split())
+
+
+def test_pages_are_found_in_one_pass():
+    content = make_pages(100_000)
+    started = time.monotonic()
+    assert count_pages(content, 33) == 33
+    assert count_pages(content, 1_000_000) == 100_000
+    assert decode_photo(content, None, page=99_999).image.shape == (1, 1, 3)
+    assert time.monotonic() - started < 10
+    looped = bytearray(make_pages(3))
+    looped[-4:] = looped[4:8]
+    assert count_pages(bytes(looped), 100) == 3
+
+
+def test_damaged_and_too_many_pages_have_rows_with_reasons(trained_run, tmp_path):
+    content = bytearray(make_pages(9))
+    # The width of the second page is 0.
+    content[8 + 114 + 2 + 8] = 0
+    (tmp_path / "a.tif").write_bytes(content)
+    estimator = Estimator.load(run=trained_run)
+    estimator.extractor.limits = DecodeLimits(pages=4)
+    pages = list(estimator.predict_many([tmp_path / "a.tif"]))
+    assert [page.page for page in pages] == [1, 2, 3, 4, 5]
+    assert [page.status for page in pages] == ["no_face", "unreadable", "no_face", "no_face", "unreadable"]
+    assert pages[1].reason == "not a readable image (damaged TIFF)"
+    assert pages[4].reason == "it has more than 4 pages; the others were left out"
+    estimator.extractor.limits = DecodeLimits(file_seconds=0)
+    first, rest = estimator.predict_many([tmp_path / "a.tif"])
+    assert (first.page, rest.page) == (1, 2)
+    assert rest.reason == "decoding takes more than 0 seconds; pages were left out"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "HEIF", "JXL"])
+def test_reasons_are_short_and_plain(kind, capfd):
+    """Libraries write to stderr, and advise to rebuild them."""
+    import pillow_heif
+    import pillow_jxl  # noqa: F401 - registers the encoder
+
+    pillow_heif.register_heif_opener()
+    content = encode(GRADIENT, kind, **({"compression": "tiff_deflate"} if kind == "TIFF" else {}))
+    reasons = set()
+    for start in range(12, len(content), max(1, len(content) // 40)):
+        for damaged in (content[:start], content[:start] + bytes(20) + content[start + 20 :]):
+            try:
+                decode_image(damaged)
+            except DataError as error:
+                reasons.add(str(error))
+    allowed = r"not a readable image \((damaged|truncated) [A-Z][A-Za-z0-9 ]+\)|.* pixels are too many to decode"
+    assert [reason for reason in reasons if not re.fullmatch(allowed, reason)] == []
+    assert capfd.readouterr().err == ""
+
+
+def test_a_photo_of_one_row_is_decoded():
+    """Decoding it at a reduced size must not make its height 0."""
+    content = encode(Image.new("RGB", (60_000, 1), "red"), "JPEG")
+    assert decode_photo(content, 1000, lambda *_: 500).image.shape[2] == 3
+
+
+@posix
+def test_control_characters_do_not_reach_the_terminal(agegen, trained_run, tmp_path):
+    name = "\x1b[31mred\n\x9b\u202egnp.jpg"
+    (tmp_path / name).write_bytes(ENCODED[0][:100])
+    done = agegen("predict", name, "--run", trained_run)
+    assert r"\x1b[31mred\n\x9b\u202egnp.jpg" in done.stdout
+    done_missing = agegen("predict", "a.jpg", "--run", name)
+    assert done_missing.exit_code == 1
+    output = done.stdout + done.stderr + done_missing.stderr
+    assert not {*output} & {"\x1b", "\x9b", "\u202e"}
+    rows = agegen("predict", name, "--run", trained_run, "--json", "-").stdout
+    assert json.loads(rows)[0]["file"] == name
 
 
 @posix

@@ -3,7 +3,7 @@
 import pytest
 
 from agegen.train.config import TrainConfig
-from agegen.train.train import train_run
+from agegen.train.train import train_and_finish
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,9 @@ def slice_folder(utkface, tmp_path_factory):
 
 @pytest.mark.usefixtures("real_vgg16", "quick_training", "two_views")
 def test_frozen_vgg16_features_beat_the_baseline_in_twelve_epochs(slice_folder, tmp_path):
-    *_, result = train_run(TrainConfig("vgg16", (str(slice_folder),), tmp_path / "run", epochs=12, batch_size=32))
+    *_, result = train_and_finish(
+        TrainConfig("vgg16", (str(slice_folder),), tmp_path / "run", epochs=12, batch_size=32)
+    )
     baseline_age, _, baseline_gender = result.evaluation.baseline
     assert result.evaluation.age.mae.value < baseline_age.mae.value
     assert result.evaluation.gender.accuracy.value > baseline_gender.accuracy.value

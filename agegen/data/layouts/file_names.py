@@ -6,13 +6,13 @@ To add one, write a parser from an image's path to its labels and list it in :da
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from agegen.data.images import list_images
 from agegen.data.labels import MAX_AGE
-from agegen.data.manifests import build_records
+from agegen.data.manifests import build_records, name_splits
 from agegen.data.records import Exclusion, FaceRecords, FileStore
 from agegen.data.tables import RawTable
 from agegen.data.values import parse_age, parse_gender
@@ -21,6 +21,9 @@ from agegen.options import ReadOptions
 # A folder has a layout if at least this share of its image names match: a few other names must not hide a dataset, and
 # a few accidental matches must not make one.
 _MIN_SHARE = 0.5
+
+# Folders to name in a notice.
+_FOLDERS_SHOWN = 5
 
 Labels = dict[str, str]
 Parser = Callable[[str], Labels | None]
@@ -95,8 +98,10 @@ class UTKFaceLayout:
         if not rows:
             return None
         frame = pd.DataFrame(rows, columns=["path", "age", "female", "race", "row"])
-        store = FileStore(tuple(paths))
-        return FaceRecords(frame, store, str(path), tuple(excluded), terms=self.terms, layout=self.NAME)
+        store, notices = FileStore(tuple(paths)), tuple(name_splits(frame))
+        return FaceRecords(
+            frame, store, str(path), tuple(excluded), terms=self.terms, layout=self.NAME, notices=notices
+        )
 
 
 def parse_utkface_name(name: str) -> tuple[int, bool, str] | str:
@@ -156,11 +161,37 @@ def _parse_afad(path: str) -> Labels | None:
 AFAD = FileNameLayout("AFAD", "AFAD, for academic research (https://afad-dataset.github.io/)", _parse_afad)
 
 
-def _parse_folders(path: str) -> Labels | None:
-    """Return the labels that folder names give, in any nesting: ``20-29/male/a.jpg``."""
+class LabelledFoldersLayout:
+    """Images in folders with the names of labels, in any nesting: ``20-29/male/a.jpg``.
+
+    Folders with bare numbers may be ages or persons. They are ages, with a notice, unless folders at the same depth
+    have numbers above any age.
+    """
+
+    NAME = "folders by label"
+
+    def read(self, path: Path, options: ReadOptions) -> FaceRecords | None:
+        """Return the faces of a folder; None if most images are not in such folders."""
+        parents = {image.relative_to(path).parent for image in list_images(path)}
+        numbers = {(depth, part) for parent in parents for depth, part in enumerate(parent.parts) if part.isdecimal()}
+        no_ages = {depth for depth, part in numbers if int(part) > MAX_AGE}
+        layout = FileNameLayout(self.NAME, "", lambda name: _parse_folders(name, no_ages))
+        records = layout.read(path, options)
+        ages = sorted({part for depth, part in numbers if depth not in no_ages}, key=int)
+        if records is None or not ages:
+            return records
+        shown = ", ".join(ages[:_FOLDERS_SHOWN]) + (" …" if len(ages) > _FOLDERS_SHOWN else "")
+        notice = (
+            f"the folders {shown} are read as ages in years; if they number persons or classes, write a table instead"
+        )
+        return replace(records, notices=(notice, *records.notices))
+
+
+def _parse_folders(path: str, no_ages: Container[int] = ()) -> Labels | None:
+    """Return the labels that folder names give; bare numbers at the depths ``no_ages`` are not ages."""
     labels: Labels = {}
-    for part in PurePosixPath(path).parts[:-1]:
-        if kind := _find_label_kind(part):
+    for depth, part in enumerate(PurePosixPath(path).parts[:-1]):
+        if (kind := _find_label_kind(part)) and not (part.isdecimal() and depth in no_ages):
             labels.setdefault(kind, part)
     return labels or None
 
@@ -177,7 +208,5 @@ def _find_label_kind(part: str) -> str | None:
         return None
 
 
-LABELLED_FOLDERS = FileNameLayout("folders by label", "", _parse_folders)
-
 # In the order in which they are tried: the most specific names first.
-LAYOUTS = (UTKFaceLayout(), FG_NET, ALL_AGE_FACES, AGEDB, AFAD, LABELLED_FOLDERS)
+LAYOUTS = (UTKFaceLayout(), FG_NET, ALL_AGE_FACES, AGEDB, AFAD, LabelledFoldersLayout())

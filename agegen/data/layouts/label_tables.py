@@ -6,16 +6,19 @@ To add one, write a function that reads a folder, or returns None if it has anot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agegen.data.images import list_images
-from agegen.data.manifests import build_records, load_manifest
+from agegen.data.images import is_hidden, list_images
+from agegen.data.manifests import build_records, has_labels, join_tables, load_manifest
 from agegen.data.records import Exclusion, FaceRecords
-from agegen.data.tables import RawTable, find_boxes, read_table
+from agegen.data.tables import CSV_SUFFIXES, JSON_SUFFIXES, RawTable, find_boxes, find_shards, read_shards, read_table
+from agegen.data.values import count_years, find_split, parse_date
 from agegen.errors import DataError
 from agegen.options import ReadOptions
 
@@ -122,12 +125,16 @@ def _find_face(folder: Path, part: str, name: str) -> str:
 IMDB_WIKI = "IMDB-WIKI"
 _IMDB_WIKI_TERMS = "IMDB-WIKI, for academic research (https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/)"
 _IMDB_WIKI_FILES = ("imdb.mat", "wiki.mat")
+# 02/nm0000002_rm1_1960-7-1_2005.jpg in IMDB, 17/10000217_1981-05-05_2009.jpg in WIKI.
+_IMDB_WIKI_NAME = re.compile(
+    r"(?:.*/)?(?P<person>(?:nm)?\d+)(?:_rm\d+)?_(?P<born>\d{4}-\d{1,2}-\d{1,2})_(?P<taken>\d{4})\.\w+"
+)
 # Matlab counts days from the year 0, Python from the year 1.
 _MATLAB_DAYS = 366
 
 
 def read_imdb_wiki(path: Path, options: ReadOptions) -> FaceRecords | None:
-    """Return the faces of a folder with such a file.
+    """Return the faces of a folder with such a file, or whose images have the dataset's names.
 
     Raises:
         DataError: the file has another form.
@@ -136,7 +143,7 @@ def read_imdb_wiki(path: Path, options: ReadOptions) -> FaceRecords | None:
 
     found = next((path / name for name in _IMDB_WIKI_FILES if (path / name).is_file()), None)
     if found is None:
-        return None
+        return _read_imdb_names(path, options)
     frame = _read_mat(found)
     reasons = np.where(~np.isfinite(frame["face_score"]), "no face", "")
     reasons = np.where(np.isfinite(frame["second_face_score"]) & (reasons == ""), "more than one face", reasons)
@@ -144,6 +151,29 @@ def read_imdb_wiki(path: Path, options: ReadOptions) -> FaceRecords | None:
     records = build_records(RawTable(kept), path, str(path), options, IMDB_WIKI, _IMDB_WIKI_TERMS)
     out = (Exclusion(name, reason) for name, reason in zip(frame["path"], reasons, strict=True) if reason)
     return replace(records, excluded=(*out, *records.excluded))
+
+
+def _read_imdb_names(path: Path, options: ReadOptions) -> FaceRecords | None:
+    """Return the faces of images whose names are person, date of birth and year of the photo; None for other names."""
+    import pandas as pd
+
+    names = [image.relative_to(path).as_posix() for image in list_images(path)]
+    matches = [_IMDB_WIKI_NAME.fullmatch(name) for name in names]
+    if not names or sum(match is not None for match in matches) < len(names) / 2:
+        return None
+    rows = [("", "") if match is None else (_count_age(match), match["person"]) for match in matches]
+    frame = pd.DataFrame(rows, columns=["age", "identity"]).assign(path=names)
+    records = build_records(RawTable(frame), path, str(path), options, IMDB_WIKI, _IMDB_WIKI_TERMS)
+    notice = (
+        "imdb.mat or wiki.mat is missing: ages are read from the names of the images; genders are unknown, and images "
+        "with several faces or none are not left out"
+    )
+    return replace(records, notices=(notice, *records.notices))
+
+
+def _count_age(match: re.Match[str]) -> str:
+    born, taken = parse_date(match["born"]), parse_date(match["taken"])
+    return f"born {match['born']}" if born is None or taken is None else str(count_years(born, taken))
 
 
 def _read_mat(path: Path) -> pd.DataFrame:
@@ -174,8 +204,7 @@ def _compute_age(born: float, taken: float) -> str:
     if not 1 <= day <= date.max.toordinal():
         return "unknown"
     birth = date.min + timedelta(days=day - 1)
-    middle = date(int(taken), 7, 1) if 1 <= int(taken) <= 9999 else birth
-    return str(middle.year - birth.year - ((middle.month, middle.day) < (birth.month, birth.day)))
+    return str(count_years(birth, date(int(taken), 7, 1) if 1 <= int(taken) <= 9999 else birth))
 
 
 # LAGENDA: lagenda_annotation.csv (img_name, age, gender M/F, face_x0, face_y0, face_x1, face_y1 and the person's box;
@@ -275,19 +304,59 @@ def _read_persons(folder: Path) -> dict[str, str]:
 
 # A table of labels next to the images: metadata.csv (Hugging Face's ImageFolder) or labels.csv.
 _TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "labels.csv", "labels.tsv", "labels.jsonl")
+# In a folder with more files, no table of another name is searched for.
+_MOST_FILES = 1000
 
 
 def read_metadata(path: Path, options: ReadOptions) -> FaceRecords | None:
-    """Return the faces that the table names."""
-    found = next((path / name for name in _TABLE_NAMES if (path / name).is_file()), None)
-    return None if found is None else load_manifest(found, options)
-
-
-def read_shards(path: Path, options: ReadOptions) -> FaceRecords | None:
-    """Return the faces in all ``*.parquet`` of a folder without images of its own, as the Hugging Face Hub has them."""
-    if not any(path.glob("*.parquet")) or list_images(path):
+    """Return the faces that the table names, or those of the tables in the folders of a split: train/metadata.csv."""
+    if (found := _find_table(path)) is not None:
+        return load_manifest(found, options)
+    folders = (folder for folder in sorted(path.iterdir()) if folder.is_dir() and not is_hidden(Path(folder.name)))
+    tables = [table for folder in folders if (table := _find_table(folder)) is not None]
+    if not tables or (len(tables) > 1 and not all(find_split(table.parent.name) for table in tables)):
         return None
-    return load_manifest(path, options)
+    return _load_tables({table: read_table(table) for table in tables}, path, options)
+
+
+def _find_table(folder: Path) -> Path | None:
+    return next((folder / name for name in _TABLE_NAMES if (folder / name).is_file()), None)
+
+
+def _load_tables(tables: dict[Path, RawTable], folder: Path, options: ReadOptions) -> FaceRecords:
+    records = build_records(join_tables(tables, folder), folder, str(folder), options)
+    names = ", ".join(table.relative_to(folder).as_posix() for table in tables)
+    return replace(records, notices=(f"labels are read from {names}", *records.notices))
+
+
+def read_any_tables(path: Path, options: ReadOptions) -> FaceRecords | None:
+    """Return the faces of the only table with labels in a folder, or of one for each split: train.csv and test.csv.
+
+    This is no layout: it is tried last, when not even names of files are labels.
+    """
+    tables: dict[Path, RawTable] = {}
+    for file in sorted(path.iterdir())[:_MOST_FILES]:
+        if file.suffix.lower() in (*CSV_SUFFIXES, *JSON_SUFFIXES) and file.is_file() and not is_hidden(Path(file.name)):
+            with suppress(DataError):
+                tables[file] = read_table(file)
+    labelled = {file: table for file, table in tables.items() if has_labels(table)}
+    splits = [find_split(file.stem) for file in labelled]
+    if not labelled or (len(labelled) > 1 and (None in splits or len(set(splits)) < len(splits))):
+        return None
+    records = _load_tables(labelled, path, options)
+    others = [f"{file.name} has no labels and is not used" for file in tables if file not in labelled]
+    return replace(records, notices=(*records.notices, *others))
+
+
+def read_hub_shards(path: Path, options: ReadOptions) -> FaceRecords | None:
+    """Return the faces in the Parquet files of a folder without images of its own, as the Hugging Face Hub has them.
+
+    Arrow files, as ``save_to_disk`` writes them, are read, too.
+    """
+    shards = find_shards(path)
+    return (
+        build_records(read_shards(path, shards), path, str(path), options) if shards and not list_images(path) else None
+    )
 
 
 # In the order in which they are tried: those that require certain file names first.
@@ -299,5 +368,5 @@ LAYOUTS = (
     TableLayout("LAGENDA or IMDB-clean", read_photo_tables),
     TableLayout(CELEBA, read_celeba),
     TableLayout("a folder with metadata.csv", read_metadata),
-    TableLayout("Parquet shards", read_shards),
+    TableLayout("Parquet shards", read_hub_shards),
 )

@@ -242,3 +242,107 @@ def test_layouts_of_other_packages(tmp_path, monkeypatch, faces_folder):
     monkeypatch.setattr("agegen.plugins.entry_points", lambda group: [Fake(RuntimeError("boom"))])
     with pytest.raises(PluginError, match=r"layout 'mine' of .* cannot be loaded: RuntimeError: boom"):
         load_records(str(tmp_path))
+
+
+def test_imdb_wiki_without_its_table(tmp_path):
+    names = [
+        "02/nm0000002_rm1_1960-7-1_2005.jpg",
+        "08/nm0000008_rm3_1931-12-31_1990.jpg",
+        "17/10000217_1981-05-05_2009.jpg",
+        "64/nm0000064_rm2_2014-3-4_2005.jpg",
+    ]
+    touch(tmp_path, *names, "99/portrait.jpg")
+    records = load_records(str(tmp_path))
+    check(records, "IMDB-WIKI", names[:3], [45, 58, 28], [NAN] * 3)
+    assert list(records.frame["identity"]) == ["nm0000002", "nm0000008", "10000217"]
+    assert records.notices[0].startswith("imdb.mat or wiki.mat is missing")
+    assert [item.path for item in records.excluded] == [names[3], "99/portrait.jpg"]
+
+
+def test_folders_with_numbers_are_ages_with_a_notice(tmp_path):
+    touch(tmp_path, "001/a.jpg", "002/b.jpg", "002/c.jpg", "2019/x.txt")
+    records = load_records(str(tmp_path))
+    assert list(records.frame["age"]) == [1, 2, 2]
+    assert "the folders 001, 002 are read as ages" in records.notices[0]
+    assert load_named(tmp_path / "words", "20-29/a.jpg", "female/b.jpg").notices == ()
+
+
+def load_named(root, *names):
+    touch(root, *names)
+    return load_records(str(root))
+
+
+def test_folders_with_numbers_above_any_age_are_no_ages(tmp_path):
+    records = load_named(tmp_path / "a", "female/001/a.jpg", "male/002/b.jpg", "male/300/c.jpg")
+    assert not records.labels.exact.any()
+    assert list(load_named(tmp_path / "b", "2019/20/a.jpg", "2020/30/b.jpg").frame["age"]) == [20, 30]
+    with pytest.raises(DataError, match="none of the layouts"):
+        load_named(tmp_path / "c", "001/a.jpg", "300/b.jpg")
+
+
+TABLE = "file_name,age,gender\n"
+
+
+def write_tables(root, tables):
+    for name, rows in tables.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(TABLE + "".join(f"{row}\n" for row in rows))
+
+
+def test_a_table_in_each_folder_of_a_split(tmp_path):
+    touch(tmp_path, "train/a.jpg", "train/b.jpg", "test/a.jpg")
+    write_tables(tmp_path, {"train/metadata.csv": ["a.jpg,20,f", "b.jpg,25,m"], "test/metadata.csv": ["a.jpg,30,m"]})
+    records = load_records(str(tmp_path))
+    check(records, "", ["test/a.jpg", "train/a.jpg", "train/b.jpg"], [30, 20, 25], [0, 1, 0])
+    assert list(records.frame["split"]) == ["test", "train", "train"]
+    assert records.notices[0] == "labels are read from test/metadata.csv, train/metadata.csv"
+
+
+def test_a_table_one_folder_down(tmp_path):
+    touch(tmp_path, "faces/a.jpg", "README.md")
+    write_tables(tmp_path, {"faces/labels.csv": ["a.jpg,20,f"]})
+    check(load_records(str(tmp_path)), "", ["faces/a.jpg"], [20], [1])
+
+
+@pytest.mark.parametrize("folders", [("images", "images"), ("train", "test"), ("images/train", "images/test")])
+def test_a_table_for_each_split_beside_the_images(tmp_path, folders):
+    touch(tmp_path, f"{folders[0]}/a.jpg", f"{folders[0]}/b.jpg", f"{folders[1]}/c.jpg")
+    write_tables(tmp_path, {"train.csv": ["a.jpg,20,f", "b.jpg,25,m"], "test_labels.csv": ["c.jpg,30,m"]})
+    (tmp_path / "sample_submission.csv").write_text("id,guess\n1,2\n")
+    records = load_records(str(tmp_path))
+    names = [f"{folders[1]}/c.jpg", f"{folders[0]}/a.jpg", f"{folders[0]}/b.jpg"]
+    check(records, "", names, [30, 20, 25], [0, 1, 0])
+    assert list(records.frame["split"]) == ["test", "train", "train"]
+    assert "sample_submission.csv has no labels and is not used" in records.notices
+
+
+def test_one_table_of_any_name_beside_the_images(tmp_path):
+    touch(tmp_path, "img/a.jpg", "masks/b.png")
+    write_tables(tmp_path, {"faces.csv": ["a.jpg,20,f"]})
+    check(load_records(str(tmp_path)), "", ["img/a.jpg"], [20], [1])
+    records = load_records(str(tmp_path / "faces.csv"))
+    assert list(records.frame["path"]) == ["img/a.jpg"]
+    assert "the images are in img/" in records.notices
+
+
+def test_the_estimates_of_agegen_are_no_labels(tmp_path):
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "faces.csv").write_text("file,age,gender,p_female\na.jpg,20,female,0.99\n")
+    with pytest.raises(DataError, match=r"It contains 1 \.jpg in \./, 1 \.csv in \./"):
+        load_records(str(tmp_path))
+
+
+def test_an_unknown_folder_is_described(tmp_path):
+    touch(tmp_path / "a", "shards/faces-000.tar", "shards/faces-001.tar")
+    with pytest.raises(
+        DataError, match=r"It contains 2 \.tar in shards/.*WebDataset.*load_dataset.*agegen help datasets"
+    ):
+        load_records(str(tmp_path / "a"))
+    with pytest.raises(DataError, match=r"cannot read .*WebDataset"):
+        load_records(str(tmp_path / "a" / "shards" / "faces-000.tar"))
+    write_tables(tmp_path / "b", {"one.csv": ["a.jpg,20,f"], "two.csv": ["b.jpg,20,f"]})
+    with pytest.raises(
+        DataError, match=r"2 \.csv in \./. If several tables or folders are meant, give each with --data"
+    ):
+        load_records(str(tmp_path / "b"))
