@@ -14,19 +14,17 @@ import typer
 from rich.console import Console
 
 from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
-from agegen.errors import escape_controls, format_count
+from agegen.errors import format_count
 from agegen.options import FACES, OfflineOption, with_options
 from agegen.predict.config import PredictConfig, check_options
 from agegen.render.progress import ProgressDisplay, show_notices
-from agegen.render.tables import PlainTable, format_duration, render_table, shorten_path
+from agegen.render.tables import PlainTable, format_duration, render_table
 
 if TYPE_CHECKING:
     from agegen.predict.predict import PredictStart
     from agegen.predict.results import FacePrediction, PhotoPrediction
     from agegen.predict.shards import ShardResult
 
-# Characters of a path that leave room for the other columns in a terminal of 100, and for those with reasons.
-_MAX_PATH, _MAX_PATH_WITH_PROBLEM = 40, 28
 # Longer tables are not readable; files contain all rows.
 _ROWS_SHOWN = 1000
 
@@ -103,9 +101,9 @@ class PredictDisplay:
         columns = ["file", "face", "age", "90 % interval", "gender", "probability"]
         if any(row.status != "ok" for row in self._rows):
             columns.append("problem")
-            rows = [[*_list_cells(row, _MAX_PATH_WITH_PROBLEM), _describe_problem(row)] for row in self._rows]
+            rows = [[*_list_cells(row), _describe_problem(row)] for row in self._rows]
         else:
-            rows = [_list_cells(row, _MAX_PATH) for row in self._rows]
+            rows = [_list_cells(row) for row in self._rows]
         return PlainTable("", columns, rows, caption=caption, alarms=broken)
 
     def show_summary(self, always: bool) -> None:
@@ -180,8 +178,8 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
         raise
 
 
-def _list_cells(row: FacePrediction, most: int) -> list[str]:
-    file = shorten_path(escape_controls(row.file), most)
+def _list_cells(row: FacePrediction) -> list[str]:
+    file = row.file
     if row.p_female is None:
         return [file, "", "", "", "", ""]
     probability = max(row.p_female, 1 - row.p_female)
