@@ -237,7 +237,7 @@ def _join_names(names: list[str]) -> str:
 
 
 def _find_ages(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return the table with a column ``age`` if its ages stand in a column of another name, or in two of dates.
+    """Return the table with a column ``age`` if its ages are in a column of another name, or in two of dates.
 
     The notices say what was read as ages, or that nothing was.
     """
@@ -319,7 +319,7 @@ def name_splits(frame: pd.DataFrame, origins: list[str] | None = None) -> list[s
     if len(counts) < 2 or not in_folders:
         return []
     missing = f"{splits.count(None):,} faces are in none of them" if None in splits else "there are no test faces"
-    return [f"the splits in folder or file names ({shown}) are not used, since {missing}: agegen splits all faces anew"]
+    return [f"the splits in folder or file names ({shown}) are not used, since {missing}: agegen makes its own split"]
 
 
 def _find_splits(paths: list[str]) -> tuple[bool, list[str | None]]:
