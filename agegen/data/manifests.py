@@ -46,7 +46,7 @@ _ALIASES = {
 }
 # Ages in a unit that the column's name states: age_months, child_age_in_days, months_old; the preferred unit first.
 _UNITS = {
-    unit: re.compile(rf"(?:[a-z]+_)?age_?(?:in_?)?{names}|{names}_?(?:old|of_age)")
+    unit: re.compile(rf"(?:[a-z]+_)?ages?_?(?:in_?)?{names}|{names}_?(?:old|of_age)")
     for unit, names in (
         ("years", "(?:years?|yrs?)"),
         ("months", "(?:months?|mos?|mths?)"),
@@ -56,11 +56,13 @@ _UNITS = {
 }
 # Read as ages where nothing else is, but `year` is a date, and `months` up to 12 may be those of the calendar.
 _BARE_UNITS = {"years": 0.0, "months": 12.0}
-_BIRTH = re.compile(r"dob|yob|born|birth|birth_?(?:date|day|year)|(?:date|day|year)_of_birth|date_born|year_born")
+_DAY = "(?:date|day|year|yr)"
+_BIRTH = re.compile(rf"dob|yob|born|birth|(?:birth|born)_?{_DAY}|{_DAY}_?(?:of_)?(?:birth|born)")
+_SHOT = "(?:photo|photograph|picture|pic|image|img|capture|shot|shooting|recording|scan|acquisition|exam|visit|session)"
+_TAKEN = "(?:taken|captured|photographed|recorded|acquired|shot)"
 _PHOTO = re.compile(
-    r"(?:photo|picture|pic|image|img|capture|shot|shooting|recording|scan)_?(?:date|day|year|time|taken|datetime)"
-    r"|(?:date|day|year)_?(?:of_|of_the_)?(?:photo|picture|image|capture|taken|shot|recording|scan)"
-    r"|taken|taken_(?:on|at|in)|captured|captured_(?:on|at|in)|datetime_?original"
+    rf"{_SHOT}_?(?:{_DAY}|time|datetime|taken)|{_DAY}_?(?:of_)?(?:the_)?(?:{_SHOT}|{_TAKEN})"
+    rf"|{_TAKEN}(?:_(?:on|at|in|{_DAY}))?|datetime_?original"
 )
 # Only in a table without a column of the kind above: these may be dates of anything.
 _ANY_DATE = re.compile(r"date|year|datetime|timestamp")
