@@ -40,9 +40,13 @@ class Service:
 
 
 @contextmanager
-def run_service(*words, limits="", options="", **env):
-    """Run `agegen serve` on a free port with these options (default: one model), or with custom limits."""
-    command = [sys.executable, "-m", "agegen", "serve", "--port", "0", *(map(str, words or ("--model", "compact")))]
+def run_service(*words, limits="", options="", script="", **env):
+    """Run `agegen serve` on a free port with these options (default: one model), or with custom limits.
+
+    `script`: Python code that runs the command line, instead of `python -m agegen`.
+    """
+    program = ["-c", script] if script else ["-m", "agegen"]
+    command = [sys.executable, *program, "serve", "--port", "0", *(map(str, words or ("--model", "compact")))]
     if limits or options:
         options = options or "models=('compact',)"
         command = [sys.executable, "-c", SCRIPT.format(limits=limits, options=options)]

@@ -22,7 +22,7 @@ from agegen.predict.results import UNREADABLE, PhotoPrediction
 from agegen.serve.metrics import CONTENT_TYPE, ServiceMetrics
 from agegen.serve.models import PredictRequest, ServedModel
 from agegen.serve.openapi import make_document
-from agegen.serve.requests import RequestQueue, discard_body, read_images
+from agegen.serve.requests import RequestQueue, Slot, discard_body, read_images
 from agegen.serve.responses import RequestError, make_error_response, make_rows_response
 from agegen.serve.security import LOG, SecurityMiddleware
 
@@ -88,11 +88,13 @@ async def predict_faces(service: Service, request: Request) -> Response:
     """Return the rows of all images in a request's body, or an error response."""
     try:
         asked = parse_query(request.query_params, service.models)
-        slot = service.queue.admit()
+        service.queue.check_room()
     except RequestError as error:
         return await _reject(request, error)
+    slot = Slot(service.queue)
     try:
         images = await read_images(request, slot, service.queue.limits)
+        slot.enter_queue()
         photos = await _run_while_connected(request, lambda: service.queue.predict(asked, images, slot))
     except RequestError as error:
         return await _reject(request, error)

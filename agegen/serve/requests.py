@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -42,26 +42,28 @@ _DRAIN_SECONDS, _DRAIN_BYTES = 2.0, 100_000_000
 class RequestQueue:
     """Admits requests up to the limits and computes their predictions; to be used on the event loop's thread only.
 
-    ``requests`` is the number of requests admitted at the moment, ``held`` the size of their bodies in bytes.
+    ``requests`` is the number of requests at the moment, including those whose body is being received, ``queued`` the
+    number of those in the queue, and ``held`` the size of all their bodies in bytes.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.requests = 0
+        self.queued = 0
         self.held = 0
+        self._extractions: set[Future[list[ExtractedFaces]]] = set()
         # Large images are decoded one at a time.
         self._large = threading.Lock()
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="extract")
 
-    def admit(self) -> Slot:
-        """Return a slot for a request.
+    def check_room(self) -> None:
+        """Check whether the queue has room for a request.
 
         Raises:
             RequestError: 429, the queue is full.
         """
-        if self.requests >= self.limits.requests:
-            raise RequestError(429, f"the queue is full ({self.requests} requests). Try again.", _RETRY_SECONDS)
-        return Slot(self)
+        if self.queued >= self.limits.requests:
+            raise RequestError(429, f"the queue is full ({self.queued} requests). Try again.", _RETRY_SECONDS)
 
     async def predict(self, request: PredictRequest, images: Sequence[NamedImage], slot: Slot) -> list[PhotoPrediction]:
         """Return the predictions of all images, one per page for images with several pages.
@@ -72,6 +74,7 @@ class RequestQueue:
         extractor = request.extractor
         extractions = [self._pool.submit(self._extract, extractor, name, content) for name, content in images]
         slot.hold_until_done(extractions)
+        self._track(extractions)
         try:
             async with asyncio.timeout(self.limits.seconds):
                 pages = [page for part in await _gather(extractions) for page in part]
@@ -87,9 +90,15 @@ class RequestQueue:
         estimates = iter(estimated)
         return [request.build_prediction(page, [next(estimates) for _ in page.crops]) for page in pages]
 
-    def close(self) -> None:
-        """End the threads after their current image."""
-        self._pool.shutdown(cancel_futures=True)
+    def close(self, seconds: float) -> int:
+        """Cancel the images that wait for a thread; return how many others are still in progress after this time."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return len(wait(list(self._extractions), seconds).not_done)
+
+    def _track(self, extractions: Iterable[Future[list[ExtractedFaces]]]) -> None:
+        for future in extractions:
+            self._extractions.add(future)
+            future.add_done_callback(self._extractions.discard)
 
     def _extract(self, extractor: FaceExtractor, name: str, content: bytes) -> list[ExtractedFaces]:
         if (pages := count_pages(content)) > self.limits.pages:
@@ -108,13 +117,13 @@ async def _gather(futures: Iterable[Future[T]]) -> list[T]:
 
 
 class Slot:
-    """A request's place in the queue and the memory it holds.
+    """The memory that a request holds and, once its body has been received, its place in the queue.
 
-    It stays occupied until the request has been answered and no thread works on it any more.
+    Both stay occupied until the request has been answered and no thread works on it any more.
     """
 
     def __init__(self, queue: RequestQueue) -> None:
-        self._queue, self._bytes = queue, 0
+        self._queue, self._bytes, self._queued = queue, 0, 0
         # The request itself, and each image that a thread has not finished.
         self._pending = 1
         self._loop = asyncio.get_running_loop()
@@ -131,6 +140,16 @@ class Slot:
         self._queue.held += size
         self._bytes += size
 
+    def enter_queue(self) -> None:
+        """Take a place in the queue; only requests with a complete body do, so slow clients cannot fill it.
+
+        Raises:
+            RequestError: 429, the queue is full.
+        """
+        self._queue.check_room()
+        self._queued = 1
+        self._queue.queued += 1
+
     def hold_until_done(self, futures: Iterable[Future[T]]) -> None:
         """Keep the slot until these are done: a thread cannot be stopped while it works on an image."""
         for future in futures:
@@ -142,6 +161,7 @@ class Slot:
         self._pending -= 1
         if not self._pending:
             self._queue.requests -= 1
+            self._queue.queued -= self._queued
             self._queue.held -= self._bytes
 
     def _release_from_thread(self, _: Future[T]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import socket
+import struct
 import time
 from collections.abc import Collection
 
@@ -14,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from agegen.serve.config import Limits
 from agegen.serve.metrics import ServiceMetrics
 from agegen.serve.responses import RequestError, make_error_response
 
@@ -69,12 +72,22 @@ class SecurityMiddleware:
             await send(message)
 
         try:
+            await self._answer(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            if not status:
+                error = RequestError(503, "the service is stopping")
+                await make_error_response(error, close=True)(scope, receive, send_with_headers)
+            raise
+        finally:
+            self._record(scope, status, time.monotonic() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
             self._check(scope)
         except RequestError as error:
-            await make_error_response(error)(scope, receive, send_with_headers)
+            await make_error_response(error)(scope, receive, send)
         else:
-            await self._app(scope, receive, send_with_headers)
-        self._record(scope, status, time.monotonic() - started)
+            await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -96,8 +109,13 @@ class SecurityMiddleware:
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["path"] if scope["path"] in self._routes else _OTHER
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
-        self._metrics.count_request(route, method, status, seconds)
-        LOG.info("%s %s %s %.0f ms", method, route, status or "client gone", 1000 * seconds)
+        record_request(self._metrics, route, method, status, seconds)
+
+
+def record_request(metrics: ServiceMetrics, route: str, method: str, status: int, seconds: float) -> None:
+    """Count and log a request; ``status`` is 0 if the client disconnected."""
+    metrics.count_request(route, method, status, seconds)
+    LOG.info("%s %s %s %.0f ms", method, route, status or "client gone", 1000 * seconds)
 
 
 def is_loopback(host: str) -> bool:
@@ -115,22 +133,23 @@ _Endpoints = tuple[str | int, ...]
 
 
 class ConnectionLimiter:
-    """Limits the number of open connections and the time that each may be idle, that is, have no request in progress.
+    """Limits open connections, the time that each may be idle, and the time a client may take to read a response.
 
     uvicorn's own settings do not do this. Its keep-alive timeout starts with the first response and stops at the next
     byte: a client that connects and sends nothing, or sends a head byte by byte (slowloris), or the body of a request
-    that has been answered, would occupy a connection for ever. Beyond its ``limit_concurrency`` every request gets
-    503, also those of clients that are connected already, and connections still pile up until the process runs out of
-    file descriptors.
+    that has been answered, or reads no response, would occupy a connection for ever. Beyond its ``limit_concurrency``
+    every request gets 503, also those of clients that are connected already, and connections still pile up until the
+    process runs out of file descriptors.
 
-    Idle connections are recognized from two sides: the protocol (:meth:`make_protocol`) knows when a connection is
-    opened and closed; this ASGI middleware knows when a request's head is complete and when its response has been
-    sent. In between, the timeouts of the application apply, such as that for slow bodies.
+    What a connection waits for is known from two sides: the protocol (:meth:`make_protocol`) knows when a connection is
+    opened and closed and whether a response is delivered; this ASGI middleware knows when a request's head is complete
+    and when its response has been sent. In between, the timeouts of the application apply, such as that for slow
+    bodies.
     """
 
-    def __init__(self, app: ASGIApp, most: int, idle_seconds: float) -> None:
-        """Wrap an application; ``most`` is the number of connections, each of which may be idle for some seconds."""
-        self._app, self._most, self._idle_seconds = app, most, idle_seconds
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics, limits: Limits) -> None:
+        """Wrap an application; refused connections and invalid requests are counted in ``metrics``."""
+        self._app, self._metrics, self._limits = app, metrics, limits
         self._connections: dict[_Endpoints, _Connection] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -151,63 +170,134 @@ class ConnectionLimiter:
         limiter = self
 
         class LimitedProtocol(H11Protocol):
-            endpoints: _Endpoints = ()
+            connection: _Connection | None = None
 
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
                 super().connection_made(transport)
-                self.endpoints = limiter._open(transport)
+                self.connection = limiter._open(transport)
 
             def connection_lost(self, exc: Exception | None) -> None:
-                limiter._forget(self.endpoints)
+                if self.connection is not None:
+                    limiter._forget(self.connection)
                 super().connection_lost(exc)
+
+            def pause_writing(self) -> None:
+                super().pause_writing()
+                if self.connection is not None:
+                    self.connection.start_delivery()
+
+            def resume_writing(self) -> None:
+                super().resume_writing()
+                if self.connection is not None:
+                    self.connection.end_delivery()
 
         return LimitedProtocol
 
-    def _open(self, transport: asyncio.Transport) -> _Endpoints:
-        if len(self._connections) >= self._most:
-            transport.write(_format_too_many())
-            transport.close()
-            return ()
+    def _open(self, transport: asyncio.Transport) -> _Connection | None:
+        """Return the record of a new connection, or None if there are too many."""
         # uvicorn writes head and body of a response separately. With Nagle's algorithm the body would wait for the
         # client's delayed acknowledgement of the head, 40 ms. asyncio itself sets the option only on sockets that
         # report IPPROTO_TCP, which accepted ones do not.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        names = ("peername", "sockname")
-        # IPv6 has two further numbers, which an ASGI scope does not.
-        endpoints = tuple(part for name in names for part in (transport.get_extra_info(name) or ())[:2])
-        self._connections[endpoints] = _Connection(transport, self._idle_seconds)
-        return endpoints
-
-    def _forget(self, endpoints: _Endpoints) -> None:
-        connection = self._connections.pop(endpoints, None)
-        if connection is not None:
+        # Writing is paused, and its time measured, as soon as the system's own buffer is full.
+        transport.set_write_buffer_limits(high=0)
+        connection = _Connection(transport, self._limits)
+        if not self._make_room(connection.client):
             connection.stop()
+            record_request(self._metrics, _OTHER, _OTHER, 503, 0.0)
+            transport.write(_format_too_many())
+            transport.close()
+            return None
+        self._connections[connection.endpoints] = connection
+        return connection
+
+    def _make_room(self, client: str) -> bool:
+        """Return whether a client may open a connection; it may have to lose another one for it."""
+        own = [connection for connection in self._connections.values() if connection.client == client]
+        if len(own) >= self._limits.client_connections:
+            waiting = [connection for connection in own if connection.waiting_since is not None]
+            if not waiting:
+                return False
+            longest = min(waiting, key=lambda connection: connection.waiting_since or 0.0)
+            self._forget(longest)
+            longest.abort()
+        return len(self._connections) < self._limits.connections
+
+    def _forget(self, connection: _Connection) -> None:
+        connection.stop()
+        self._connections.pop(connection.endpoints, None)
 
 
 class _Connection:
-    """An open connection with the timer that closes it when it has been idle for too long."""
+    """An open connection with the timers that close it: when it is idle, and when its client does not read."""
 
-    def __init__(self, transport: asyncio.Transport, idle_seconds: float) -> None:
-        self._transport, self._idle_seconds = transport, idle_seconds
+    def __init__(self, transport: asyncio.Transport, limits: Limits) -> None:
+        self._transport, self._limits = transport, limits
+        self._loop = asyncio.get_running_loop()
+        names = ("peername", "sockname")
+        # IPv6 has two further numbers, which an ASGI scope does not.
+        self.endpoints: _Endpoints = tuple(
+            part for name in names for part in (transport.get_extra_info(name) or ())[:2]
+        )
+        self.client = identify_client(str(self.endpoints[0])) if self.endpoints else ""
         self._requests = 0
-        self._start_timer()
+        self._idle_since: float | None = None
+        self._unread_since: float | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._start_idling()
+
+    @property
+    def waiting_since(self) -> float | None:
+        """The time since which the connection waits for its client, except for a body; None if it does not."""
+        return self._idle_since if self._unread_since is None else self._unread_since
 
     def start_request(self) -> None:
         # With pipelining, the next request may start before the task of the previous one has ended.
         self._requests += 1
-        self._timer.cancel()
+        self._idle_since = None
+        self._idle_timer.cancel()
 
     def end_request(self) -> None:
         self._requests -= 1
         if not self._requests:
-            self._start_timer()
+            self._start_idling()
+
+    def start_delivery(self) -> None:
+        """Part of a response does not fit into the system's buffer: the client must read."""
+        self._unread_since = self._loop.time()
+        self._unread_timer = self._loop.call_later(self._seconds_to_read, self.abort)
+
+    def end_delivery(self) -> None:
+        if self._unread_timer is not None and self._unread_since is not None:
+            self._unread_timer.cancel()
+            self._seconds_to_read -= self._loop.time() - self._unread_since
+        self._unread_since = None
 
     def stop(self) -> None:
-        self._timer.cancel()
+        self._idle_timer.cancel()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
 
-    def _start_timer(self) -> None:
+    def abort(self) -> None:
+        """Reset the connection, so that the system also discards what the client has not read."""
+        at_once = struct.pack("ii", 1, 0)
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        self._transport.abort()
+
+    def _start_idling(self) -> None:
+        # Pipelined requests share the time for reading: otherwise each would start it again.
+        self._seconds_to_read = self._limits.seconds
+        self._idle_since = self._loop.time()
         # close() still sends what a slow client has not read of its response, which abort() would not.
-        self._timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._transport.close)
+        self._idle_timer = self._loop.call_later(self._limits.head_seconds, self._transport.close)
+
+
+def identify_client(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or the /64 network of an IPv6 address, a site's smallest."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
+    return str(ip)
 
 
 def _format_too_many() -> bytes:

@@ -3,11 +3,12 @@
 import io
 import json
 import re
+import select
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import httpx
 import numpy as np
@@ -250,26 +251,146 @@ def test_fifty_at_once(client, service, portrait):
 
 
 def test_the_queue_is_limited(portrait):
+    large = encode(Image.fromarray(np.zeros((4000, 4000), dtype=np.uint8)))
     with (
         run_service("--model", "compact", "--queue", 1) as service,
         httpx.Client(base_url=service.address) as client,
-        socket.create_connection(("127.0.0.1", service.port)) as slow,
+        socket.create_connection(("127.0.0.1", service.port)) as busy,
     ):
-        slow.sendall(b"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
+        busy.sendall(make_post(large))
         wait_for(client, "agegen_requests_under_way", 1)
         answer = client.post("/v1/faces", content=portrait.read_bytes())
         assert answer.status_code == 429
         assert int(answer.headers["retry-after"]) > 0
         assert "the queue is full (1 requests)" in answer.json()["reason"]
-        # A client that disconnects frees its slot.
-        slow.close()
+        # A client that disconnects frees its slot, once its image is done.
+        busy.close()
         wait_for(client, "agegen_requests_under_way", 0)
         assert client.post("/v1/faces", content=portrait.read_bytes()).status_code == 200
         assert read_metric(client, "agegen_held_bytes") == 0
 
 
+def make_post(content, size=None):
+    """Return a request of POST /v1/faces; `size` is the announced one if the content is only a part of the body."""
+    size = len(content) if size is None else size
+    return f"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode() + content
+
+
+def open_silent(port, stack):
+    """A connection that sends nothing."""
+    return stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+
+
+def open_slow_head(port, stack):
+    """A connection that sends a part of a request's head."""
+    one = open_silent(port, stack)
+    one.sendall(b"POST /v1/faces HTTP/1.1\r\nX-")
+    return one
+
+
+def open_slow_body(port, stack):
+    """A connection that sends a part of a request's body."""
+    one = open_silent(port, stack)
+    one.sendall(make_post(b"half", 1000))
+    return one
+
+
+def open_unread(port, stack):
+    """A connection that sends requests for more than its buffers hold and reads no response."""
+    one = stack.enter_context(socket.socket())
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.connect(("127.0.0.1", port))
+    one.setblocking(False)
+    with suppress(BlockingIOError):
+        for _ in range(20):
+            one.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+    return one
+
+
+def is_closed(one):
+    """Return whether the service has closed or reset a connection, without reading from it."""
+    poll = select.poll()
+    poll.register(one, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("open_one", [open_silent, open_slow_head, open_slow_body, open_unread])
+def test_other_clients_are_answered_while_bad_ones_are_connected(portrait, open_one):
+    """More bad connections than the queue has places; they are closed after the timeout."""
+    with (
+        run_service("--model", "compact", "--queue", 4, "--timeout", 4, "--no-log") as service,
+        httpx.Client(base_url=service.address, timeout=3) as client,
+        ExitStack() as stack,
+    ):
+        bad = [open_one(service.port, stack) for _ in range(20)]
+        for _ in range(3):
+            assert client.post("/v1/faces", content=portrait.read_bytes()).status_code == 200
+            time.sleep(0.2)
+        assert not any(map(is_closed, bad))
+        if open_one is open_unread:
+            started = time.monotonic()
+            while not all(map(is_closed, bad)):
+                assert time.monotonic() < started + 20
+                time.sleep(0.1)
+        assert client.post("/v1/faces", content=portrait.read_bytes()).status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("open_one", [open_silent, open_slow_head, open_slow_body, open_unread])
+def test_sigterm_ends_the_service_within_the_timeout(open_one):
+    with run_service("--model", "compact", "--timeout", 3) as service, ExitStack() as stack:
+        bad = [open_one(service.port, stack) for _ in range(20)]
+        time.sleep(0.5)
+        started = time.monotonic()
+        code, log = service.stop()
+        assert time.monotonic() - started < 3
+        if open_one is open_slow_body:
+            answer = bad[0].recv(10_000)
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "the service is stopping"
+            assert log.count("POST /v1/faces 503") == 20
+    assert code == 0, log
+    assert "Traceback" not in log
+
+
+# Threads that never end stand for any decoder or inference that hangs.
+HANGING = """
+import time
+from agegen.serve.{module} import {owner}
+{owner}.{method} = lambda *_: time.sleep(1000)
+from agegen.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hang", "reason"),
+    [
+        ({"module": "requests", "owner": "RequestQueue", "method": "_extract"}, "1 images and 0 batches in progress"),
+        ({"module": "models", "owner": "Batcher", "method": "_run_batch"}, "0 images and 1 batches in progress"),
+    ],
+)
+def test_sigterm_ends_the_service_within_the_timeout_if_a_thread_hangs(portrait, hang, reason):
+    with (
+        run_service("--model", "compact", "--timeout", 3, script=HANGING.format(**hang)) as service,
+        ExitStack() as stack,
+    ):
+        one = open_silent(service.port, stack)
+        one.sendall(make_post(portrait.read_bytes()))
+        time.sleep(1)
+        started = time.monotonic()
+        code, log = service.stop()
+        assert time.monotonic() - started < 3
+        assert one.recv(1000).startswith(b"HTTP/1.1 503")
+    assert code == 1
+    assert reason in log
+    assert "Traceback" not in log
+
+
 def wait_for(client, name, value):
-    for _ in range(100):
+    for _ in range(400):
         if read_metric(client, name) == value:
             return
         time.sleep(0.05)
