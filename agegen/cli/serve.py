@@ -21,6 +21,9 @@ def serve(config: ServeConfig, *, offline: OfflineOption = False) -> None:
     """
     obey_offline(offline)
     notices = make_notice_console()
+    if config.token is None and os.environ.get("AGEGEN_TOKEN") == "":
+        # Typer takes an empty variable for none. It is a mistake: the service would be open to every local process.
+        raise AgegenError("$AGEGEN_TOKEN is empty. Set it to a token, or unset it.")
     with show_work(notices):
         try:
             from agegen.serve.serve import UnfinishedError, describe_detector
@@ -35,6 +38,8 @@ def serve(config: ServeConfig, *, offline: OfflineOption = False) -> None:
                 f"listening on {start.address}; models: {', '.join(start.models)}; {describe_detector(start.detector)}",
                 soft_wrap=True,
             )
+            if start.warning:
+                notices.print(f"warning: {start.warning}", style="yellow", soft_wrap=True)
     except UnfinishedError as error:
         notices.print(f"error: {error}", style="red", soft_wrap=True)
         # Threads cannot be stopped, and the interpreter would wait for them.

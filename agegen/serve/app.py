@@ -7,7 +7,7 @@ import base64
 import hashlib
 import re
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from agegen.predict.results import UNREADABLE, PhotoPrediction
 from agegen.serve.metrics import CONTENT_TYPE, ServiceMetrics
@@ -42,8 +43,8 @@ class Service:
     metrics: ServiceMetrics
 
 
-def make_app(service: Service, token: str | None, host: str) -> SecurityMiddleware:
-    """Return the application; ``token`` and ``host`` as for :class:`agegen.serve.security.SecurityMiddleware`."""
+def make_app(service: Service, token: str | None, host: str, origins: Collection[str] = ()) -> SecurityMiddleware:
+    """Return the application; the other arguments as for :class:`agegen.serve.security.SecurityMiddleware`."""
     service.metrics.observe_queue(lambda: service.queue.requests, lambda: service.queue.held)
     page, policy = load_page()
     document = make_document(list(service.models), service.queue.limits, token is not None)
@@ -79,9 +80,11 @@ def make_app(service: Service, token: str | None, host: str) -> SecurityMiddlewa
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()),
             Route("/v1/faces", post_faces, methods=["POST"]),
         ],
-        exception_handlers={HTTPException: _handle_http_exception},
+        exception_handlers={HTTPException: _handle_http_exception, Exception: _handle_unexpected},
     )
-    return SecurityMiddleware(app, service.metrics, {*routes, "/v1/faces"}, token, host)
+    # A trailing slash is an unknown path: a redirect would have no reason, and most clients repeat no body.
+    app.router.redirect_slashes = False
+    return SecurityMiddleware(app, service.metrics, {*routes, "/v1/faces"}, token, host, origins)
 
 
 async def predict_faces(service: Service, request: Request) -> Response:
@@ -99,9 +102,7 @@ async def predict_faces(service: Service, request: Request) -> Response:
     except RequestError as error:
         return await _reject(request, error)
     except ClientDisconnect:
-        return Response(status_code=400)
-    except Exception as error:
-        return _handle_unexpected(error)
+        return _NoResponse()
     finally:
         slot.release()
     service.metrics.count_images(photos)
@@ -159,6 +160,13 @@ async def _wait_for_disconnect(request: Request) -> None:
         pass
 
 
+class _NoResponse(Response):
+    """For a client that has disconnected; the log then says so."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+
 async def _reject(request: Request, error: RequestError) -> Response:
     await discard_body(request)
     return make_error_response(error, close=True)
@@ -166,10 +174,13 @@ async def _reject(request: Request, error: RequestError) -> Response:
 
 async def _handle_http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return make_error_response(RequestError(error.status_code, error.detail))
+    response = make_error_response(RequestError(error.status_code, error.detail))
+    # Of 405: the methods that the path has.
+    response.headers.update(error.headers or {})
+    return response
 
 
-def _handle_unexpected(error: Exception) -> Response:
+async def _handle_unexpected(_: Request, error: Exception) -> Response:
     """Log where an unexpected error arose, without its message, which may contain a file name; return a response."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     LOG.error("%s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)

@@ -77,6 +77,15 @@ class ServeConfig:
             rich_help_panel=_SERVER,
         ),
     ] = None
+    allow_origins: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            "--allow-origin",
+            metavar="ORIGIN",
+            help="Let web pages of https://HOST send requests; requires --token (repeatable).",
+            rich_help_panel=_SERVER,
+        ),
+    ] = ()
     log: Annotated[
         bool,
         typer.Option(help="Log one line per request to stderr, without file names.", rich_help_panel=_SERVER),

@@ -94,7 +94,7 @@ class Batcher:
         return future
 
     def close(self, seconds: float | None = None) -> bool:
-        """Finish the waiting jobs, then end the thread; return whether it has ended in this time (default: no limit)."""
+        """Finish the waiting jobs, then end the thread; return whether it ended, after ``seconds`` at the latest."""
         self._jobs.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive()

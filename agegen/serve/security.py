@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import json
 import logging
+import re
 import socket
 import struct
 import time
 from collections.abc import Collection
+from http import HTTPStatus
+from typing import Any
 
+import h11
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from agegen.errors import AgegenError, shorten
 from agegen.serve.config import Limits
 from agegen.serve.metrics import ServiceMetrics
 from agegen.serve.responses import RequestError, make_error_response
@@ -31,8 +36,22 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_TOO_MANY = {"status": 503, "reason": "too many open connections. Try again."}
-_RETRY_SECONDS = 2
+# Headers that may occur once: the service and a proxy in front of it could each obey another one of several.
+_SINGLE_HEADERS = ("authorization", "content-encoding", "content-type", "origin")
+# What other web pages may send and read. Browsers ask again after 10 minutes.
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Content-Encoding",
+    "Access-Control-Max-Age": "600",
+}
+# Browsers send host names in ASCII, and no default port.
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+# 64 random bits as hexadecimal digits; shorter tokens are usually words.
+_SHORT_TOKEN = 16
+_TOO_MANY = RequestError(503, "too many open connections. Try again.", retry_after=2)
+# An error response that uvicorn itself makes, without the application: plain text, which the service never sends.
+_PLAIN_ERROR = re.compile(rb"HTTP/1\.1 (4\d\d|5\d\d) (?:[^\n]*\n)*?content-type: text/plain", re.IGNORECASE)
 
 
 class SecurityMiddleware:
@@ -42,14 +61,21 @@ class SecurityMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: ServiceMetrics, routes: Collection[str], token: str | None, host: str
+        self,
+        app: ASGIApp,
+        metrics: ServiceMetrics,
+        routes: Collection[str],
+        token: str | None,
+        host: str,
+        origins: Collection[str] = (),
     ) -> None:
         """Wrap an application; ``routes`` are its paths, ``host`` is the name or address that the service is bound to.
 
         On a loopback address without a token only requests to this machine's own names are answered. With a token,
-        any name is: that of a reverse proxy, for example, and other web pages do not know the token.
+        any name is: that of a reverse proxy, for example, and other web pages do not know the token. Web pages of the
+        ``origins`` (``https://host``) may send requests and read the responses.
         """
-        self._app, self._metrics, self._routes = app, metrics, routes
+        self._app, self._metrics, self._routes, self._origins = app, metrics, routes, frozenset(origins)
         self._token = token
         local_only = is_loopback(host) and token is None
         self._names = {"localhost", "127.0.0.1", "[::1]", host} if local_only else None
@@ -67,7 +93,7 @@ class SecurityMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in (_HEADERS | self._make_cors_headers(scope)).items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -82,15 +108,22 @@ class SecurityMiddleware:
             self._record(scope, status, time.monotonic() - started)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
         try:
-            self._check(scope)
+            _check_form(scope, headers)
+            self._check_sender(headers)
+            if self._is_preflight(scope, headers):
+                await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, send)
+                return
+            self._check_token(scope, headers)
         except RequestError as error:
-            await make_error_response(error)(scope, receive, send)
+            # A malformed request's body may end elsewhere than it seems to.
+            close = error.status in (400, 505)
+            await make_error_response(error, close)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
+    def _check_sender(self, headers: Headers) -> None:
         host = headers.get("host", "")
         # DNS rebinding: a web page may point its own host name at this machine, and browsers would then let it read
         # the responses as if they came from its own server.
@@ -98,8 +131,25 @@ class SecurityMiddleware:
             raise RequestError(403, "unknown host name. This service only answers requests to localhost.")
         # Cross-site requests: browsers send them without asking, and name the page in Origin.
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
+        if origin is not None and origin not in self._origins and origin.partition("://")[2] != host:
             raise RequestError(403, "cross-origin requests are not allowed")
+
+    def _is_preflight(self, scope: Scope, headers: Headers) -> bool:
+        """Return whether a browser asks on behalf of an allowed page; it sends no token with this."""
+        asks = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        return asks and headers.get("origin") in self._origins
+
+    def _make_cors_headers(self, scope: Scope) -> dict[str, str]:
+        """Return the headers that allow the page of a request to read the response, also that of an error."""
+        if (origin := Headers(scope=scope).get("origin")) not in self._origins:
+            return {}
+        return {
+            "Access-Control-Allow-Origin": origin or "",
+            "Access-Control-Expose-Headers": "Retry-After",
+            "Vary": "Origin",
+        }
+
+    def _check_token(self, scope: Scope, headers: Headers) -> None:
         if self._token is None or scope["path"] in OPEN_ROUTES:
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
@@ -110,6 +160,48 @@ class SecurityMiddleware:
         route = scope["path"] if scope["path"] in self._routes else _OTHER
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
         record_request(self._metrics, route, method, status, seconds)
+
+
+def _check_form(scope: Scope, headers: Headers) -> None:
+    """Refuse requests that HTTP leaves undefined, and that proxies may understand otherwise than this service."""
+    if scope["http_version"] not in ("1.0", "1.1"):
+        raise RequestError(505, "unsupported HTTP version. Use HTTP/1.1.")
+    if scope["http_version"] == "1.0" and "transfer-encoding" in headers:
+        raise RequestError(400, "Transfer-Encoding requires HTTP/1.1")
+    for name in _SINGLE_HEADERS:
+        if len(headers.getlist(name)) > 1:
+            raise RequestError(400, f"more than one header {name.title()}")
+
+
+def check_token(token: str) -> str | None:
+    """Return a warning if a token is easy to guess, otherwise None.
+
+    Raises:
+        AgegenError: the token is empty, or has characters that clients cannot send in a header.
+    """
+    if not token or not all("!" <= letter <= "~" for letter in token):
+        what = "it is empty" if not token else "it has blanks or characters other than ASCII"
+        raise AgegenError(
+            f"invalid token: {what}. Give --token (or $AGEGEN_TOKEN) ASCII characters, for example 32 digits."
+        )
+    if len(token) < _SHORT_TOKEN:
+        return (
+            f"the token is short ({len(token)} characters) and may be guessed; use {_SHORT_TOKEN} random ones or more"
+        )
+    return None
+
+
+def parse_origin(text: str) -> str:
+    """Return the origin of web pages as browsers send it: ``https://host`` or ``http://host:port``.
+
+    Raises:
+        AgegenError: the text is not an origin.
+    """
+    origin = text.strip().lower().rstrip("/")
+    if not _ORIGIN.fullmatch(origin):
+        raise AgegenError(f"invalid --allow-origin: '{shorten(text)}'. Give a scheme and a host: https://faces.example")
+    scheme, _, host = origin.partition("://")
+    return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS[scheme])}"
 
 
 def record_request(metrics: ServiceMetrics, route: str, method: str, status: int, seconds: float) -> None:
@@ -173,8 +265,16 @@ class ConnectionLimiter:
             connection: _Connection | None = None
 
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-                super().connection_made(transport)
+                errors = _ErrorTransport(transport, limiter._metrics)
+                super().connection_made(errors)  # type: ignore[arg-type]
                 self.connection = limiter._open(transport)
+
+            def data_received(self, data: bytes) -> None:
+                try:
+                    super().data_received(data)
+                except h11.LocalProtocolError:
+                    # What follows an answered request is invalid, and uvicorn tries to answer once more.
+                    self.transport.abort()
 
             def connection_lost(self, exc: Exception | None) -> None:
                 if self.connection is not None:
@@ -204,8 +304,8 @@ class ConnectionLimiter:
         connection = _Connection(transport, self._limits)
         if not self._make_room(connection.client):
             connection.stop()
-            record_request(self._metrics, _OTHER, _OTHER, 503, 0.0)
-            transport.write(_format_too_many())
+            record_request(self._metrics, _OTHER, _OTHER, _TOO_MANY.status, 0.0)
+            transport.write(_format_error(_TOO_MANY))
             transport.close()
             return None
         self._connections[connection.endpoints] = connection
@@ -300,10 +400,34 @@ def identify_client(address: str) -> str:
     return str(ip)
 
 
-def _format_too_many() -> bytes:
-    body = json.dumps(_TOO_MANY).encode()
-    head = (
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nRetry-After: {_RETRY_SECONDS}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+class _ErrorTransport:
+    """Passes everything on to a connection's transport, but replaces uvicorn's own errors with those of the service."""
+
+    def __init__(self, transport: asyncio.Transport, metrics: ServiceMetrics) -> None:
+        self._transport, self._metrics = transport, metrics
+        self._replaced = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._replaced:
+            return
+        match = _PLAIN_ERROR.match(data)
+        if match is None:
+            self._transport.write(data)
+            return
+        self._replaced = True
+        status = int(match[1])
+        record_request(self._metrics, _OTHER, _OTHER, status, 0.0)
+        self._transport.write(
+            _format_error(RequestError(status, "invalid HTTP request" if status < 500 else "internal error"))
+        )
+
+
+def _format_error(error: RequestError) -> bytes:
+    """Return an error response as it is sent, for connections on which no request can be answered."""
+    response = make_error_response(error, close=True)
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
+    lines += [name + b": " + value for name, value in response.raw_headers]
+    return b"\r\n".join([*lines, b"", bytes(response.body)])

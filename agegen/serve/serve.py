@@ -21,7 +21,7 @@ from agegen.serve.config import Limits, ServeConfig
 from agegen.serve.metrics import ServiceMetrics
 from agegen.serve.models import ServedModel, load_models
 from agegen.serve.requests import RequestQueue
-from agegen.serve.security import LOG, ConnectionLimiter, is_loopback
+from agegen.serve.security import LOG, ConnectionLimiter, check_token, is_loopback, parse_origin
 
 # Connections that the kernel holds until they are accepted; more than the clients that connect at the same moment.
 _BACKLOG = 512
@@ -32,11 +32,12 @@ _ENDING_SECONDS, _THREAD_SECONDS = 1.0, 0.5
 
 @dataclass(frozen=True)
 class ServeStart:
-    """The service accepts connections: its address, its models and its face detector."""
+    """The service accepts connections: its address, its models, its face detector, and a warning about the token."""
 
     address: str
     models: tuple[str, ...]
     detector: str
+    warning: str | None = None
 
 
 class UnfinishedError(AgegenError):
@@ -50,24 +51,21 @@ def serve(config: ServeConfig, limits: Limits | None = None) -> Iterator[ServeSt
     returns or raises within that timeout. ``limits`` replace those of the options.
 
     Raises:
-        AgegenError: a model cannot be loaded, the address cannot be bound, or the token is missing although other
-            machines can reach the address.
+        AgegenError: a model cannot be loaded, the address cannot be bound, or the token is invalid, or missing although
+            other machines can reach the address or other web pages are allowed.
         UnfinishedError: some threads do not end; the interpreter would wait for them at its exit.
     """
-    if not is_loopback(config.host) and not config.token:
-        raise AgegenError(
-            f"--host {config.host} is reachable from other machines. Give --token TOKEN (or set $AGEGEN_TOKEN); "
-            "clients must send it."
-        )
+    warning = _check_access(config)
+    origins = [parse_origin(origin) for origin in config.allow_origins]
     limits = config.make_limits() if limits is None else limits
     with closing(_bind(config.host, config.port)) as listener:
         metrics = ServiceMetrics()
         models = load_models(config.models, config.runs, config.detector, metrics.count_batch)
         use_one_thread_each()
         queue = RequestQueue(limits)
-        app = make_app(Service(models, queue, metrics), config.token, config.host)
+        app = make_app(Service(models, queue, metrics), config.token, config.host, origins)
         detector = next(iter(models.values())).estimator.detector
-        yield ServeStart(_format_address(config.host, listener), tuple(models), detector)
+        yield ServeStart(_format_address(config.host, listener), tuple(models), detector, warning)
         try:
             _run(app, metrics, listener, limits)
         finally:
@@ -77,6 +75,20 @@ def serve(config: ServeConfig, limits: Limits | None = None) -> Iterator[ServeSt
 def describe_detector(detector: str) -> str:
     """Return how faces are found, for the terminal."""
     return "images are taken as aligned crops" if detector == NO_DETECTOR else f"face detector: {detector}"
+
+
+def _check_access(config: ServeConfig) -> str | None:
+    """Return a warning about the token, if there is reason for one; raise an error if it is invalid or missing."""
+    if config.token is not None:
+        return check_token(config.token)
+    if not is_loopback(config.host):
+        raise AgegenError(
+            f"--host {config.host} is reachable from other machines. Give --token TOKEN (or set $AGEGEN_TOKEN); "
+            "clients must send it."
+        )
+    if config.allow_origins:
+        raise AgegenError("--allow-origin requires --token TOKEN (or $AGEGEN_TOKEN); the web pages must send it.")
+    return None
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -96,8 +108,9 @@ def _format_address(host: str, listener: socket.socket) -> str:
 
 
 def _run(app: ASGIApp, metrics: ServiceMetrics, listener: socket.socket, limits: Limits) -> None:
-    # uvicorn's messages may contain what clients send; SecurityMiddleware writes its own log.
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+    # Their messages may contain what clients send; SecurityMiddleware writes its own log.
+    for name in ("uvicorn", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     limiter = ConnectionLimiter(app, metrics, limits)
     settings = uvicorn.Config(
         limiter,

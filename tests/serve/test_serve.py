@@ -230,6 +230,62 @@ def test_the_token(agegen, portrait):
     assert "sesame" not in log
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00", 400),
+        (b"A" * 100_000, 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n Folded\xff: \0\r\n\r\n", 400),
+        (b"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"POST /v1/faces HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nOrigin: http://a\r\n\r\n", 400),
+        (b"GET /healthz HTTP/9.9\r\nHost: localhost\r\n\r\n", 505),
+        (b"GET /v1/models/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"DELETE /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
+        (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+    ],
+)
+def test_every_error_is_json_and_counted(client, service, request_bytes, status):
+    def count():
+        totals = re.findall(rf'^agegen_requests_total{{.*status="{status}"}} (\S+)$', client.get("/metrics").text, re.M)
+        return sum(map(float, totals))
+
+    before = count()
+    with socket.create_connection(("127.0.0.1", service.port)) as one:
+        one.settimeout(10)
+        one.sendall(request_bytes)
+        head, body = b"", b""
+        while not body.endswith(b"}"):
+            head += (part := one.recv(10_000))
+            assert part, head
+            body = head.partition(b"\r\n\r\n")[2]
+    assert head.startswith(f"HTTP/1.1 {status}".encode())
+    assert b"\r\ncontent-type: application/json\r\n" in head.lower()
+    assert json.loads(body).keys() == {"status", "reason"}
+    assert json.loads(body)["status"] == status
+    assert count() == before + 1
+
+
+def test_the_log_has_one_line_per_request(portrait):
+    with run_service("--model", "compact") as service:
+        with httpx.Client(base_url=service.address) as client:
+            kind = {"Content-Type": "multipart/form-data; boundary=CCC"}
+            assert client.post("/v1/faces", content=b"--XXX-secret\r\n", headers=kind).status_code == 422
+            assert client.delete("/v1/models").headers["allow"] == "GET, HEAD"
+        for content in (b"secret\r\n\r\n", make_post(b"", 9) + b"x" * 9 + b"secret \0\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", service.port)) as one:
+                one.settimeout(10)
+                one.sendall(content)
+                while one.recv(10_000):
+                    pass
+        _, log = service.stop()
+    lines = [re.sub(r"^\d\d:\d\d:\d\d (.*) \d+ ms$", r"\1", line) for line in log.splitlines()]
+    assert lines[:3] == ["POST /v1/faces 422", "DELETE /v1/models 405", "other other 400"]
+    assert sorted(lines[3:]) == ["POST /v1/faces 422", "other other 400"]
+
+
 @pytest.mark.slow
 def test_fifty_at_once(client, service, portrait):
     content = portrait.read_bytes()
@@ -482,6 +538,15 @@ def test_startup_errors_are_one_line(agegen, tmp_path):
     assert result.exit_code == 1
     assert "Choose another port with --port" in result.stderr
     for words, reason in (
+        (["--token", ""], "invalid token: it is empty"),
+        (["--token", "  "], "invalid token: it has blanks"),
+        (["--token", "sesame\n"], "invalid token: it has blanks"),
+        (["--token", "sésame"], "characters other than ASCII"),
+        (["--allow-origin", "https://a.example"], "--allow-origin requires --token"),
+        (["--token", "x" * 16, "--allow-origin", "*"], "invalid --allow-origin: '*'"),
+        (["--token", "x" * 16, "--allow-origin", "null"], "invalid --allow-origin: 'null'"),
+        (["--token", "x" * 16, "--allow-origin", "https://a.example/page"], "invalid --allow-origin"),
+        (["--timeout", "inf"], "--timeout must be greater than 0"),
         (["--model", "vgg17"], "vgg17"),
         (["--model", "compact/closed"], "no bundled weights 'closed'"),
         (["--model", "compact", "--model", "compact"], "two models have the name 'compact'"),
@@ -491,6 +556,54 @@ def test_startup_errors_are_one_line(agegen, tmp_path):
         assert result.exit_code == 1, words
         assert reason in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("token", ["", " ", "é"])
+def test_invalid_tokens_of_the_environment_are_one_line(agegen, monkeypatch, token):
+    monkeypatch.setenv("AGEGEN_TOKEN", token)
+    result = agegen("serve", "--port", 0)
+    assert result.exit_code == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_short_tokens_get_a_warning():
+    for token, warned in (("sesame", True), ("0123456789abcdef", False)):
+        with run_service("--model", "compact", "--token", token) as service:
+            assert httpx.get(f"{service.address}/healthz").status_code == 200
+            _, log = service.stop()
+        assert ("warning: the token is short (6 characters)" in log) == warned
+        assert token not in log
+
+
+def test_named_web_pages_may_send_requests(portrait):
+    page = "https://faces.example"
+    words = ("--model", "compact", "--token", "0123456789abcdef", "--allow-origin", "https://Faces.example:443/")
+    with run_service(*words) as service, httpx.Client(base_url=service.address) as client:
+        ask = {
+            "Origin": page,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
+        asked = client.options("/v1/faces", headers=ask)
+        assert asked.status_code == 204
+        assert asked.headers["access-control-allow-origin"] == page
+        assert "Authorization" in asked.headers["access-control-allow-headers"]
+        assert "POST" in asked.headers["access-control-allow-methods"]
+        headers = {"Origin": page, "Authorization": "Bearer 0123456789abcdef"}
+        answer = client.post("/v1/faces", content=portrait.read_bytes(), headers=headers)
+        assert answer.status_code == 200
+        # The page can also read why a request failed.
+        refused = client.post("/v1/faces", content=portrait.read_bytes(), headers={"Origin": page})
+        assert refused.status_code == 401
+        for each in (answer, refused):
+            assert each.headers["access-control-allow-origin"] == page
+            assert each.headers["vary"] == "Origin"
+            assert "access-control-allow-credentials" not in each.headers
+        for other in ("https://evil.example", "http://faces.example", "https://faces.example.evil.example", "null"):
+            for method in ("OPTIONS", "POST"):
+                refused = client.request(method, "/v1/faces", headers=ask | headers | {"Origin": other})
+                assert refused.status_code == 403
+                assert "access-control-allow-origin" not in refused.headers
 
 
 def test_a_run_is_served_by_its_name(trained_run, portrait, agegen):
