@@ -1,16 +1,20 @@
-"""The ASGI application: the routes of the service."""
+"""The ASGI application: the routes of the service, their page and their OpenAPI document."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import hashlib
+import json
 import re
 import traceback
-from collections.abc import Awaitable, Callable, Collection, Mapping
+import types
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,10 +23,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from agegen.predict.results import UNREADABLE, PhotoPrediction
+from agegen.predict.results import RARE, UNREADABLE, FacePrediction, PhotoPrediction
+from agegen.serve.config import Limits
 from agegen.serve.metrics import CONTENT_TYPE, ServiceMetrics
 from agegen.serve.models import PredictRequest, ServedModel
-from agegen.serve.openapi import make_document
 from agegen.serve.requests import RequestQueue, Slot, discard_body, read_images
 from agegen.serve.responses import RequestError, make_error_response, make_rows_response
 from agegen.serve.security import LOG, SecurityMiddleware
@@ -30,6 +34,9 @@ from agegen.serve.security import LOG, SecurityMiddleware
 # The query parameters of POST /v1/faces.
 PARAMETERS = ("model", "min_score", "distribution")
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
+# This field becomes the columns ``under_18`` …, which the service does not offer.
+_SEPARATE = "under"
+_JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 
@@ -206,3 +213,46 @@ def load_page() -> tuple[str, str]:
 
 def _format_source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def make_document(models: Sequence[str], limits: Limits, token_required: bool) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document: a static file, completed with what is known at run time only.
+
+    The first of ``models`` is the default one.
+    """
+    text = files("agegen.serve").joinpath("openapi.json").read_text(encoding="utf-8")
+    document: dict[str, Any] = json.loads(text)
+    document["info"]["version"] = version("agegen")
+    operation = document["paths"]["/v1/faces"]["post"]
+    (model,) = (parameter for parameter in operation["parameters"] if parameter["name"] == "model")
+    model["schema"] |= {"enum": list(models), "default": models[0]}
+    body = operation["requestBody"]
+    body["description"] = f"At most {limits.body / 1e6:g} MB and {limits.images} images."
+    for kind, name in (("multipart/form-data", "image"), ("application/json", "images")):
+        body["content"][kind]["schema"]["properties"][name]["maxItems"] = limits.images
+    document["components"]["schemas"]["Row"] = _make_row_schema()
+    if token_required:
+        # Operations for which the file has an empty list need no token.
+        document["security"] = [{"token": []}]
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    return document
+
+
+def _make_row_schema() -> dict[str, Any]:
+    """Return the JSON schema of a row, from the fields of :class:`agegen.predict.results.FacePrediction`."""
+    hints = {name: hint for name, hint in get_type_hints(FacePrediction).items() if name != _SEPARATE}
+    return {
+        "type": "object",
+        "properties": {name: _make_type_schema(hint) for name, hint in hints.items()},
+        "required": [name for name in hints if name not in RARE],
+        "additionalProperties": False,
+    }
+
+
+def _make_type_schema(hint: Any) -> dict[str, Any]:
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [_make_type_schema(part) for part in get_args(hint) if part is not type(None)]
+        return {"anyOf": [*parts, {"type": "null"}]}
+    if get_origin(hint) is tuple:
+        return {"type": "array", "items": _make_type_schema(get_args(hint)[0])}
+    return {"type": _JSON_TYPES[hint]}

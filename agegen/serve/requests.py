@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import re
 import threading
+import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -32,9 +36,18 @@ _RETRY_SECONDS = 2
 _LARGE_PIXELS, _JPEG_START = 25_000_000, b"\xff\xd8"
 # The name of an image that was sent without one; `agegen predict -` uses the same for an image on stdin.
 _UNNAMED = STDIN
-_MULTIPART = "multipart/form-data"
+_MULTIPART, _JSON = "multipart/form-data", "application/json"
+_BOUNDARY = re.compile(r'boundary=(?:"([^"\r\n]{1,256})"|([^;,"\s]{1,256}))', re.IGNORECASE)
+_JSON_FORM = '{"images": [{"file": "NAME", "data": "BASE64"}]}'
+# Values in a JSON body. A valid one has about 5 per image, and base64 has none of these characters; parsing millions
+# of values would take seconds and gigabytes.
+_JSON_MARKS, _MAX_JSON_MARKS = (b"[", b"{", b",", b":"), 10_000
+# As long as a path may be on Linux. A name is repeated in the row of each face.
+_MAX_NAME = 4096
 # Content types of a body that is a single image; the last one is what `curl --data-binary` sends by default.
 _IMAGE_TYPES = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
+# zlib's code for a gzip header and the largest window.
+_GZIP_BITS = 31
 # How much of a rejected body is read and discarded: a client that is still sending would not read the response.
 _DRAIN_SECONDS, _DRAIN_BYTES = 2.0, 100_000_000
 
@@ -171,22 +184,36 @@ class Slot:
 
 
 async def read_images(request: Request, slot: Slot, limits: Limits) -> list[NamedImage]:
-    """Return the images of a request: the body itself, or all files of a multipart form.
+    """Return the images of a request: the body itself, all files of a multipart form, or base64 in a JSON document.
+
+    A body with ``Content-Encoding: gzip`` is decompressed; the limits then apply to both sizes.
 
     Raises:
         RequestError: 408, 413, 415, 422 or 429.
         ClientDisconnect: the client closed the connection.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind and kind != _MULTIPART and not kind.startswith(_IMAGE_TYPES):
-        raise RequestError(415, f"unsupported content type: {kind[:60]}. Send an image (image/jpeg …) or {_MULTIPART}.")
+    if kind and kind not in (_MULTIPART, _JSON) and not kind.startswith(_IMAGE_TYPES):
+        types = f"an image (image/jpeg …), {_MULTIPART} or {_JSON}"
+        raise RequestError(415, f"unsupported content type: {kind[:60]}. Send {types}.")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip"):
+        raise RequestError(415, f"unsupported content encoding: {encoding[:60]}. Send gzip, or none.")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limits.body:
         raise _make_size_error(limits.body)
-    chunks = _read_chunks(request, slot, limits.body)
+    chunks = _limit_size(request.stream(), limits.body)
+    if encoding == "gzip":
+        chunks = _limit_size(_decompress(chunks, limits.body), limits.body)
+    chunks = _reserve_memory(chunks, slot)
     try:
         async with asyncio.timeout(limits.seconds):
-            images = await (_read_form(request, chunks, limits) if kind == _MULTIPART else _read_body(chunks))
+            if kind == _MULTIPART:
+                images = await _read_form(request, chunks, limits)
+            elif kind == _JSON:
+                images = _parse_json(await _join(chunks), limits)
+            else:
+                images = [(_UNNAMED, content)] if (content := await _join(chunks)) else []
     except TimeoutError:
         raise RequestError(408, f"the body was not received within {limits.seconds:g} seconds") from None
     if not images:
@@ -205,23 +232,79 @@ async def discard_body(request: Request) -> None:
                     return
 
 
-async def _read_chunks(request: Request, slot: Slot, limit: int) -> AsyncIterator[bytes]:
+async def _limit_size(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
     size = 0
-    async for chunk in request.stream():
+    async for chunk in chunks:
         size += len(chunk)
         if size > limit:
             raise _make_size_error(limit)
+        yield chunk
+
+
+async def _decompress(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+    """Decompress a gzip stream; each part is at most one byte larger than the limit."""
+    decompressor = zlib.decompressobj(_GZIP_BITS)
+    async for chunk in chunks:
+        try:
+            part = decompressor.decompress(chunk, limit + 1)
+        except zlib.error:
+            raise RequestError(422, "the body is not valid gzip") from None
+        # A stream has one member: millions of empty ones would take seconds.
+        if decompressor.unused_data:
+            raise RequestError(422, "the body has data after its gzip stream")
+        yield part
+    if not decompressor.eof:
+        raise RequestError(422, "the body is a truncated gzip stream")
+
+
+async def _reserve_memory(chunks: AsyncIterator[bytes], slot: Slot) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
         slot.reserve(len(chunk))
         yield chunk
 
 
-async def _read_body(chunks: AsyncIterator[bytes]) -> list[NamedImage]:
-    content = b"".join([chunk async for chunk in chunks])
-    return [(_UNNAMED, content)] if content else []
+async def _join(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+def _parse_json(content: bytes, limits: Limits) -> list[NamedImage]:
+    if sum(map(content.count, _JSON_MARKS)) > _MAX_JSON_MARKS:
+        raise RequestError(422, f"the JSON body has too many values. Send {_JSON_FORM}.")
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        raise RequestError(422, f"invalid JSON. Send {_JSON_FORM}.") from None
+    images = document["images"] if isinstance(document, dict) and document.keys() == {"images"} else None
+    if not isinstance(images, list):
+        raise RequestError(422, f"unsupported JSON. Send {_JSON_FORM}; parameters belong in the query.")
+    if len(images) > limits.images:
+        raise RequestError(422, f"too many images: {len(images)}. At most {limits.images} are allowed.")
+    return [_parse_entry(entry) for entry in images]
+
+
+def _parse_entry(entry: Any) -> NamedImage:
+    known = isinstance(entry, dict) and entry.keys() <= {"file", "data"}
+    name, data = (entry.get("file", _UNNAMED), entry.get("data")) if known else (None, None)
+    if not isinstance(name, str) or not isinstance(data, str) or len(name) > _MAX_NAME:
+        raise RequestError(422, f"unsupported image in the JSON body. Send {_JSON_FORM}.")
+    # Browsers make data URLs, and the command base64 makes lines.
+    encoded = data.partition(",")[2] if data.startswith("data:") else data
+    try:
+        content = base64.b64decode(encoded.encode("ascii").translate(None, b" \t\r\n"), validate=True)
+    except ValueError:
+        raise RequestError(422, "an image of the JSON body is not valid base64") from None
+    # A lone surrogate cannot be written into a row.
+    return name.encode(errors="replace").decode() or _UNNAMED, content
 
 
 async def _read_form(request: Request, chunks: Any, limits: Limits) -> list[NamedImage]:
-    parser = MultiPartParser(request.headers, chunks, max_files=limits.images, max_fields=limits.images)
+    # Of the header's parameters only the boundary: with a charset that takes quadratic time (punycode), a field of
+    # 1 MB would block the service for minutes.
+    boundary = _BOUNDARY.search(request.headers["content-type"])
+    header = f'{_MULTIPART}; boundary="{boundary[1] or boundary[2]}"' if boundary else _MULTIPART
+    parser = MultiPartParser(
+        Headers({"content-type": header}), chunks, max_files=limits.images, max_fields=limits.images
+    )
     # Starlette writes larger parts to temporary files; images are never written to disk.
     parser.spool_max_size = limits.body + 1
     try:

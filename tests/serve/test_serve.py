@@ -1,5 +1,7 @@
 """The service over a socket: the same rows as `predict`, errors with reasons, and protection from bad clients."""
 
+import base64
+import gzip
 import io
 import json
 import re
@@ -114,7 +116,22 @@ def test_invalid_requests_get_a_status_and_a_reason(client, method, path, status
 @pytest.mark.parametrize(
     ("kind", "content", "status", "reason"),
     [
-        ("application/json", b"{}", 415, "application/json"),
+        ("application/xml", b"<a/>", 415, "application/xml"),
+        ("application/json", b"{}", 422, "unsupported JSON"),
+        ("application/json", b"[]", 422, "unsupported JSON"),
+        ("application/json", b"{", 422, "invalid JSON"),
+        ("application/json", b"\xff", 422, "invalid JSON"),
+        ("application/json", b'{"images": [], "model": "compact"}', 422, "parameters belong in the query"),
+        ("application/json", b'{"images": []}', 422, "the body is empty"),
+        ("application/json", b'{"images": ["aGk="]}', 422, "unsupported image in the JSON body"),
+        ("application/json", b'{"images": [{"data": 7}]}', 422, "unsupported image in the JSON body"),
+        ("application/json", b'{"images": [{"data": "", "file": 7}]}', 422, "unsupported image in the JSON body"),
+        ("application/json", b'{"images": [{"data": "", "name": "a"}]}', 422, "unsupported image in the JSON body"),
+        ("application/json", b'{"images": [{"data": "a*b="}]}', 422, "not valid base64"),
+        ("application/json", '{"images": [{"data": "ä"}]}'.encode(), 422, "not valid base64"),
+        ("application/json", b'{"images": [{"data": "aGk="}]}', 422, "not a readable image"),
+        ("application/json", b'{"images": [' + b'{"data": ""},' * 32 + b'{"data": ""}]}', 422, "too many images: 33"),
+        ("application/json", b"[" * 100_000, 422, "too many values"),
         ("text/html", b"<html>", 415, "text/html"),
         ("image/jpeg", b"not an image", 422, "not a readable image"),
         ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(500), 422, "not a readable image"),
@@ -134,6 +151,66 @@ def test_bodies_without_an_image(client, kind, content, status, reason):
     assert answer.status_code == status == answer.json()["status"]
     assert reason in answer.json()["reason"]
     assert "Traceback" not in answer.text
+
+
+def test_images_in_json(client, portrait):
+    content = portrait.read_bytes()
+    text = base64.encodebytes(content).decode()
+    expected = drop_file_names(client.post("/v1/faces?model=scratch", content=content).json())
+    images = [{"data": text}, {"file": "a/\ud800ä.jpg", "data": "data:image/jpeg;base64," + text.replace("\n", "")}]
+    body = json.dumps({"images": images})
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    answer = client.post("/v1/faces?model=scratch", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert [row["file"] for row in answer.json()] == ["-", "a/?ä.jpg"]
+    assert drop_file_names(answer.json()) == expected * 2
+    schema = client.get("/openapi.json").json()["paths"]["/v1/faces"]["post"]["requestBody"]["content"]
+    Draft202012Validator(schema["application/json"]["schema"]).validate({"images": images})
+
+
+def test_compressed_bodies(client, portrait):
+    content = portrait.read_bytes()
+    expected = client.post("/v1/faces", content=content).json()
+    for kind, body in (
+        ("image/jpeg", content),
+        ("application/json", json.dumps({"images": [{"data": base64.b64encode(content).decode()}]}).encode()),
+    ):
+        headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+        answer = client.post("/v1/faces", content=gzip.compress(body), headers=headers)
+        assert (answer.status_code, answer.json()) == (200, expected)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "status", "reason"),
+    [
+        ("br", b"x", 415, "unsupported content encoding: br"),
+        ("gzip, gzip", b"x", 415, "unsupported content encoding"),
+        ("gzip", b"not gzip", 422, "not valid gzip"),
+        ("gzip", gzip.compress(bytes(100))[:-4], 422, "truncated gzip"),
+        ("gzip", gzip.compress(b"a") + gzip.compress(b"b"), 422, "data after its gzip stream"),
+        # 25 KB that decompress to more than 25 MB.
+        ("gzip", gzip.compress(bytes(25_000_001)), 413, "larger than 25 MB"),
+    ],
+)
+def test_invalid_compressed_bodies(client, encoding, content, status, reason):
+    answer = client.post("/v1/faces", content=content, headers={"Content-Encoding": encoding})
+    assert answer.status_code == status
+    assert reason in answer.json()["reason"]
+
+
+def test_bodies_that_take_long_to_parse(client):
+    """Punycode is decoded in quadratic time, and millions of JSON values take gigabytes."""
+    part = b'--a\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"-" + b"a" * 1_000_000 + b"\r\n--a--\r\n"
+    values = b'{"images": [' + b"{}," * 8_000_000 + b"{}]}"
+    started = time.monotonic()
+    for kind, content, reason in (
+        ("multipart/form-data; charset=punycode; boundary=a", part, "contains no file"),
+        ("multipart/form-data; boundary=a; charset*=punycode; charset=punycode", part, "contains no file"),
+        ("application/json", values, "too many values"),
+    ):
+        answer = client.post("/v1/faces", content=content, headers={"Content-Type": kind})
+        assert (answer.status_code, reason in answer.json()["reason"]) == (422, True)
+    assert time.monotonic() - started < 5
 
 
 def test_decompression_bombs_and_many_pages(client):
