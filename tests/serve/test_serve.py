@@ -4,9 +4,13 @@ import base64
 import gzip
 import io
 import json
+import os
 import re
 import select
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +23,8 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from PIL import Image
 from running import run_service
+
+from agegen.cli.help import find_pages
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -641,6 +647,44 @@ def test_invalid_tokens_of_the_environment_are_one_line(agegen, monkeypatch, tok
     result = agegen("serve", "--port", 0)
     assert result.exit_code == 1
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def read_example(language):
+    text = find_pages()["serve"].read_text(encoding="utf-8")
+    (example,) = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return example
+
+
+@pytest.mark.parametrize(
+    ("language", "command", "answers"),
+    [
+        ("sh", ["bash", "-euc"], 3),
+        ("js", ["node", "--input-type=module", "-e"], 1),
+        ("python", [sys.executable, "-c"], 1),
+    ],
+)
+def test_examples_of_the_help_page(portrait, tmp_path, monkeypatch, language, command, answers):
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    monkeypatch.setenv("AGEGEN_TOKEN", "0123456789abcdef")
+    shutil.copy(portrait, tmp_path / "face.jpg")
+    with run_service("--model", "compact") as service:
+        example = read_example(language)
+        assert "localhost:8000" in example
+        code = example.replace("localhost:8000", f"localhost:{service.port}")
+        result = subprocess.run([*command, code], capture_output=True, text=True, timeout=60)
+        assert result.returncode == 0, result.stderr
+        # Without a token the example shows the reason.
+        refused = subprocess.run(
+            [*command, code], env=os.environ | {"AGEGEN_TOKEN": "x"}, capture_output=True, text=True, timeout=60
+        )
+        assert "missing or invalid token" in refused.stdout + refused.stderr
+    decoder, rows, text = json.JSONDecoder(), [], result.stdout.strip()
+    for _ in range(answers):
+        answer, end = decoder.raw_decode(text)
+        rows, text = rows + answer, text[end:].strip()
+    assert text == ""
+    assert [row["status"] for row in rows] == ["ok"] * (answers + (language == "sh"))
 
 
 def test_short_tokens_get_a_warning():
