@@ -10,7 +10,7 @@ import threading
 import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers, UploadFile
@@ -34,6 +34,9 @@ NamedImage = tuple[str, bytes]
 _RETRY_SECONDS = 2
 # Decoding an image of more pixels takes 0.5 GB or more; JPEGs are exempt because they are decoded at reduced size.
 _LARGE_PIXELS, _JPEG_START = 25_000_000, b"\xff\xd8"
+_MEMORY_REASON = "the memory limit for request bodies is reached. Try again."
+# If memory is short, bodies that have been arriving for longer are dropped. Usual photos arrive sooner.
+_SLOW_SECONDS = 2.0
 # The name of an image that was sent without one; `agegen predict -` uses the same for an image on stdin.
 _UNNAMED = STDIN
 _MULTIPART, _JSON = "multipart/form-data", "application/json"
@@ -64,6 +67,8 @@ class RequestQueue:
         self.requests = 0
         self.queued = 0
         self.held = 0
+        # When the requests whose bodies are being received began to send them, the earliest first.
+        self.receiving: dict[Slot, float] = {}
         self._extractions: set[Future[list[ExtractedFaces]]] = set()
         # Large images are decoded one at a time.
         self._large = threading.Lock()
@@ -103,6 +108,12 @@ class RequestQueue:
         estimates = iter(estimated)
         return [request.build_prediction(page, [next(estimates) for _ in page.crops]) for page in pages]
 
+    def find_slowest(self, asking: Slot) -> Slot | None:
+        """Return the request whose body has been arriving for the longest time, if that is long; not the asking one."""
+        latest = asyncio.get_running_loop().time() - _SLOW_SECONDS
+        slow = (slot for slot, start in self.receiving.items() if start < latest and slot is not asking)
+        return next(slow, None)
+
     def close(self, seconds: float) -> int:
         """Cancel the images that wait for a thread; return how many others are still in progress after this time."""
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -136,20 +147,50 @@ class Slot:
     """
 
     def __init__(self, queue: RequestQueue) -> None:
-        self._queue, self._bytes, self._queued = queue, 0, 0
+        self._queue, self._bytes, self._queued, self._dropped = queue, 0, 0, False
         # The request itself, and each image that a thread has not finished.
         self._pending = 1
         self._loop = asyncio.get_running_loop()
         queue.requests += 1
 
+    @asynccontextmanager
+    async def limit_time(self) -> AsyncIterator[None]:
+        """Limit the time in which the body is received, which happens inside this context.
+
+        Raises:
+            RequestError: 408, or 429 if others needed the memory meanwhile.
+        """
+        try:
+            async with asyncio.timeout(self._queue.limits.seconds) as self._timeout:
+                self._queue.receiving[self] = self._loop.time()
+                yield
+        except TimeoutError:
+            if self._dropped:
+                raise RequestError(429, _MEMORY_REASON, _RETRY_SECONDS) from None
+            reason = f"the body was not received within {self._queue.limits.seconds:g} seconds"
+            raise RequestError(408, reason) from None
+        finally:
+            self._queue.receiving.pop(self, None)
+
+    def drop(self) -> None:
+        """Stop receiving the body and free its memory."""
+        self._dropped = True
+        self._queue.receiving.pop(self, None)
+        self._queue.held -= self._bytes
+        self._bytes = 0
+        if not self._timeout.expired():
+            self._timeout.reschedule(self._loop.time())
+
     def reserve(self, size: int) -> None:
-        """Account for ``size`` further bytes of the body.
+        """Account for ``size`` further bytes of the body; if memory is short, those who send slowly lose theirs.
 
         Raises:
             RequestError: 429, the bodies of all requests exceed the memory limit.
         """
-        if self._queue.held + size > self._queue.limits.held:
-            raise RequestError(429, "the memory limit for request bodies is reached. Try again.", _RETRY_SECONDS)
+        while self._queue.held + size > self._queue.limits.held:
+            if (slowest := self._queue.find_slowest(self)) is None:
+                raise RequestError(429, _MEMORY_REASON, _RETRY_SECONDS)
+            slowest.drop()
         self._queue.held += size
         self._bytes += size
 
@@ -206,16 +247,13 @@ async def read_images(request: Request, slot: Slot, limits: Limits) -> list[Name
     if encoding == "gzip":
         chunks = _limit_size(_decompress(chunks, limits.body), limits.body)
     chunks = _reserve_memory(chunks, slot)
-    try:
-        async with asyncio.timeout(limits.seconds):
-            if kind == _MULTIPART:
-                images = await _read_form(request, chunks, limits)
-            elif kind == _JSON:
-                images = _parse_json(await _join(chunks), limits)
-            else:
-                images = [(_UNNAMED, content)] if (content := await _join(chunks)) else []
-    except TimeoutError:
-        raise RequestError(408, f"the body was not received within {limits.seconds:g} seconds") from None
+    async with slot.limit_time():
+        if kind == _MULTIPART:
+            images = await _read_form(request, chunks, limits)
+        elif kind == _JSON:
+            images = _parse_json(await _join(chunks), limits)
+        else:
+            images = [(_UNNAMED, content)] if (content := await _join(chunks)) else []
     if not images:
         raise RequestError(422, "the body is empty. Send an image.")
     return images

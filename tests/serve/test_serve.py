@@ -390,7 +390,7 @@ def test_fifty_at_once(client, service, portrait):
 
 
 def test_the_queue_is_limited(portrait):
-    large = encode(Image.fromarray(np.zeros((4000, 4000), dtype=np.uint8)))
+    large = encode(Image.fromarray(np.zeros((2500, 2500), dtype=np.uint8)))
     with (
         run_service("--model", "compact", "--queue", 1) as service,
         httpx.Client(base_url=service.address) as client,
@@ -473,6 +473,37 @@ def test_other_clients_are_answered_while_bad_ones_are_connected(portrait, open_
                 assert time.monotonic() < started + 20
                 time.sleep(0.1)
         assert client.post("/v1/faces", content=portrait.read_bytes()).status_code == 200
+
+
+@pytest.mark.slow
+def test_slow_bodies_lose_their_memory_to_other_requests(portrait):
+    """Clients that announce a body and stop just before its end cannot occupy the memory for bodies."""
+    content = portrait.read_bytes()
+    size = len(content)
+    with (
+        run_service(limits=f"held={3 * size}, seconds=9.0") as service,
+        httpx.Client(base_url=service.address, timeout=5) as client,
+        ExitStack() as stack,
+    ):
+        slow = [open_silent(service.port, stack) for _ in range(3)]
+        for one in slow:
+            one.sendall(make_post(content[:-1], size))
+        wait_for(client, "agegen_held_bytes", 3 * (size - 1))
+        # At first nothing says that they are slow.
+        assert client.post("/v1/faces", content=content).status_code == 429
+        time.sleep(2.5)
+        assert client.post("/v1/faces", content=content).status_code == 200
+        slow[0].settimeout(5)
+        answer = slow[0].recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 429")
+        assert b"memory limit" in answer
+        # The others have kept theirs.
+        for one in slow[1:]:
+            one.sendall(content[-1:])
+            one.settimeout(5)
+            assert one.recv(10_000).startswith(b"HTTP/1.1 200")
+        wait_for(client, "agegen_held_bytes", 0)
+        wait_for(client, "agegen_requests_under_way", 0)
 
 
 @pytest.mark.slow
