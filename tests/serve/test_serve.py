@@ -356,7 +356,7 @@ def test_the_log_has_one_line_per_request(portrait):
         with httpx.Client(base_url=service.address) as client:
             kind = {"Content-Type": "multipart/form-data; boundary=CCC"}
             assert client.post("/v1/faces", content=b"--XXX-secret\r\n", headers=kind).status_code == 422
-            assert client.delete("/v1/models").headers["allow"] == "GET, HEAD"
+            assert set(client.delete("/v1/models").headers["allow"].split(", ")) == {"GET", "HEAD"}
         for content in (b"secret\r\n\r\n", make_post(b"", 9) + b"x" * 9 + b"secret \0\r\n\r\n"):
             with socket.create_connection(("127.0.0.1", service.port)) as one:
                 one.settimeout(10)
