@@ -231,7 +231,10 @@ def test_a_slow_client_that_reads_gets_the_whole_response(connect):
 
 def test_connections_per_client_are_limited():
     """Beyond the limit a client loses the connection that has waited for it the longest; others are not affected."""
-    limiter = make_limiter(Limits(connections=50, client_connections=3, head_seconds=9, seconds=9))
+    metrics = ServiceMetrics()
+    limiter = ConnectionLimiter(
+        answer, metrics, Limits(connections=50, client_connections=3, head_seconds=9, seconds=9)
+    )
     with run_server(limiter) as (port, _), ExitStack() as stack:
 
         def connect(content=b"", address="127.0.0.1"):
@@ -253,6 +256,7 @@ def test_connections_per_client_are_limited():
         # All three have a request in progress.
         refused = connect()
         assert refused.recv(1000).startswith(b"HTTP/1.1 503")
+        assert b'status="503"} 1.0' in metrics.format()
         assert read_responses(busy) == OK
         other.sendall(make_head())
         assert read_responses(other) == OK
@@ -269,3 +273,23 @@ def test_connections_per_client_are_limited():
 )
 def test_clients_are_told_apart_by_address(address, client):
     assert identify_client(address) == client
+
+
+@pytest.mark.parametrize("chunk", [1000, 100_000])
+def test_bodies_in_chunks_are_parsed(connect, chunk):
+    content = f"{chunk:x}\r\n".encode() + bytes(chunk) + b"\r\n"
+    one = connect(make_head("/slow", "Transfer-Encoding: chunked\r\n") + content * (3_000_000 // chunk) + b"0\r\n\r\n")
+    assert read_responses(one) == OK
+
+
+def test_requests_that_take_long_to_parse_are_refused(connect):
+    """A few clients that send a body in chunks of one byte would otherwise occupy the event loop."""
+    crowd = [connect(make_head("/slow", "Transfer-Encoding: chunked\r\n")) for _ in range(4)]
+    started = time.monotonic()
+    for one in crowd:
+        with suppress(ConnectionError):
+            one.sendall(b"1\r\nx\r\n" * 50_000)
+    other = connect(make_head())
+    assert read_responses(other) == OK
+    assert time.monotonic() < started + 2
+    assert all(measure_closing(one) < 2 for one in crowd)
