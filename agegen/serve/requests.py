@@ -34,9 +34,6 @@ NamedImage = tuple[str, bytes]
 _RETRY_SECONDS = 2
 # Decoding an image of more pixels takes 0.5 GB or more; JPEGs are exempt because they are decoded at reduced size.
 _LARGE_PIXELS, _JPEG_START = 25_000_000, b"\xff\xd8"
-_MEMORY_REASON = "the memory limit for request bodies is reached. Try again."
-# If memory is short, bodies that have been arriving for longer are dropped. Usual photos arrive sooner.
-_SLOW_SECONDS = 2.0
 # The name of an image that was sent without one; `agegen predict -` uses the same for an image on stdin.
 _UNNAMED = STDIN
 _MULTIPART, _JSON = "multipart/form-data", "application/json"
@@ -49,6 +46,9 @@ _JSON_MARKS, _MAX_JSON_MARKS = (b"[", b"{", b",", b":"), 10_000
 _MAX_NAME = 4096
 # Content types of a body that is a single image; the last one is what `curl --data-binary` sends by default.
 _IMAGE_TYPES = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
+_MEMORY_REASON = "the memory limit for request bodies is reached. Try again."
+# If memory is short, bodies that have been arriving for longer are dropped. Usual photos arrive sooner.
+_SLOW_SECONDS = 2.0
 # zlib's code for a gzip header and the largest window.
 _GZIP_BITS = 31
 # How much of a rejected body is read and discarded: a client that is still sending would not read the response.
@@ -67,12 +67,12 @@ class RequestQueue:
         self.requests = 0
         self.queued = 0
         self.held = 0
-        # When the requests whose bodies are being received began to send them, the earliest first.
-        self.receiving: dict[Slot, float] = {}
-        self._extractions: set[Future[list[ExtractedFaces]]] = set()
         # Large images are decoded one at a time.
         self._large = threading.Lock()
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="extract")
+        # When the requests whose bodies are being received began to send them, the earliest first.
+        self.receiving: dict[Slot, float] = {}
+        self._extractions: set[Future[list[ExtractedFaces]]] = set()
 
     def check_room(self) -> None:
         """Check whether the queue has room for a request.
