@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 
 # Starts a service with limits that have no command-line option, so that tests can reach them.
@@ -35,8 +36,12 @@ class Service:
     def stop(self, number=signal.SIGTERM):
         """Send a signal to the service; return its exit code and its log."""
         self.process.send_signal(number)
-        _, log = self.process.communicate(timeout=60)
-        return self.process.returncode, log
+        watchdog = threading.Timer(60, self.process.kill)
+        watchdog.start()
+        # communicate() would lose what the first readline() has read ahead.
+        log = self.process.stderr.read()
+        watchdog.cancel()
+        return self.process.wait(), log
 
 
 @contextmanager
