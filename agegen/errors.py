@@ -25,8 +25,14 @@ class TrainingInterrupted(AgegenError):
     exit_code = 130
 
 
+def format_count(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, in the plural unless it is 1: 1 face, 2,000 faces."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 # Characters that make a terminal change colors, move the cursor, start a new line or reverse the order of letters.
-_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_DIRECTIONS = {0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *_DIRECTIONS}
 _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROLS}
 
 

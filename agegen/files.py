@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +18,15 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from agegen.errors import AgegenError, shorten
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 # A temporary file this old was left behind by a process that was killed: no write takes a day.
 _STALE_SECONDS = 24 * 3600.0
+# A younger one was left behind if nobody holds its lock; its writer acquires the lock right after creating it.
+_LOCKED_SECONDS = 1.0
 # Read once, at import: the only way to read the umask is to set it, for all threads of the process.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -35,13 +42,14 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         AgegenError: the folder cannot be created or written to, or the disk is full.
     """
     temporary: Path | None = None
-    try:
+    with ExitStack() as stack:
         with _convert_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _delete_stale_files(path)
             handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-            os.close(handle)
             temporary = Path(name)
+            stack.callback(temporary.unlink, missing_ok=True)
+            _keep_locked(handle, stack)
         try:
             yield temporary
         except OSError as error:
@@ -52,9 +60,29 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         with _convert_os_errors(path):
             temporary.chmod(0o666 & ~_UMASK)
             temporary.replace(path)
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+
+
+def _keep_locked(handle: int, stack: ExitStack) -> None:
+    """Lock a temporary file until ``stack`` closes, or this process dies; without such locks, close it at once."""
+    if fcntl is None:
+        os.close(handle)
+        return
+    stack.callback(os.close, handle)
+    # Some network file systems have no locks; there, only old files are deleted.
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    """Return whether the process that wrote a temporary file is dead."""
+    age = time.time() - temporary.stat().st_mtime
+    if age > _STALE_SECONDS:
+        return True
+    if fcntl is None or age < _LOCKED_SECONDS:
+        return False
+    with temporary.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
 
 
 @contextmanager
@@ -73,7 +101,7 @@ def _delete_stale_files(path: Path) -> None:
     """Delete temporary files for the same target that a killed process left behind."""
     for stale in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
         with suppress(OSError):
-            if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+            if _is_abandoned(stale):
                 stale.unlink()
 
 

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from agegen.distributed import read_local_rank, read_rank
 from agegen.errors import AgegenError, escape_controls
 from agegen.options import OFFLINE_HELP
+from agegen.render.progress import EscapingConsole
 
 # The exit code that shells expect after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
@@ -40,14 +41,6 @@ _ORDER = (
 )
 
 
-class _SafeConsole(Console):
-    """Prints control characters in text as escapes: they can come from file names, cells and metadata."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        texts = (escape_controls(item, keep="\n\t") if isinstance(item, str) else item for item in objects)
-        super().print(*texts, **options)
-
-
 class _Group(TyperGroup):
     """Shows an AgegenError as one line and exits with its code; Ctrl-C exits with 130."""
 
@@ -64,7 +57,7 @@ class _Group(TyperGroup):
         except AgegenError as error:
             # Of the processes of a distributed training, the first on each machine reports the error.
             if read_local_rank()[0] == 0:
-                make_notice_console(always=True).print(f"error: {error}", style="red", soft_wrap=True)
+                _print_error(str(error), always=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             make_notice_console().print("interrupted", style="yellow")
@@ -73,10 +66,10 @@ class _Group(TyperGroup):
             discard_stdout()
             raise typer.Exit(1) from None
         except ModuleNotFoundError as error:
-            make_notice_console().print(f"error: {explain_missing(error)}", style="red", soft_wrap=True)
+            _print_error(explain_missing(error))
             raise typer.Exit(1) from None
         except OSError as error:
-            make_notice_console().print(f"error: {explain_os_error(error)}", style="red", soft_wrap=True)
+            _print_error(explain_os_error(error))
             if error.filename is None:
                 discard_stdout()
             raise typer.Exit(1) from None
@@ -140,13 +133,23 @@ def make_notice_console(always: bool = False) -> Console:
     In distributed training only the main process prints; ``always`` prints in every process.
     """
     _replace_unprintable(sys.stderr)
-    return _SafeConsole(stderr=True, quiet=read_rank() > 0 and not always, **_LITERALLY)
+    return EscapingConsole(stderr=True, quiet=read_rank() > 0 and not always, **_LITERALLY)
+
+
+def _print_error(text: str, always: bool = False) -> None:
+    """Print an error on stderr in one line; for ``always`` see :func:`make_notice_console`."""
+    make_notice_console(always).print(f"error: {escape_controls(text)}", style="red", soft_wrap=True)
 
 
 def _replace_unprintable(stream: Any) -> None:
     """Let a stream write ? for characters that its encoding lacks (a Korean file name on a cp1252 terminal)."""
     if hasattr(stream, "reconfigure") and stream.errors == "strict":
         stream.reconfigure(errors="replace")
+
+
+def confirm_report(path: Path) -> None:
+    """Say on stderr where the page of ``--report`` was written."""
+    make_notice_console().print(f"report: {path}", soft_wrap=True)
 
 
 def show_work(notices: Console, what: str = "loading libraries") -> AbstractContextManager[Any]:
@@ -157,9 +160,9 @@ def show_work(notices: Console, what: str = "loading libraries") -> AbstractCont
 def make_output_console() -> Console:
     """Return the console for results: stdout; tables in a pipe keep a readable width."""
     _replace_unprintable(sys.stdout)
-    console = _SafeConsole(quiet=read_rank() > 0, **_LITERALLY)
+    console = EscapingConsole(quiet=read_rank() > 0, **_LITERALLY)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = _SafeConsole(width=120, quiet=read_rank() > 0, **_LITERALLY)
+        console = EscapingConsole(width=120, quiet=read_rank() > 0, **_LITERALLY)
     return console
 
 

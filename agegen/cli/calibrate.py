@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agegen.cli.app import TRAIN, add_command, make_notice_console, make_output_console, show_work
+from agegen.errors import format_count
 from agegen.evaluate.config import CalibrateConfig
 from agegen.options import with_options
 
@@ -28,11 +29,13 @@ def calibrate(config: CalibrateConfig) -> None:
         result = calibrate_model(config, progress)
     show_notices(notices, result.notices)
     output = make_output_console()
-    before = "" if result.before != result.before else f"; before, they covered {result.before:.1%} of these faces"
+    before = (
+        "" if result.before != result.before else f"; before, they covered {100 * result.before:.1f} % of these faces"
+    )
     low, high = result.sure
     output.print(
-        f"90 % intervals fitted to {result.faces:,} faces ({result.calibration.basis}){before}. They will cover "
-        f"{low:.0%} to {high:.0%} of further faces like these (95 % confidence).",
+        f"90 % intervals fitted to {format_count(result.faces, 'face')} ({result.calibration.basis}){before}. "
+        f"They will cover {100 * low:.0f} % to {100 * high:.0f} % of further faces like these (95 % confidence).",
         soft_wrap=True,
     )
     output.print(f"gender threshold: {result.calibration.min_confidence:.2f}", soft_wrap=True)

@@ -9,6 +9,7 @@ import typer
 
 from agegen.cli.app import (
     add_command,
+    confirm_report,
     data_app,
     make_notice_console,
     make_output_console,
@@ -16,6 +17,7 @@ from agegen.cli.app import (
     write_output,
 )
 from agegen.datatools.config import CheckConfig
+from agegen.errors import format_count
 from agegen.options import OUTPUT, JsonOption, ReportOption, with_options
 
 
@@ -51,9 +53,10 @@ def check(
         found = check_data(config, progress)
     if page := report or html:
         write_check_page(page, found)
+        confirm_report(page)
     if fix:
         kept, omitted = write_clean_manifest(fix, found)
-        notices.print(f"{fix}: {kept:,} rows kept, {omitted:,} omitted", soft_wrap=True)
+        notices.print(f"{fix}: {format_count(kept, 'row')} kept, {omitted:,} omitted", soft_wrap=True)
     if json_out:
         write_output(json_out, format_json(found.to_json()))
     if json_out != "-":

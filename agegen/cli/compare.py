@@ -5,6 +5,7 @@ from __future__ import annotations
 from agegen.cli.app import (
     TRAIN,
     add_command,
+    confirm_report,
     make_notice_console,
     make_output_console,
     show_work,
@@ -37,6 +38,7 @@ def compare(
     show_notices(notices, result.notices)
     if report:
         write_html_report(report, result)
+        confirm_report(report)
     if json_out:
         write_output(json_out, format_json(result.to_json()))
     if json_out != "-":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agegen.cli.app import add_command, data_app, make_notice_console, make_output_console, show_work
 from agegen.datatools.config import ConvertConfig
+from agegen.errors import format_count
 from agegen.options import with_options
 
 
@@ -19,4 +20,4 @@ def convert(config: ConvertConfig) -> None:
     with ProgressDisplay(notices) as progress:
         result = convert_data(config, progress)
     show_exclusions(notices, result.excluded)
-    make_output_console().print(f"{result.rows:,} rows; {config.out}", soft_wrap=True)
+    make_output_console().print(f"{format_count(result.rows, 'row')}; {config.out}", soft_wrap=True)

@@ -10,12 +10,13 @@ import typer
 from agegen.cli.app import (
     TRAIN,
     add_command,
+    confirm_report,
     make_notice_console,
     make_output_console,
     show_work,
     write_output,
 )
-from agegen.errors import AgegenError
+from agegen.errors import AgegenError, format_count
 from agegen.evaluate.config import EvalConfig
 from agegen.options import OUTPUT, JsonOption, with_options
 
@@ -64,7 +65,8 @@ def evaluate(
         from agegen.evaluate.report import write_eval_report
 
         write_eval_report(report, result)
-    title = f"{result.path} on the {result.split} split of {result.source}: {result.evaluation.n:,} faces"
+        confirm_report(report)
+    title = f"{result.path} on the {result.split} split of {result.source}: {format_count(result.evaluation.n, 'face')}"
     _show(result.evaluation, title, json_out)
 
 
@@ -78,7 +80,7 @@ def _show_folds(path: Path, data: tuple[str, ...], json_out: str | None, predict
     result = evaluate_study(path)
     if predictions:
         write_predictions(predictions, result.predictions)
-    _show(result.evaluation, f"{path}, out of fold: {result.evaluation.n:,} faces", json_out)
+    _show(result.evaluation, f"{path}, out of fold: {format_count(result.evaluation.n, 'face')}", json_out)
 
 
 def _show(evaluation: Evaluation, title: str, json_out: str | None) -> None:

@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 
 from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
-from agegen.errors import escape_controls
+from agegen.errors import escape_controls, format_count
 from agegen.options import FACES, OfflineOption, with_options
 from agegen.predict.config import PredictConfig, check_options
 from agegen.render.progress import ProgressDisplay, show_notices
-from agegen.render.tables import PlainTable, format_duration, render_table
+from agegen.render.tables import PlainTable, format_duration, render_table, shorten_path
 
 if TYPE_CHECKING:
     from agegen.predict.predict import PredictStart
@@ -82,6 +82,7 @@ class PredictDisplay:
         if start.skipped:
             total = "" if start.photos is None else f" of {start.skipped + start.photos:,}"
             notices.append(f"continuing after {start.skipped:,}{total} inputs")
+        notices += start.notices
         if not start.calibrated:
             notices.append("this checkpoint is not calibrated: its intervals and probabilities are unreliable")
         show_notices(self._notices, tuple(notices))
@@ -97,7 +98,7 @@ class PredictDisplay:
         gender = f"gender threshold {low}" if low == high else f"gender thresholds {low}–{high}, by estimated age"
         caption = f"model: {model}; {found}; {gender}"
         if more:
-            caption += f"; {more:,} more rows (write them with --csv FILE)"
+            caption += f"; {format_count(more, 'more row')} (write them with --csv FILE)"
         broken = frozenset(index for index, row in enumerate(self._rows) if row.reason is not None)
         columns = ["file", "face", "age", "90 % interval", "gender", "probability"]
         if any(row.status != "ok" for row in self._rows):
@@ -112,7 +113,7 @@ class PredictDisplay:
         done = self._counts.total()
         if done > 1 or always:
             seconds = time.monotonic() - self._started
-            faces, photos = _count(self._faces, "face"), _count(done, "photo")
+            faces, photos = format_count(self._faces, "face"), format_count(done, "photo")
             self._notices.print(
                 f"{faces} in {photos}, {self._counts['no_face']:,} without a face, "
                 f"{self.unreadable:,} unreadable; {format_duration(seconds)}, {done / seconds:,.1f} photos/s",
@@ -179,12 +180,8 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
         raise
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _list_cells(row: FacePrediction, most: int) -> list[str]:
-    file = _shorten_path(row.file, most)
+    file = shorten_path(escape_controls(row.file), most)
     if row.p_female is None:
         return [file, "", "", "", "", ""]
     probability = max(row.p_female, 1 - row.p_female)
@@ -197,9 +194,3 @@ def _describe_problem(row: FacePrediction) -> str:
     if row.status == "ok":
         return ""
     return row.status if row.reason is None else f"{row.status}: {row.reason}"
-
-
-def _shorten_path(path: str, most: int) -> str:
-    """Return a path of at most ``most`` characters, the middle cut out: the end tells the files of a folder apart."""
-    head, path = most // 3, escape_controls(path)
-    return path if len(path) <= most else f"{path[:head]}…{path[head + 1 - most :]}"

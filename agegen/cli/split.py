@@ -22,6 +22,8 @@ def split(config: SplitConfig) -> None:
     show_exclusions(notices, list(result.excluded))
     counts = ", ".join(f"{count:,} {name}" for name, count in result.counts.items())
     output = make_output_console()
-    output.print(f"{counts}; {result.doubles:,} faces share a group, {result.leaks:,} groups span several splits")
+    output.print(
+        f"{counts}; faces that share a group: {result.doubles:,}, groups that span several splits: {result.leaks:,}"
+    )
     output.print(f"fingerprint {result.fingerprint}", soft_wrap=True)
     output.print(str(config.out), soft_wrap=True)

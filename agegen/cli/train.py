@@ -150,8 +150,8 @@ def _format_validation(epoch: EpochResult) -> str:
     """Return the validation metrics for which there are labels."""
     shown = (
         (epoch.val_mae, f"val MAE {epoch.val_mae:.2f} years  "),
-        (epoch.val_in_bracket, f"val in bracket {epoch.val_in_bracket:.1%}  "),
-        (epoch.val_accuracy, f"val accuracy {epoch.val_accuracy:.1%}  "),
+        (epoch.val_in_bracket, f"val in bracket {100 * epoch.val_in_bracket:.1f} %  "),
+        (epoch.val_accuracy, f"val accuracy {100 * epoch.val_accuracy:.1f} %  "),
     )
     return "".join(text for value, text in shown if value == value)
 

@@ -22,7 +22,7 @@ from agegen.compare.models import ComparedModel, ComparedRun, choose_models, nam
 from agegen.data.labels import AGE_BOUNDS, drop_ages, read_labels
 from agegen.data.records import SOURCE_COLUMN
 from agegen.data.scan import ProgressHook, ignore_progress
-from agegen.errors import AgegenError
+from agegen.errors import AgegenError, format_count
 from agegen.evaluate.config import CompareConfig, EvalConfig
 from agegen.evaluate.estimates import read_predictions
 from agegen.evaluate.evaluate import evaluate_run
@@ -380,5 +380,5 @@ def _phrase_difference(task: str, row: MetricRow, names: tuple[str, ...], prefix
 
 def _phrase_cost(name: str, cost: Cost) -> str:
     once = f" after {cost.feature_minutes:.0f} for its features" if cost.feature_minutes else ""
-    spent = "" if cost.minutes is None else f" in {cost.minutes:.0f} minutes"
+    spent = "" if cost.minutes is None else f" in {format_count(round(cost.minutes), 'minute')}"
     return f"{name} trained {cost.trainable / 1e6:.2f}M parameters{spent}{once}"

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from agegen.compare.compare import Comparison
 from agegen.data.loading import load_sources
-from agegen.errors import AgegenError
+from agegen.errors import AgegenError, format_count
 from agegen.evaluate.report import format_interval
 from agegen.files import write_text
 from agegen.render.figures import draw_calibration, draw_curves, draw_errors, draw_scatter
@@ -33,7 +33,7 @@ _SHARES = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece"
 def render_comparison(comparison: Comparison) -> Group:
     """Return all tables and the verdict for the terminal."""
     tables = [render_table(table) for table in make_tables(comparison)]
-    heading = Text(f"{comparison.n:,} faces ({comparison.source})", style="bold")
+    heading = Text(f"{format_count(comparison.n, 'face')} ({comparison.source})", style="bold")
     return Group(heading, *tables, Text(comparison.verdict))
 
 

@@ -15,7 +15,7 @@ from agegen.data.manifests import load_manifest
 from agegen.data.records import SOURCE_COLUMN, FaceRecords, JoinedStore
 from agegen.data.remote import fetch_parquet, is_remote
 from agegen.data.tables import TABLE_SUFFIXES
-from agegen.errors import DataError
+from agegen.errors import DataError, format_count
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ def _join_records(loaded: list[FaceRecords], names: list[str]) -> FaceRecords:
     starts = [0]
     for records in loaded[:-1]:
         starts.append(starts[-1] + int(records.frame["row"].max()) + 1)
-    layouts = [f"{name}: {records.layout or 'a table'}, {len(records):,} faces" for records, name in named]
+    layouts = [
+        f"{name}: {records.layout or 'a table'}, {format_count(len(records), 'face')}" for records, name in named
+    ]
     given = [name for records, name in named if "split" in records.frame.columns]
     ignored = [f"the split of {', '.join(given)} is not used: the other datasets have none"]
     return FaceRecords(

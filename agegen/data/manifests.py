@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Callable
 from itertools import islice, takewhile
@@ -10,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agegen.data.labels import AGE_BOUNDS, IDENTITY_COLUMNS, MAX_AGE, MOST_COLUMNS, SPLITS, fill_missing
-from agegen.data.records import SOURCE_COLUMN, Exclusion, FaceRecords, FilePaths, FileStore
+from agegen.data.records import BOX_COLUMNS, SOURCE_COLUMN, Exclusion, FaceRecords, FilePaths, FileStore
 from agegen.data.remote import is_remote
-from agegen.data.tables import RawTable, read_table
+from agegen.data.tables import RawTable, find_boxes, read_table
 from agegen.data.values import (
     UNITS,
     Age,
@@ -25,7 +26,7 @@ from agegen.data.values import (
     parse_gender,
     parse_split,
 )
-from agegen.errors import DataError, shorten
+from agegen.errors import DataError, format_count, shorten
 from agegen.options import DEFAULT_READ_OPTIONS, ReadOptions
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ _FRACTIONS = 1.2
 _MAX_PATH_LENGTH = 4096
 # Cells to quote in an error: enough to see what the column contains.
 _QUOTED = 5
+# Bounding boxes in one photo with a greater intersection over union belong to the same face.
+_SAME_BOX = 0.5
 _Label = TypeVar("_Label")
 
 
@@ -126,6 +129,8 @@ def build_records(
     if "path" not in frame.columns or not {"age", "gender", "age_low"} & set(frame.columns):
         missing = "path" if "path" not in frame.columns else "age and no column gender"
         raise DataError(f"{source} has no column {missing}; it has {shorten(', '.join(map(str, table.frame.columns)))}")
+    frame, found_boxes = _add_boxes(frame, table.decimal_comma)
+    notices += found_boxes
     frame["row"] = range(len(frame))
     images = table.images
     in_files = images is None
@@ -142,7 +147,9 @@ def build_records(
     reasons = _find_reasons(frame, ages, female, (age_reasons, gender_reasons), in_files)
     kept, excluded = _keep_usable(frame, ages, female, reasons)
     notices += _list_notices(ages, coded and options.gender_codes is None and layout == "")
-    return FaceRecords(kept, images, source, tuple(excluded), terms=terms, layout=layout, notices=tuple(notices))
+    return FaceRecords(
+        _name_faces(kept), images, source, tuple(excluded), terms=terms, layout=layout, notices=tuple(notices)
+    )
 
 
 def join_tables(tables: dict[Path, RawTable], folder: Path) -> RawTable:
@@ -375,6 +382,30 @@ def find_image_folder(base: Path, names: list[str], split: str | None = None) ->
     return found[0].relative_to(base).as_posix() if len(found) == 1 else ""
 
 
+def _add_boxes(frame: pd.DataFrame, decimal_comma: bool) -> tuple[pd.DataFrame, list[str]]:
+    """Return a table with bounding boxes in agegen's columns, and a notice about the columns they were read from."""
+    found = find_boxes(frame, decimal_comma)
+    if found is None:
+        return frame, []
+    names, boxes = found
+    frame = frame.drop(columns=names)
+    # Other columns with these names, such as those of a person's box, stay as they are but for an underscore.
+    frame = frame.rename(columns={name: f"{name}_" for name in BOX_COLUMNS})
+    return frame.join(boxes), [f"faces are cut out of the images by the bounding boxes in {', '.join(names)}"]
+
+
+def _name_faces(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which each of several faces of a photo has a path of its own, with its bounding box."""
+    import pandas as pd
+
+    shared = frame["path"].duplicated(keep=False)
+    if not shared.any() or BOX_COLUMNS[0] not in frame.columns:
+        return frame
+    rows = frame.loc[shared, ["path", *BOX_COLUMNS]].itertuples(index=False, name=None)
+    names = [f"{path}#{','.join(f'{side:g}' for side in box)}" for path, *box in rows]
+    return frame.assign(path=frame["path"].mask(shared, pd.Series(names, frame.index[shared])))
+
+
 def _normalize_path(name: Any) -> str:
     """Return a path without outer spaces, and with slashes if it is a Windows path."""
     text = str(name).strip()
@@ -477,11 +508,56 @@ def _find_reasons(
     if "split" in frame.columns:
         reasons[frame["split"].map(parse_split).isna()] = "split is not train, val or test"
     names = frame["path"].map(str)
-    reasons[names.duplicated()] = "the path occurs twice"
+    if BOX_COLUMNS[0] in frame.columns:
+        reasons[frame[BOX_COLUMNS[0]].isna()] = "no valid bounding box, unlike other rows"
+    for row, reason in _find_repeats(frame, names, list(zip(ages, female, strict=True))).items():
+        reasons.iloc[row] = reason
     if in_files:
         found = names.map(_check_path)
         reasons = found.where(found != "", reasons)
     return reasons
+
+
+def _find_repeats(
+    frame: pd.DataFrame, names: pd.Series, labels: list[tuple[Age | None, bool | None]]
+) -> dict[int, str]:
+    """Return the rows that repeat a face, by their number, with the reason; of equal labels the first row stays."""
+    import numpy as np
+
+    keys = names.map(posixpath.normpath)
+    shared = np.flatnonzero(keys.duplicated(keep=False))
+    boxes = frame[list(BOX_COLUMNS)].to_numpy(dtype=float) if BOX_COLUMNS[0] in frame.columns else None
+    repeats: dict[int, str] = {}
+    kept: dict[str, list[int]] = {}
+    for row in shared.tolist():
+        first = kept.setdefault(keys.iloc[row], [])
+        if boxes is not None and np.isnan(boxes[row]).any():
+            continue
+        same = [one for one in first if boxes is None or _overlap(boxes[one], boxes[row])]
+        if not same:
+            first.append(row)
+            continue
+        if any(_contradict(labels[one], labels[row]) for one in same):
+            reason = "rows with different labels for one photo; without bounding boxes, whose they are is unknown"
+            reason = reason if boxes is None else "rows with different labels for one face"
+            repeats |= dict.fromkeys((*same, row), reason)
+        else:
+            repeats[row] = repeats.get(same[0], "the path occurs twice" if boxes is None else "the face occurs twice")
+    return repeats
+
+
+def _overlap(first: Any, second: Any) -> bool:
+    """Return whether two bounding boxes (left, top, right, bottom) are so similar that they belong to one face."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return bool(shared > _SAME_BOX * (areas - shared))
+
+
+def _contradict(first: tuple[Age | None, bool | None], second: tuple[Age | None, bool | None]) -> bool:
+    """Return whether two labels cannot belong to one face: both ages, or both genders, are known and differ."""
+    return any(None not in pair and pair[0] != pair[1] for pair in zip(first, second, strict=True))
 
 
 def _keep_usable(
@@ -516,7 +592,8 @@ def _keep_usable(
 def _list_notices(ages: list[Age | None], assumed_codes: bool) -> list[str]:
     notices = []
     if dated := sum(age is not None and age.dated for age in ages):
-        notices.append(f"{dated:,} ages look like brackets that a spreadsheet converted to dates (03-Sep is 3–9)")
+        ages_read = format_count(dated, "age")
+        notices.append(f"{ages_read} read as brackets that a spreadsheet converted to dates (03-Sep is 3–9)")
     if (known := [age.high for age in ages if age is not None]) and max(known) <= _FRACTIONS:
         notices.append(
             f"no age is above {max(known):.3g} years: if ages were divided by 100, or are codes, correct them; agegen "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +19,19 @@ if TYPE_CHECKING:
 
 # The column with the dataset of each face, if several datasets are combined.
 SOURCE_COLUMN = "source"
-_LABEL_COLUMNS = ("path", "age", "female", "split", "row", *AGE_BOUNDS)
+# The columns with the bounding box of each face, if there are any: in pixels, or as fractions of width and height.
+BOX_COLUMNS = ("left", "top", "right", "bottom")
+_LABEL_COLUMNS = ("path", "age", "female", "split", "row", *AGE_BOUNDS, *BOX_COLUMNS)
+
+# (left, top, right, bottom)
+Box = tuple[float, float, float, float]
+
+
+class FaceCropper(Protocol):
+    """Cuts a face out of a photo; ``str()`` of it is different for croppers that give different crops."""
+
+    def __call__(self, photo: RGB, box: Box | None = None) -> RGB:
+        """Return the crop of the face in ``box``, or of the only face that the photo is about."""
 
 
 class ImageStore(Protocol):
@@ -118,7 +130,8 @@ class FaceRecords:
 
     ``frame`` has one row per face, with the columns ``path`` (relative to ``source``), ``age`` (years, float, NaN if
     not exact), ``female`` (bool; or 0, 1 and NaN if some are unknown), ``row`` (in ``images``), ``age_from`` and
-    ``age_to`` if some ages are brackets or unknown, ``split`` if the dataset defines one, and group columns.
+    ``age_to`` if some ages are brackets or unknown, ``split`` if the dataset defines one, ``left``, ``top``, ``right``
+    and ``bottom`` if the faces have bounding boxes, and group columns.
 
     Attributes:
         frame: see above.
@@ -132,7 +145,7 @@ class FaceRecords:
         trims: the crop box of each image by source (``source`` itself if there is only one); sources without one are
             used uncropped.
         weights: how often a face of a source is drawn in training, by source; 1 if not given.
-        cropper: crops the face from each image, if the images are photos; None for crops.
+        cropper: crops the face from each image, if images are photos; None for crops.
     """
 
     frame: pd.DataFrame
@@ -145,7 +158,7 @@ class FaceRecords:
     notices: tuple[str, ...] = ()
     trims: dict[str, CropBox] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
-    cropper: Callable[[RGB], RGB] | None = None
+    cropper: FaceCropper | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -198,17 +211,30 @@ class FaceRecords:
         """Return the cropped image of the record at ``index``; ``content`` is its encoded image, if already read."""
         image = decode_image(self.read(index) if content is None else content)
         if self.cropper is not None:
-            return self.cropper(image)
+            image = self.cropper(image, self.find_box(index))
         if not self.trims:
             return image
         box = self.trims.get(self._get_source(index))
         return image if box is None else box.cut(image)
+
+    @property
+    def boxed(self) -> NDArray[np.bool_]:
+        """Which faces (N,) have a bounding box."""
+        if BOX_COLUMNS[0] not in self.frame.columns:
+            return np.zeros(len(self), dtype=bool)
+        return np.asarray(self.frame[BOX_COLUMNS[0]].notna(), dtype=bool)
+
+    def find_box(self, index: int) -> Box | None:
+        """Return the bounding box of the face at ``index``, as the dataset gives it; None if it has none."""
+        if BOX_COLUMNS[0] not in self.frame.columns:
+            return None
+        left, top, right, bottom = (float(self.frame[name].iloc[index]) for name in BOX_COLUMNS)
+        return None if left != left else (left, top, right, bottom)
 
     def _get_source(self, index: int) -> str:
         return str(self.frame[SOURCE_COLUMN].iloc[index]) if SOURCE_COLUMN in self.frame.columns else self.source
 
     def describe_crop(self) -> str:
         """Return a text that is different for different crops, for cache keys; "" if the images are not cropped."""
-        if self.cropper is not None:
-            return str(self.cropper)
-        return "; ".join(f"{name}: {box}" for name, box in sorted(self.trims.items()))
+        cropper = [] if self.cropper is None else [str(self.cropper)]
+        return "; ".join([*cropper, *(f"{name}: {box}" for name, box in sorted(self.trims.items()))])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.images import RGB, resize_image
-from agegen.data.records import Exclusion, FaceRecords, locate_image
+from agegen.data.records import Box, Exclusion, FaceRecords, locate_image
 from agegen.errors import DataError
 from agegen.machine import count_cores
 
@@ -81,9 +81,9 @@ def scan_images(records: FaceRecords, size: int | None = None, on_progress: Prog
         except DataError as error:
             reasons[index] = str(error)
             return
-        digests[index] = hashlib.sha256(content).hexdigest()
+        digests[index] = _digest_face(content, records.find_box(index))
         hashes[index] = hash_image(image)
-        sides[index] = min(image.shape[:2])
+        sides[index] = _measure_side(image, records.find_box(index))
         if pixels is not None and size is not None:
             pixels[index] = resize_image(image, size)
 
@@ -95,6 +95,18 @@ def scan_images(records: FaceRecords, size: int | None = None, on_progress: Prog
             list(pool.map(scan_one, range(start, done)))
             on_progress("reading images", done, total)
     return _exclude_unreadable(Scan(records, digests, hashes, pixels, sides), reasons)
+
+
+def _digest_face(content: bytes, box: Box | None) -> str:
+    """Return the SHA-256 of an encoded image, with the bounding box if it shows several faces, in hexadecimal."""
+    return hashlib.sha256(content if box is None else content + repr(box).encode()).hexdigest()
+
+
+def _measure_side(image: RGB, box: Box | None) -> int:
+    """Return the shorter side, in pixels, of a crop, or of its bounding box if that is in pixels and smaller."""
+    shorter = min(image.shape[:2])
+    side = 0.0 if box is None else min(box[2] - box[0], box[3] - box[1])
+    return int(min(shorter, round(side))) if side > 1 else int(shorter)
 
 
 def _check_files(records: FaceRecords) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.labels import AGE_CLASSES, SoftLabels
-from agegen.errors import DataError
+from agegen.errors import DataError, format_count
 
 COLUMNS = ("sha256", "distribution", "p_female")
 # The key of the teacher's description in the metadata of the file.
@@ -52,7 +52,7 @@ def read_soft_labels(paths: Sequence[str], sha256: Sequence[str]) -> Distillatio
         ages[rows] += distributions[found[rows]]
         female[rows] += p_female[found[rows]]
         counts[rows] += 1
-        teachers.append(f"{teacher or Path(path).name}, {len(rows):,} faces")
+        teachers.append(f"{teacher or Path(path).name}, {format_count(len(rows), 'face')}")
     known = counts > 0
     with np.errstate(invalid="ignore", divide="ignore"):
         soft = SoftLabels((ages / counts[:, None]).astype(np.float32), (female / counts).astype(np.float32))

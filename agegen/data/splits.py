@@ -288,7 +288,7 @@ class Protocol:
 
     def describe(self, kept: int, total: int) -> str:
         """Return one line on its effect on a dataset, for the user."""
-        parts = ", ".join(f"{share:.0%} {name}" for name, share in self.shares.items())
+        parts = ", ".join(f"{100 * share:.0f} % {name}" for name, share in self.shares.items())
         ages = f"{self.low:.0f}–{self.high:.0f}"
         return f"protocol {self.name}: {kept:,} of {total:,} faces (ages {ages}), {parts}; {self.note}"
 

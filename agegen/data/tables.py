@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agegen.data.images import is_hidden
-from agegen.data.records import ImageStore
+from agegen.data.records import BOX_COLUMNS, ImageStore
 from agegen.data.values import find_split
 from agegen.errors import DataError, shorten
 from agegen.machine import measure_free_memory
@@ -40,6 +40,26 @@ _WIDE_MARKS = {
 _WIDTHS = {"utf-32": 4, "utf-16": 2, "utf-32-le": 4, "utf-32-be": 4, "utf-16-le": 2, "utf-16-be": 2}
 # Common names of image columns, the most likely first: a table may also have columns of masks or depth maps.
 _IMAGE_COLUMNS = ("image", "img", "picture", "photo", "face", "images", "jpg", "png", "bytes")
+# The names of a bounding box's columns in lower case, without separators and without a prefix: the corner with the
+# smaller coordinates, and the opposite corner, the size, or (from the centre) the size. Each is the name of x and of y.
+_CORNERS = (("left", "top"), ("x0", "y0"), ("x1", "y1"), ("xmin", "ymin"), ("minx", "miny"), ("topleftx", "toplefty"))
+_OPPOSITE = (
+    *(("right", "bottom"), ("x1", "y1"), ("x2", "y2"), ("xmax", "ymax"), ("maxx", "maxy")),
+    ("bottomrightx", "bottomrighty"),
+)
+_CENTRES = (("cx", "cy"), ("xc", "yc"), ("xcenter", "ycenter"), ("centerx", "centery"), ("xcentre", "ycentre"))
+_SIZES = (("w", "h"), ("width", "height"), ("dx", "dy"))
+# All ways to name a box, the most explicit first.
+_BOX_FORMS = (
+    *((corner, other, "corners") for corner, other in zip(_CORNERS, _OPPOSITE, strict=True)),
+    *((corner, size, "size") for corner in (*_CORNERS, ("x", "y")) for size in _SIZES),
+    *((centre, size, "centre") for centre in _CENTRES for size in _SIZES),
+)
+# Prefixes of these names. A table of people also has boxes of whole persons, with other prefixes.
+_BOX_PREFIXES = ("facebbox", "facebox", "facerect", "face", "bbox", "box", "rect", "")
+# Columns whose cells hold four numbers.
+_BOX_LISTS = ("facebox", "facebbox", "box", "bbox", "boundingbox", "faceboundingbox")
+_BOX_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 # Columns with the gray values of an image as text, and the form of a cell: at least 8×8 numbers.
 _PIXEL_COLUMNS = ("pixels", "pixel", "image_pixels", "pixel_values")
 _PIXELS = re.compile(r"\s*\[?(?:\s*\d{1,3}[\s,]){63,}[\d\s,]*\]?\s*")
@@ -277,10 +297,15 @@ def _map_arrow(path: Path) -> Any:
 
 
 def _list_plain_columns(schema: Any) -> list[str]:
-    """Return the columns that can be labels or groups: not embeddings, bounding boxes or masks."""
+    """Return the columns that can be labels, groups or bounding boxes: not embeddings or masks."""
     import pyarrow as pa
 
-    return [part.name for part in schema if not pa.types.is_nested(part.type) and not _is_binary(part.type)]
+    plain = [part.name for part in schema if not pa.types.is_nested(part.type) and not _is_binary(part.type)]
+    return [*plain, *(part.name for part in schema if _is_box_list(part))]
+
+
+def _is_box_list(part: Any) -> bool:
+    return _simplify(part.name) in _BOX_LISTS and _is_number_list(part.type)
 
 
 def _make_frame(table: Any) -> pd.DataFrame:
@@ -288,7 +313,8 @@ def _make_frame(table: Any) -> pd.DataFrame:
     table.validate(full=True)
     # What pandas stored about its index and types is not needed, and may be damaged.
     frame: pd.DataFrame = _decode_class_labels(table).replace_schema_metadata(None).to_pandas()
-    return frame
+    # As text, like the cells of other tables: lists cannot be counted as groups are.
+    return frame.assign(**{part.name: frame[part.name].map(str) for part in table.schema if _is_box_list(part)})
 
 
 def _read_columns(shards: list[Path], names: list[str]) -> Any:
@@ -389,6 +415,13 @@ def _is_image(kind: Any) -> bool:
         return _is_image(kind.value_type)
     is_hugging_face = pa.types.is_struct(kind) and {"bytes", "path"} <= {inner.name for inner in kind}
     return is_hugging_face or _is_binary(kind)
+
+
+def _is_number_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and not pa.types.is_nested(kind.value_type)
 
 
 def _is_binary(kind: Any) -> bool:
@@ -493,3 +526,62 @@ class RowGroupStore:
             return pq.ParquetFile(path).read_row_group(number, columns=[self.column])[self.column]
         except (pa.ArrowException, OSError, KeyError) as error:
             raise DataError(f"cannot read {path}: {shorten(str(error))}") from error
+
+
+def find_boxes(frame: pd.DataFrame, decimal_comma: bool = False) -> tuple[list[str], pd.DataFrame] | None:
+    """Return the columns with bounding boxes of faces, and the boxes; None if there are none.
+
+    Recognized are columns with two corners, a corner and a size, or a centre and a size, such as ``left, top, right,
+    bottom``, ``face_x0, face_y0, face_x1, face_y1`` or ``x, y, w, h``; and one column with four numbers, such as
+    ``box``. The boxes have the columns ``left``, ``top``, ``right``, ``bottom`` and the index of ``frame``; invalid and
+    missing ones are NaN.
+    """
+    own = {_simplify(name): str(name) for name in reversed(list(frame.columns))}
+    for prefix in _BOX_PREFIXES:
+        for first, second, form in _BOX_FORMS:
+            names = [own.get(prefix + name, "") for name in (*first, *second)]
+            if all(names):
+                cells = frame[names].set_axis(range(4), axis=1).astype(str)
+                if decimal_comma:
+                    cells = cells.replace(",", ".", regex=True)
+                boxes = _make_boxes(cells, form)
+                return (names, boxes) if boxes.notna().any(axis=None) else None
+    for name in (own[name] for name in _BOX_LISTS if name in own):
+        if (listed := _read_box_lists(frame[name])) is not None:
+            return [name], listed
+    return None
+
+
+def _simplify(name: Any) -> str:
+    """Return a column name in lower case, only its letters and digits."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
+
+def _read_box_lists(column: pd.Series) -> pd.DataFrame | None:
+    """Return the boxes in the cells of a column, four numbers each; None if no cell has four."""
+    import pandas as pd
+
+    numbers = [_BOX_NUMBER.findall(str(cell)) for cell in column]
+    if not any(len(cell) == len(BOX_COLUMNS) for cell in numbers):
+        return None
+    rows = [cell if len(cell) == len(BOX_COLUMNS) else [None] * len(BOX_COLUMNS) for cell in numbers]
+    cells = pd.DataFrame(rows, index=column.index)
+    boxes = _make_boxes(cells, "corners")
+    # Detectors write two corners, COCO a corner and a size, which is seldom two corners in every row.
+    return boxes if boxes[cells.notna().all(axis=1)].notna().all(axis=None) else _make_boxes(cells, "size")
+
+
+def _make_boxes(cells: pd.DataFrame, form: str) -> pd.DataFrame:
+    """Return boxes as left, top, right, bottom from four columns of one of the forms; NaN for invalid ones."""
+    import numpy as np
+    import pandas as pd
+
+    values = cells.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    low, high = values[:, :2], values[:, 2:]
+    if form == "centre":
+        low = low - high / 2
+    if form != "corners":
+        high = low + high
+    boxes = np.concatenate([low, high], axis=1)
+    valid = np.isfinite(boxes).all(axis=1) & (high > low).all(axis=1)
+    return pd.DataFrame(np.where(valid[:, None], boxes, np.nan), columns=list(BOX_COLUMNS), index=cells.index)

@@ -28,9 +28,11 @@ from agegen.data.splits import SHARES, count_leaking_groups, number_identities
 from agegen.datatools.config import CheckConfig
 from agegen.datatools.convert import format_path, make_manifest
 from agegen.datatools.label_issues import LabelIssue, find_label_issues
-from agegen.errors import DataError
+from agegen.errors import DataError, format_count
 from agegen.evaluate.subject import EvaluationSubject, open_subject
-from agegen.faces.matching import make_crop_notices, measure_dataset
+from agegen.faces.alignment import AlignmentTemplate
+from agegen.faces.detection import add_cropper
+from agegen.faces.matching import LandmarkStats, make_crop_notices, make_margin_notices, match_crops
 from agegen.files import replace_atomically
 from agegen.machine import choose_compute
 
@@ -46,6 +48,8 @@ _RANDOM_SPLITS = 20
 _NEIGHBOURS = 3
 # An age is heaped if its count exceeds that of its neighbours by this ratio, and chance by so many standard deviations.
 _MIN_RATIO, _MIN_SIGMAS = 1.4, 4.0
+# Faces larger or smaller by more than this share are reported; training enlarges and reduces them by up to 15 % anyway.
+_OTHER_SIZE = 0.15
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,7 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
     Raises:
         AgegenError: the data or the model cannot be used at all.
     """
-    scan = scan_images(load_sources(config.data, config.reading), None, on_progress)
+    scan = scan_images(add_cropper(load_sources(config.data, config.reading), None), None, on_progress)
     frame = scan.records.frame
     pairs = find_duplicates(scan.hashes, scan.sha256, on_progress)
     mirrored = find_mirrored_duplicates(scan.hashes, scan.sha256, on_progress)
@@ -272,8 +276,24 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
 
 
 def _describe_data(scan: Scan) -> list[str]:
-    layout = [f"data: {scan.records.layout}, {len(scan.records):,} faces"] if scan.records.layout else []
-    return [*layout, *scan.records.notices, *make_crop_notices(measure_dataset(scan.records))]
+    layout = [f"data: {scan.records.layout}, {format_count(len(scan.records), 'face')}"] if scan.records.layout else []
+    crops = [] if scan.records.drawn else _describe_crops(scan.records)
+    return [*layout, *scan.records.notices, *crops]
+
+
+def _describe_crops(records: FaceRecords) -> list[str]:
+    """Return notices about uncropped photos, and crops unlike those that the bundled weights were trained on."""
+    template = AlignmentTemplate()
+    measured: list[LandmarkStats] = []
+    trims = match_crops(records, template, measured)
+    found = (text for stats in measured for text in (*make_crop_notices(stats), *make_margin_notices(stats, template)))
+    trimmed = [
+        f"the faces of {name} have {100 * box.side:.0f} % of the size that the bundled weights expect; `agegen eval` "
+        "cuts out the matching part of each image"
+        for name, box in trims.items()
+        if abs(box.side - 1) > _OTHER_SIZE
+    ]
+    return list(dict.fromkeys([*found, *trimmed]))
 
 
 def _check_labels(
@@ -296,7 +316,10 @@ def find_tiny(scan: Scan) -> list[Exclusion]:
     """Return the images that are too small to show much of a face."""
     names = scan.records.frame["path"]
     rows = np.flatnonzero(scan.sides < TINY_SIDE)
-    return [Exclusion(str(names.iloc[row]), f"the shorter side has {scan.sides[row]} pixels") for row in rows]
+    return [
+        Exclusion(str(names.iloc[row]), f"the shorter side has {format_count(int(scan.sides[row]), 'pixel')}")
+        for row in rows
+    ]
 
 
 def count_groups(scan: Scan) -> list[GroupCount]:
@@ -304,7 +327,9 @@ def count_groups(scan: Scan) -> list[GroupCount]:
     frame, counts = scan.records.frame, []
     for column, labels in label_groups(frame, scan.records.group_columns).items():
         for value, n in labels.value_counts(sort=False).items():
-            counts.append(GroupCount(column, str(value), int(n), int(n) < SMALL_GROUP))
+            # The age bands of all datasets, of which this one may have only some.
+            if n:
+                counts.append(GroupCount(column, str(value), int(n), int(n) < SMALL_GROUP))
     return counts
 
 
@@ -430,8 +455,9 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
     paths = [locate_image(report.records.images, int(row)) for row in report.frame["row"]]
     if None in paths:
         raise DataError(f"cannot write a manifest: the images of {report.source} are stored inside another file")
-    removals = list_removals(report)
-    kept = ~report.frame["path"].isin({item.path for item in removals})
+    faulty = list_removals(report)
+    removals = list(dict.fromkeys([*report.excluded, *faulty]))
+    kept = ~report.frame["path"].isin({item.path for item in faulty})
     files = [format_path(file, path.parent) for file, clean in zip(paths, kept, strict=True) if clean and file]
     clean = make_manifest(report.frame[kept].drop(columns="row"), files)
     for target, table in (
@@ -444,12 +470,12 @@ def write_clean_manifest(path: Path, report: DataReport) -> tuple[int, int]:
 
 
 def list_removals(report: DataReport) -> list[Exclusion]:
-    """Return what a clean manifest leaves out, with reasons.
+    """Return which usable faces a clean manifest leaves out, with reasons.
 
-    These are unusable and tiny images; of equal files and near-duplicates with the same labels all but the first; both
+    These are tiny images; of equal files and near-duplicates with the same labels all but the first; both
     images of conflicting pairs; and likely label errors, if a model was given.
     """
-    removed: dict[str, str] = {item.path: item.reason for item in [*report.excluded, *report.tiny]}
+    removed: dict[str, str] = {item.path: item.reason for item in report.tiny}
     for pair in report.duplicates.pairs:
         if pair.conflicting:
             for name, other in ((pair.first, pair.second), (pair.second, pair.first)):

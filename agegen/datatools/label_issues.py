@@ -97,5 +97,5 @@ def _explain(labels: Labels, row: int, estimated_age: float, widths: float, beli
     if widths > _MAX_WIDTHS:
         reasons.append(f"labelled {format_age(labels.low[row], labels.high[row])}, estimated {estimated_age:.0f}")
     if believed < _MIN_PROBABILITY:
-        reasons.append(f"labelled {format_gender(labels.female[row])}, estimated probability {believed:.1%}")
+        reasons.append(f"labelled {format_gender(labels.female[row])}, estimated probability {100 * believed:.1f} %")
     return "; ".join(reasons)

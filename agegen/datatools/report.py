@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group
 from rich.text import Text
 
 from agegen.data.duplicates import MAX_DISTANCE
-from agegen.data.labels import AGE_CLASSES
+from agegen.data.labels import AGE_CLASSES, Labels, read_labels
 from agegen.datatools.check import TINY_SIDE, DataReport, Pair
+from agegen.errors import format_count
 from agegen.files import write_text
 from agegen.render.figures import COLORS, make_figure
 from agegen.render.html import Face, Figure, encode_face, encode_figure, render_page
@@ -66,7 +68,7 @@ def render_check_page(report: DataReport) -> str:
 
 def list_findings(report: DataReport) -> list[str]:
     """Return the findings, one per line."""
-    lines = [f"{report.faces:,} usable faces", *report.notices]
+    lines = [f"{format_count(report.faces, 'usable face')}", *report.notices]
     for reason, count in Counter(item.reason for item in report.excluded).most_common(_REASONS_SHOWN):
         first = next(item.path for item in report.excluded if item.reason == reason)
         lines.append(f"{count:,} excluded: {reason} (the first: {first})")
@@ -77,45 +79,48 @@ def list_findings(report: DataReport) -> list[str]:
         heaped = ", ".join(str(age.age) for age in report.heaped)
         index = "" if np.isnan(report.whipple) else f"; Whipple's index is {report.whipple:.0f}"
         lines.append(f"heaped ages: {heaped}{index}")
-    small = [f"{group.column} {group.value} ({group.n})" for group in report.groups if group.small and group.n]
+    small = [f"{group.column} {group.value} ({group.n})" for group in report.groups if group.small]
     if small:
         more = " …" if len(small) > _GROUPS_SHOWN else ""
         lines.append(f"groups with too few faces to report on: {', '.join(small[:_GROUPS_SHOWN])}{more}")
     lines += _list_leakage(report)
     if report.label_issues is not None:
-        lines.append(f"the model contradicts the labels of {len(report.label_issues):,} faces")
+        lines.append(f"the model contradicts the labels of {format_count(len(report.label_issues), 'face')}")
     return lines
 
 
 def _list_duplicates(report: DataReport) -> list[str]:
     found = report.duplicates
     mirrored = [
-        f"{len(report.mirrored):,} pairs are mirror images of each other, the first {pair.first} and {pair.second}; "
+        f"{format_count(len(report.mirrored), 'pair')} of mirror images, the first {pair.first} and {pair.second}; "
         "training with mirrored images treats them as duplicates"
         for pair in report.mirrored[:1]
     ]
     if not found.pairs:
         return mirrored
     same = sum(pair.same_file for pair in found.pairs)
+    pairs = format_count(len(found.pairs), "pair")
     return [
-        f"{found.faces:,} faces ({found.faces / report.faces:.1%}) have a near-duplicate, in {found.groups:,} groups; "
-        f"{len(found.pairs):,} pairs, {same:,} of them equal files",
-        f"the labels of {len(found.conflicts):,} pairs conflict; ages within a pair differ by {found.age_gap:.1f} "
-        f"years on average, genders in {found.gender_gap:.1%} of the pairs",
+        f"{found.faces:,} faces ({100 * found.faces / report.faces:.1f} %) have a near-duplicate, in "
+        f"{format_count(found.groups, 'group')}; {pairs}, {same:,} of them equal files",
+        f"{format_count(len(found.conflicts), 'pair')} with conflicting labels; ages within a pair differ by "
+        f"{found.age_gap:.1f} years on average, genders in {100 * found.gender_gap:.1f} % of the pairs",
         *mirrored,
     ]
 
 
 def _list_leakage(report: DataReport) -> list[str]:
     lines = [
-        f"{one.kind}: a random 80/10/10 split would separate {one.split_fraction:.0%} of {one.clusters:,} clusters; "
-        f"{one.leak_fraction:.1%} of its test faces would have a face of the same cluster in the training set"
+        f"{one.kind}: a random 80/10/10 split would separate {100 * one.split_fraction:.0f} % of "
+        f"{format_count(one.clusters, 'cluster')}; "
+        f"{100 * one.leak_fraction:.1f} % of its test faces would have a face of the same cluster in the training set"
         for one in report.cluster_leakage
         if one.clusters
     ]
     if report.leaking_groups is not None:
         lines.append(
-            f"{report.leaking_groups:,} groups of near-duplicates are in more than one of the dataset's own splits"
+            f"{format_count(report.leaking_groups, 'group')} of near-duplicates in more than one of the dataset's own "
+            "splits"
         )
     return lines
 
@@ -147,8 +152,8 @@ def _make_leakage_table(report: DataReport) -> PlainTable:
             f"{one.clusters:,}",
             f"{one.faces:,}",
             f"{one.largest:,}",
-            f"{one.split_fraction:.1%}",
-            f"{one.leak_fraction:.1%}",
+            f"{100 * one.split_fraction:.1f} %",
+            f"{100 * one.leak_fraction:.1f} %",
         ]
         for one in report.cluster_leakage
     ]
@@ -185,28 +190,44 @@ def _draw_figures(report: DataReport) -> list[Figure]:
     heaped = [age.age for age in report.heaped]
     groups = [(f"{group.column} {group.value}", group.n) for group in report.groups]
     return [
-        Figure("Ages", "Number of faces by age.", encode_figure(draw_ages(report.frame, heaped))),
+        Figure("Ages", _describe_ages(report.frame), encode_figure(draw_ages(report.frame, heaped))),
         Figure("Groups", "Number of faces by group.", encode_figure(draw_groups(groups)), width=40),
     ]
 
 
+def _describe_ages(frame: pd.DataFrame) -> str:
+    spread = " The faces of a bracket are spread evenly over its years." if read_labels(frame).bracketed.any() else ""
+    return f"Number of faces by age.{spread}"
+
+
 def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
-    """Draw the number of faces by age and gender (columns ``age``, ``female``); heaped ages are labelled."""
+    """Draw the number of faces by age and gender of labelled faces, brackets as bars; heaped ages are labelled."""
     figure, axes = make_figure(1, 1, 11, 3.6)
     axis = axes[0][0]
-    years = range(AGE_CLASSES)
-    below = [0] * AGE_CLASSES
-    for color, (female, label) in zip(COLORS, ((False, "male"), (True, "female")), strict=False):
-        found = frame.loc[frame["female"] == female, "age"].dropna().astype(int).value_counts()
-        counts = [int(found.get(year, 0)) for year in years]
-        axis.bar(years, counts, bottom=below, width=1.0, color=color, label=label)
-        below = [low + count for low, count in zip(below, counts, strict=True)]
+    labels = read_labels(frame)
+    below = np.zeros(AGE_CLASSES)
+    genders = ((labels.female == 0, "male"), (labels.female == 1, "female"), (~labels.gendered, "gender unknown"))
+    for color, (chosen, label) in zip(COLORS, genders, strict=False):
+        counts = count_ages(labels.pick(chosen))
+        if counts.any() or label != "gender unknown":
+            axis.bar(range(AGE_CLASSES), counts, bottom=below, width=1.0, color=color, label=label)
+        below += counts
     for age in heaped:
         axis.annotate(str(age), (age, below[age]), ha="center", va="bottom", fontsize=8)
     axis.set_xlabel("age (years); heaped ages are labelled")
-    axis.set_ylabel("faces")
+    axis.set_ylabel("faces per year of age" if labels.bracketed.any() else "faces")
     axis.legend(fontsize=8)
     return figure
+
+
+def count_ages(labels: Labels) -> NDArray[np.float64]:
+    """Return the number of faces at each age (117,); the faces of a bracket are spread evenly over its years."""
+    counts = np.zeros(AGE_CLASSES)
+    known = ~np.isnan(labels.low)
+    bounds = np.stack([labels.low[known], labels.high[known]], axis=1).astype(int)
+    for (low, high), faces in zip(*np.unique(bounds, axis=0, return_counts=True), strict=True):
+        counts[low : high + 1] += faces / (high + 1 - low)
+    return counts
 
 
 def draw_groups(counts: list[tuple[str, int]]) -> Any:

@@ -11,13 +11,14 @@ from agegen.data.labels import Labels
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.engines.loading import ONNX_SUFFIX
 from agegen.engines.onnx_export import export_model
-from agegen.errors import AgegenError, DataError
+from agegen.errors import AgegenError, DataError, format_count
 from agegen.evaluate.config import CalibrateConfig
 from agegen.evaluate.estimates import Estimates
 from agegen.evaluate.subject import EvaluationSubject, open_subject
+from agegen.files import replace_atomically
 from agegen.machine import choose_compute
 from agegen.model.calibration import COVERAGE, Calibration, bound_ages, calibrate, choose_rank, describe_weaknesses
-from agegen.model.checkpoint import save_checkpoint
+from agegen.model.checkpoint import make_checkpoint
 
 # With fewer faces, the true coverage of the intervals is known to no better than ±9 points.
 MIN_FACES = 50
@@ -68,7 +69,7 @@ def calibrate_model(config: CalibrateConfig, on_progress: ProgressHook = ignore_
     fitted = calibrate(estimates.age, estimates.spread, estimates.p_female, labels, origins)
     if fitted.faces < MIN_FACES:
         raise DataError(
-            f"only {fitted.faces} faces of {subject.source} have an age; calibration requires at least {MIN_FACES}"
+            f"calibration requires at least {MIN_FACES} faces with an age; {subject.source} has only {fitted.faces}"
         )
     return CalibrateResult(
         written=_write_model(config.out, subject, fitted),
@@ -93,18 +94,19 @@ def _check_out(path: Path) -> None:
 
 
 def _describe_seen(seen: int) -> list[str]:
-    return [f"{seen:,} faces left out: the model was trained on them"] if seen else []
+    return [f"{format_count(seen, 'face')} left out: the model was trained on them"] if seen else []
 
 
 def _write_model(out: Path, subject: EvaluationSubject, calibration: Calibration) -> tuple[Path, ...]:
     """Write the checkpoint, and an ONNX file if the original has one; return their paths."""
     info = replace(subject.info, calibration=calibration.to_json())
-    save_checkpoint(out, subject.model, info, subject.training.used)
-    if not subject.checkpoint.with_suffix(ONNX_SUFFIX).is_file():
-        return (out,)
-    onnx = out.with_suffix(ONNX_SUFFIX)
-    export_model(info, subject.model, out, onnx)
-    return out, onnx
+    onnx = out.with_suffix(ONNX_SUFFIX) if subject.checkpoint.with_suffix(ONNX_SUFFIX).is_file() else None
+    # The checkpoint gets its name last: where it exists, an interrupted calibration cannot be repeated.
+    with replace_atomically(out) as temporary:
+        temporary.write_bytes(make_checkpoint(subject.model, info, subject.training.used))
+        if onnx is not None:
+            export_model(info, subject.model, temporary, onnx)
+    return (out,) if onnx is None else (out, onnx)
 
 
 def measure_coverage(estimates: Estimates, labels: Labels, calibration: Calibration) -> float:

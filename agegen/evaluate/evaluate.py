@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agegen.data.records import FaceRecords
 from agegen.data.scan import ProgressHook, ignore_progress
-from agegen.errors import shorten
+from agegen.errors import format_count, shorten
 from agegen.evaluate.config import EvalConfig
 from agegen.evaluate.evaluation import Evaluation, describe_swapped_genders, evaluate_faces
 from agegen.evaluate.subject import EvaluationSubject, open_subject
@@ -88,14 +88,17 @@ def _describe_data(subject: EvaluationSubject, bundled_by_default: bool) -> list
     records = subject.scan.records
     notices = list(records.notices)
     if records.layout and not subject.own_data:
-        notices.append(f"data: {records.layout}, {len(records):,} faces")
+        notices.append(f"data: {records.layout}, {format_count(len(records), 'face')}")
     if bundled_by_default:
         notices.append(f"no run found under {DEFAULT_ROOT}/: using the bundled weights ({subject.checkpoint})")
     if records.excluded:
         first = records.excluded[0]
-        notices.append(f"{len(records.excluded):,} files or rows excluded, the first: {first.path} ({first.reason})")
+        count = format_count(len(records.excluded), "file or row", "files or rows")
+        notices.append(f"{count} excluded, the first: {first.path} ({first.reason})")
     if records.trims and not subject.own_data:
-        parts = ", ".join(f"the middle {trim.side:.0%} of {Path(name).name}" for name, trim in records.trims.items())
+        parts = ", ".join(
+            f"the middle {100 * trim.side:.0f} % of {Path(name).name}" for name, trim in records.trims.items()
+        )
         notices.append(f"images cropped to match the model's training data: {parts}")
     if not subject.calibration.knows_age:
         notices.append("the model was trained without ages: it is evaluated on genders alone")
@@ -111,8 +114,8 @@ def _describe_overlap(subject: EvaluationSubject, chosen: NDArray[np.bool_], lef
     notices = []
     if left_out:
         notices.append(
-            f"{left_out:,} faces left out: the model's training used them or near-duplicates of them; --split all "
-            "includes them"
+            f"{format_count(left_out, 'face')} left out: the model's training used them or near-duplicates of them; "
+            "--split all includes them"
         )
     seen = int(subject.seen[chosen].sum())
     if seen and not (subject.own_data and split == "train"):

@@ -213,8 +213,8 @@ def describe_swapped_genders(accuracy: float, faces: int) -> list[str]:
     if faces < _SWAPPED_FACES or not accuracy < _SWAPPED_ACCURACY:
         return []
     return [
-        f"the gender labels of this data look swapped: only {accuracy:.1%} of {faces:,} agree with the model. Read the "
-        "codes the other way round with --gender-codes female,male."
+        f"the gender labels of this data look swapped: only {100 * accuracy:.1f} % of {faces:,} agree with the model. "
+        "Read the codes the other way round with --gender-codes female,male."
     ]
 
 

@@ -141,7 +141,7 @@ def draw_figures(result: EvalResult) -> list[Figure]:
             ),
             Figure(
                 "Coverage by age",
-                f"Share of ages inside the {COVERAGE:.0%} intervals, with 95 % confidence intervals (Wilson's).",
+                f"Share of ages inside the {100 * COVERAGE:.0f} % intervals; 95 % confidence intervals (Wilson's).",
                 encode_figure(draw_bands(evaluation, "coverage")),
             ),
         ]

@@ -32,8 +32,14 @@ from agegen.data.splits import (
 from agegen.errors import CheckpointError, DataError
 from agegen.evaluate.estimates import Estimates, estimate_batches
 from agegen.faces.alignment import AlignmentTemplate
-from agegen.faces.detection import LargestFaceCropper
-from agegen.faces.matching import LandmarkStats, make_crop_notices, match_crops, read_crop_boxes
+from agegen.faces.detection import add_cropper
+from agegen.faces.matching import (
+    LandmarkStats,
+    make_crop_notices,
+    make_margin_notices,
+    match_crops,
+    read_crop_boxes,
+)
 from agegen.machine import Compute
 from agegen.model.calibration import Calibration, read_calibration
 from agegen.model.checkpoint import UsedFaces, load_checkpoint, read_used_faces
@@ -311,8 +317,10 @@ def _crop_as_trained(
     checkpoint has for these datasets; else it is measured.
     """
     template = AlignmentTemplate.from_json(info.crop) if info.crop is not None else None
-    if chosen := detector or (record or {}).get("options", {}).get("detector"):
-        return replace(records, cropper=LargestFaceCropper(chosen, template)), []
+    chosen = detector or (record or {}).get("options", {}).get("detector")
+    records = add_cropper(records, chosen, template)
+    if chosen:
+        return records, []
     if record is not None:
         return replace(records, trims=read_crop_boxes(record["data"].get("trims", {}))), []
     if records.drawn:
@@ -320,8 +328,10 @@ def _crop_as_trained(
     if (known := read_crop_boxes(info.training.get("trims") or {})) and set(known) <= set(records.sources):
         return replace(records, trims=known), []
     surveys: list[LandmarkStats] = []
-    trims = match_crops(records, template or AlignmentTemplate(), surveys)
-    notices = list(dict.fromkeys(notice for survey in surveys for notice in make_crop_notices(survey)))
+    wanted = template or AlignmentTemplate()
+    trims = match_crops(records, wanted, surveys)
+    found = (notice for stats in surveys for notice in (*make_crop_notices(stats), *make_margin_notices(stats, wanted)))
+    notices = list(dict.fromkeys(found))
     return replace(records, trims=trims if template is not None else {}), notices
 
 

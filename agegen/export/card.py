@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agegen.data.labels import MAX_AGE
-from agegen.errors import CheckpointError
+from agegen.errors import CheckpointError, format_count
 from agegen.files import write_text
 from agegen.model.calibration import describe_weaknesses, read_calibration
 from agegen.model.metadata import CheckpointInfo, read_info
@@ -139,7 +139,7 @@ def _format_recipe(record: dict[str, Any], frozen: bool) -> str:
     settings, options = record["settings"], record["options"]
     parts = [
         f"AdamW, peak learning rate {settings['lr']:g}, weight decay {settings['weight_decay']:g}",
-        f"batch size {options['batch_size']}, {settings['epochs']} epochs",
+        f"batch size {options['batch_size']}, {format_count(settings['epochs'], 'epoch')}",
         "warm-up and cosine decay, EMA of the weights",
     ]
     if record.get("start"):

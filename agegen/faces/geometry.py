@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.images import RGB
+from agegen.data.records import Box
 
 # (n, 2): x and y of n points.
 Points = NDArray[np.float64]
@@ -32,10 +33,22 @@ class DetectedFace:
             found no face in it.
     """
 
-    box: tuple[float, float, float, float]
+    box: Box
     landmarks: Points
     score: float
     refined_score: float | None = None
+
+
+@dataclass(frozen=True)
+class GivenFace:
+    """A face in pixels of the file: its bounding box (left, top, right, bottom) and, if known, five landmarks (x, y).
+
+    The landmarks are the eye on the left side of the image, the eye on the right side, the tip of the nose, the left
+    and the right corner of the mouth.
+    """
+
+    box: Box
+    landmarks: tuple[tuple[float, float], ...] | None = None
 
 
 class Detector(Protocol):

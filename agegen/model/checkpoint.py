@@ -48,9 +48,14 @@ def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, An
 def save_checkpoint(
     path: Path, model: AgeGenderModel, info: CheckpointInfo, used_faces: UsedFaces | None = None
 ) -> None:
-    """Write a model's tensors, its metadata and what it remembers of its faces.
+    """Write a model's tensors, its metadata and what it remembers of its faces."""
+    write_bytes(path, make_checkpoint(model, info, used_faces))
 
-    Of a frozen backbone's model only the heads are written, of a tensor that several modules share only the first name.
+
+def make_checkpoint(model: AgeGenderModel, info: CheckpointInfo, used_faces: UsedFaces | None = None) -> bytes:
+    """Return the content of a checkpoint.
+
+    Of a frozen backbone's model only the heads are stored, of a tensor that several modules share only the first name.
     """
     from safetensors.torch import save
 
@@ -61,7 +66,8 @@ def save_checkpoint(
     if used_faces is not None:
         for name, fingerprints in used_faces._asdict().items():
             tensors[_USED_FACES + name] = torch.from_numpy(np.unique(fingerprints).view(np.int64))
-    write_bytes(path, save(tensors, metadata=format_info(info)))
+    content: bytes = save(tensors, metadata=format_info(info))
+    return content
 
 
 def read_used_faces(path: Path) -> UsedFaces | None:

@@ -1,4 +1,4 @@
-"""Bounding boxes from another detector: read from a table and completed with landmarks."""
+"""Bounding boxes from another detector, read from a table."""
 
 from __future__ import annotations
 
@@ -7,37 +7,18 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agegen.data.images import Photo
+from agegen.data.records import BOX_COLUMNS
 from agegen.errors import DataError
 from agegen.faces.alignment import REFERENCE_LANDMARKS
-from agegen.faces.geometry import DetectedFace, Detector
-from agegen.faces.refinement import CoarseToFineDetector, scale_points
-from agegen.predict.results import BOX_COLUMNS
+from agegen.faces.geometry import DetectedFace, GivenFace
 
 # The prefixes of the landmarks' columns; each has `_x` and `_y`.
 LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
-# Typical bounding box in UTKFace's crops as fractions of the side: median of YuNet's and mtcnn's boxes in 200 crops.
-_TYPICAL_BOX = np.array([0.07, -0.175, 0.915, 0.99])
-
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class GivenFace:
-    """A face in pixels of the file: its bounding box (left, top, right, bottom) and, if known, five landmarks (x, y).
-
-    The landmarks are the eye on the left side of the image, the eye on the right side, the tip of the nose, the left
-    and the right corner of the mouth.
-    """
-
-    box: Box
-    landmarks: tuple[tuple[float, float], ...] | None = None
 
 
 class GivenFaces:
@@ -84,24 +65,6 @@ def read_boxes(path: Path) -> GivenFaces:
     if not faces:
         raise DataError(f"{path} contains no rows")
     return GivenFaces(path, faces)
-
-
-def detect_landmarks(given: GivenFace, photo: Photo, detector: Detector) -> DetectedFace:
-    """Return a given face in pixels of the decoded photo.
-
-    Missing landmarks are detected within the bounding box, or placed at their typical positions in it.
-    """
-    left, top, right, bottom = (value * photo.scale for value in given.box)
-    box, score = (left, top, right, bottom), float("nan")
-    if given.landmarks is not None:
-        return DetectedFace(box, scale_points(np.array(given.landmarks), photo.scale), score)
-    typical = _TYPICAL_BOX
-    area = (typical[2] - typical[0]) * (typical[3] - typical[1])
-    side = float(np.sqrt((right - left) * (bottom - top) / area))
-    centre = np.array([(left + right) / 2, (top + bottom) / 2])
-    corner = centre - side * np.array([(typical[0] + typical[2]) / 2, (typical[1] + typical[3]) / 2])
-    face = DetectedFace(box, detector.reference * side + corner, score)
-    return detector.refine_landmarks(photo.image, face) if isinstance(detector, CoarseToFineDetector) else face
 
 
 class NoDetector:

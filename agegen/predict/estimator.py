@@ -22,12 +22,12 @@ from agegen.engines.loading import ONNX_SUFFIX, load_engine
 from agegen.errors import AgegenError, DataError
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.detection import AUTO, choose_detector
+from agegen.faces.geometry import GivenFace
 from agegen.files import digest_file
 from agegen.machine import count_cores
 from agegen.model.calibration import bound_ages, compute_sigma, read_calibration
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.weights import find_checkpoint, is_hub_run
-from agegen.predict.boxes import GivenFace
 from agegen.predict.extraction import FaceExtractor, open_image
 from agegen.predict.inputs import FileContent, ImageSource
 from agegen.predict.results import (

@@ -26,9 +26,9 @@ from agegen.data.images import (
 from agegen.errors import AgegenError, DataError
 from agegen.faces.alignment import CROP_SIZE, AlignmentTemplate, align_face, compute_target_landmarks
 from agegen.faces.detection import create_detector
-from agegen.faces.geometry import DetectedFace, Detector, Points, compute_scale, fit_similarity
-from agegen.faces.refinement import CoarseToFineDetector, find_faces, scale_face
-from agegen.predict.boxes import GivenFace, NoDetector, detect_landmarks
+from agegen.faces.geometry import DetectedFace, Detector, GivenFace, Points, compute_scale, fit_similarity
+from agegen.faces.refinement import CoarseToFineDetector, detect_landmarks, find_faces, scale_face
+from agegen.predict.boxes import NoDetector
 from agegen.predict.results import KEEP_NOTHING, ExtractedFaces, KeepOptions
 
 NO_DETECTOR = "none"

@@ -16,7 +16,7 @@ from agegen.data.images import MAX_BYTES, is_hidden, is_image_name, looks_like_i
 from agegen.data.manifests import PATH_COLUMNS
 from agegen.data.remote import is_remote
 from agegen.data.tables import extract_image, find_image_column, list_image_names
-from agegen.errors import AgegenError, DataError, shorten
+from agegen.errors import AgegenError, DataError, format_count, shorten
 from agegen.hub import explain_failure
 from agegen.predict.video import HEADER_BYTES, begins_as_image, is_video_name
 
@@ -49,7 +49,7 @@ class FoundInputs:
         lines = []
         if self.ignored:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.ignored.most_common())
-            lines.append(f"ignored {self.ignored.total():,} files in these folders that are not images: {kinds}")
+            lines.append(f"ignored {format_count(self.ignored.total(), 'file')} in these folders, not images: {kinds}")
         if self.outputs:
             lines.append(f"skipped the outputs in {', '.join(self.outputs)}")
         return "; ".join(lines) or None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from inspect import signature
@@ -12,11 +13,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+from agegen.data.images import RGB, decode_photo, read_image_file
 from agegen.data.remote import is_remote
 from agegen.errors import DataError
+from agegen.faces.matching import MIN_FACES, make_crop_notices, make_margin_notices, measure_crops
 from agegen.machine import count_cores
 from agegen.predict.annotation import ImageWriter, annotate_video
-from agegen.predict.boxes import GivenFaces, read_boxes
+from agegen.predict.boxes import GivenFaces, NoDetector, read_boxes
 from agegen.predict.config import STDIN, PredictConfig
 from agegen.predict.estimator import Estimator, Waiting, stream_in_order
 from agegen.predict.inputs import (
@@ -33,6 +36,11 @@ from agegen.predict.rows import list_extra_columns, load_resume_state, open_writ
 from agegen.predict.tracking import predict_video
 from agegen.predict.video import Sampling, VideoOptions, is_video
 
+# Crops to search for faces: enough for their median size, and a few seconds of work.
+_SAMPLED_CROPS = 30
+# The longer side, in pixels, to which they are decoded: detectors search no larger images.
+_SAMPLED_SIDE = 1024
+
 
 @dataclass(frozen=True)
 class PredictStart:
@@ -46,6 +54,7 @@ class PredictStart:
         calibrated: whether the model was calibrated.
         skipped: the number of images finished before.
         ignored: one line about the files in folders that are not images.
+        notices: what is wrong with images that are processed as crops.
         notice: one line about an ONNX file that could not be used.
     """
 
@@ -57,10 +66,18 @@ class PredictStart:
     calibrated: bool
     skipped: int
     ignored: str | None = None
+    notices: tuple[str, ...] = ()
     notice: str = ""
 
     @classmethod
-    def create(cls, estimator: Estimator, photos: int | None, skipped: int, ignored: str | None = None) -> PredictStart:
+    def create(
+        cls,
+        estimator: Estimator,
+        photos: int | None,
+        skipped: int,
+        ignored: str | None = None,
+        notices: tuple[str, ...] = (),
+    ) -> PredictStart:
         """Describe an estimator and its work."""
         model = estimator.model
         return cls(
@@ -72,6 +89,7 @@ class PredictStart:
             calibrated=model.calibration.faces > 0,
             skipped=skipped,
             ignored=ignored,
+            notices=notices,
             notice=model.engine.notice,
         )
 
@@ -108,8 +126,10 @@ def predict_photos(
         ((kind, target),) = config.outputs.items()
         origin = {"model": estimator.model.name, "detector": estimator.detector, "options": options}
         finished = load_resume_state(kind, Path(target), origin, columns)
+    is_checked = estimator.detector == NoDetector.name and photos.boxes is None
+    notices = check_crops(estimator, photos.images) if is_checked else ()
     images, count, skipped = skip_finished(photos.images, photos.count, finished)
-    yield PredictStart.create(estimator, None if config.frames else count, skipped, photos.ignored)
+    yield PredictStart.create(estimator, None if config.frames else count, skipped, photos.ignored, notices)
     copies = ImageWriter.create(config.annotate, config.crops, config.inputs)
     with ExitStack() as stack:
         writers = [
@@ -129,6 +149,25 @@ def load_estimator(config: PredictConfig) -> Estimator:
         AgegenError: an option is invalid, or a required file is not available.
     """
     return Estimator.load(**{name: getattr(config, name) for name in signature(Estimator.load).parameters})
+
+
+def check_crops(estimator: Estimator, images: Iterable[ImageSource]) -> tuple[str, ...]:
+    """Return what is wrong with the crops to process: photos, or faces of another size than the model expects.
+
+    Images that can be read only once are not checked. Each image is estimated by itself, so none is cut to match.
+    """
+    paths = [image for image in images if isinstance(image, str)] if isinstance(images, list) else []
+    if len(paths) < MIN_FACES:
+        return ()
+    sample = random.Random(0).sample(paths, min(len(paths), _SAMPLED_CROPS))
+    stats = measure_crops(lambda: _decode_readable(sample), "these images")
+    return (*make_crop_notices(stats), *make_margin_notices(stats, estimator.model.template, trimmed=False))
+
+
+def _decode_readable(paths: Iterable[str]) -> Iterator[RGB]:
+    for path in paths:
+        with suppress(DataError):
+            yield decode_photo(read_image_file(path), _SAMPLED_SIDE).image
 
 
 def make_video_options(config: PredictConfig) -> VideoOptions:

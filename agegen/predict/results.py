@@ -19,8 +19,6 @@ OK, NO_FACE, UNREADABLE = "ok", "no_face", "unreadable"
 UNCERTAIN = "uncertain"
 # The detector of faces whose bounding boxes were given, with --boxes.
 GIVEN = "given"
-# The columns of a bounding box.
-BOX_COLUMNS = ("left", "top", "right", "bottom")
 # JSON contains these only if they are known.
 RARE = ("page", "person", "time", "first", "last", "frames", "options", "distribution", "reason")
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+from agegen.data.records import BOX_COLUMNS
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically
-from agegen.predict.results import BOX_COLUMNS, GIVEN, UNREADABLE, FacePrediction, PhotoPrediction
+from agegen.predict.results import GIVEN, UNREADABLE, FacePrediction, PhotoPrediction
 
 # The columns that CSV always has: fields of a row, without those of JSON only, in separate columns or on request.
 CSV_COLUMNS = [

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, get_args, get_type_hints
 
+from agegen.data.records import BOX_COLUMNS
 from agegen.data.remote import is_remote
 from agegen.errors import AgegenError
 from agegen.files import write_bytes
@@ -27,7 +28,7 @@ from agegen.predict.config import STDIN, PredictConfig, check_options
 from agegen.predict.estimator import Estimator
 from agegen.predict.inputs import Shard, find_inputs, list_shards, open_filesystem, read_shard, read_stdin
 from agegen.predict.predict import PredictStart, load_estimator, make_video_options, predict_images
-from agegen.predict.results import BOX_COLUMNS, FacePrediction, PhotoPrediction
+from agegen.predict.results import FacePrediction, PhotoPrediction
 from agegen.predict.rows import CSV_COLUMNS, list_extra_columns, make_cells
 from agegen.predict.video import VideoOptions
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -36,6 +40,12 @@ _SHARES = ("in_bracket", "near_bracket", "cs3", "cs5", "cs10", "accuracy", "ece"
 SIGNED = ("bias",)
 # Columns of text to the right of columns of numbers.
 _TEXT_COLUMNS = ("better", "gender", "bundled weights, licence", "input", "frozen", "problem")
+
+# One word, or several that end like a file with a path: not a sentence, which wraps between its words.
+_PATH = re.compile(r"\S+|[^:;]*/[^:;]*\.\w{1,5}(?:#\S*)?|[^/:;]+\.(?:jpe?g|png|webp|tiff?|bmp|gif|heic|avif|mp4|mov)")
+
+# The narrowest column, in characters, to which paths are shortened.
+_MIN_PATH = 24
 
 
 @dataclass(frozen=True)
@@ -68,19 +78,48 @@ class PlainTable:
 def render_table(plain: PlainTable) -> Table:
     """Return a table for the terminal."""
     table = Table(
-        title=Text(escape_controls(plain.title)) if plain.title else None,
+        title=_make_text(plain.title) if plain.title else None,
         title_justify="left",
-        caption=Text(escape_controls(plain.caption, keep="\n")) if plain.caption else None,
+        caption=_make_text(plain.caption) if plain.caption else None,
         caption_justify="left",
     )
     for index, name in enumerate(plain.columns):
-        # Long file names wrap instead of being cut off.
-        table.add_column(Text(name), justify="left" if plain.is_text(index) else "right", overflow="fold")
+        # Long words wrap instead of being cut off.
+        table.add_column(_make_text(name), justify="left" if plain.is_text(index) else "right", overflow="fold")
     for index, row in enumerate(plain.rows):
-        printable = (escape_controls(cell, keep="\n") for cell in row)
-        cells = (Text(cell.encode("utf-8", errors="replace").decode()) for cell in printable)
+        cells = (_make_cell(cell) for cell in row)
         table.add_row(*cells, end_section=index in plain.sections, style="red" if index in plain.alarms else None)
     return table
+
+
+def _make_text(content: str) -> Text:
+    """Return text for the terminal, with control characters as escapes; cells may have several lines."""
+    return Text(escape_controls(content.encode("utf-8", errors="replace").decode(), keep="\n"))
+
+
+@dataclass(frozen=True)
+class _PathCell:
+    """A path that is shortened in the middle to the width of its column, instead of breaking over two lines."""
+
+    path: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        width = cell_len(self.path)
+        return Measurement(min(width, _MIN_PATH), width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(shorten_path(self.path, options.max_width), no_wrap=True, overflow="ellipsis", justify="left")
+
+
+def _make_cell(content: str) -> Text | _PathCell:
+    text = _make_text(content)
+    return _PathCell(text.plain) if len(content) > _MIN_PATH and _PATH.fullmatch(text.plain) else text
+
+
+def shorten_path(path: str, most: int) -> str:
+    """Return a path of at most ``most`` characters, the middle cut out: the end tells the files of a folder apart."""
+    head = most // 3
+    return path if len(path) <= most else f"{path[:head]}…{path[len(path) - (most - head - 1) :]}"
 
 
 def format_value(name: str, value: float | None) -> str:

@@ -21,6 +21,7 @@ from agegen.data.records import CropBox
 from agegen.data.scan import Scan
 from agegen.data.soft_labels import DistillationTargets
 from agegen.data.splits import count_leaking_groups, fingerprint_labels, fingerprint_split
+from agegen.errors import format_count
 from agegen.faces.matching import make_crop_notices
 from agegen.machine import Compute, count_cores, read_cpu_capabilities
 from agegen.model.network import count_parameters
@@ -205,13 +206,13 @@ def _describe_ages(training: TrainingContext) -> list[str]:
 
 def _describe_setting(training: TrainingContext) -> str:
     options = training.options
-    setting = f"{options.compute}, {torch.get_num_threads()} threads, batch size {options.batch_size}"
+    setting = f"{options.compute}, {format_count(torch.get_num_threads(), 'thread')}, batch size {options.batch_size}"
     if training.model.backbone.frozen:
         size = len(training.split) * training.model.backbone.feature_dim * 2 * options.views
         folder = choose_cache_dir(options.cache_dir)
         return f"{setting}, features of {options.views} views per face ({size / 1e9:.1f} GB) in {folder}"
     images = "images in memory" if training.scan.pixels is not None else "images decoded in each epoch"
-    return f"{setting}, {choose_workers(options.workers)} workers, {images}"
+    return f"{setting}, {format_count(choose_workers(options.workers), 'worker')}, {images}"
 
 
 def describe_processes(options: SourceOptions) -> list[str]:
@@ -244,7 +245,7 @@ def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
     """Return notices about the data: their layout, drawn faces, exclusions, near-duplicates, leakage."""
     notices = list(scan.records.notices)
     if scan.records.layout:
-        notices.append(f"data: {scan.records.layout}, {len(scan.records):,} faces")
+        notices.append(f"data: {scan.records.layout}, {format_count(len(scan.records), 'face')}")
     known = scan.records.labels.female[scan.records.labels.gendered]
     if len(known) and known.min() == known.max():
         gender = format_gender(known[0])
@@ -257,7 +258,7 @@ def describe_data(scan: Scan, split: pd.DataFrame) -> list[str]:
         shown = "; ".join(f"{item.path} ({item.reason})" for item in excluded[:_EXCLUDED_SHOWN])
         if (more := len(excluded) - _EXCLUDED_SHOWN) > 0:
             shown += f"; and {more} more"
-        notices.append(f"{len(excluded)} files or rows were excluded: {shown}")
+        notices.append(f"{format_count(len(excluded), 'file or row', 'files or rows')} excluded: {shown}")
     if duplicates := int(split["group"].duplicated(keep=False).sum()):
         notices.append(f"{duplicates} of {len(split)} faces have a near-duplicate")
     if leaks := count_leaking_groups(split):

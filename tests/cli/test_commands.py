@@ -1,10 +1,15 @@
 """Every command as a user runs it, and one way through all of them."""
 
+import io
 import json
 import re
 
 import pandas as pd
 import pytest
+
+from agegen.errors import format_count
+from agegen.render.progress import EscapingConsole, ProgressDisplay
+from agegen.render.tables import PlainTable, render_table, shorten_path
 
 
 def write_manifest(folder, path):
@@ -143,6 +148,62 @@ def test_names_are_printed_as_they_are(agegen, tmp_path):
     folder = tmp_path / "[red]:smile:"
     assert str(folder) in agegen("cache", "--cache-dir", folder).stdout
     assert str(folder) in agegen("cache", "--cache-dir", folder, "--clear").stdout
+
+
+def test_control_characters_are_printed_as_escapes(agegen, tmp_path, draw_folder):
+    """In groups, in names of files, in notices and in errors."""
+    folder = draw_folder(tmp_path / "faces", 6)
+    names = sorted(path.name for path in folder.iterdir())
+    (folder / names[0]).rename(folder / "a\x1b[31m\u202e.png")
+    faces = enumerate(["a\x1b[31m\u202e.png", *names[1:]])
+    rows = [f"{name},{20 + number},f,x\x1b[2J\x9b1m" for number, name in faces]
+    table = folder / "b\x1b]0;title\x07.csv"
+    table.write_text("path,age,gender,place\n" + "\n".join([*rows, "gone\x1b[1m.png,5,f,y"]) + "\n")
+    out = tmp_path / "o\x1b[1m.csv"
+    for arguments in (("data", "check", table), ("data", "convert", table, out), ("data", "check", "\x1b[5m")):
+        done = agegen(*arguments)
+        shown = done.stdout + done.stderr
+        assert "\\x1b" in shown
+        assert not set("\x1b\x07\x9b\u202e") & set(shown), arguments
+
+
+def test_a_line_break_in_a_name_does_not_start_a_line_of_its_own(agegen):
+    done = agegen("data", "check", "a\nerror: all is lost")
+    assert done.stderr.count("\n") == 1
+    assert r"a\nerror" in done.stderr
+
+
+def test_progress_in_logs_is_a_line_every_half_minute(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("agegen.render.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with ProgressDisplay(EscapingConsole(file=stream)) as progress:
+        for done in range(100):
+            progress("reading images", done, 2000)
+            now[0] += 1
+        progress.update("predicting", 7, None, "3.0 photos/s")
+    assert stream.getvalue().splitlines() == [
+        *(f"reading images: {done} of 2,000 ({done // 20} %)" for done in (30, 60, 90)),
+    ]
+
+
+def test_long_paths_in_tables_stay_on_one_line():
+    path = "/a/folder/of/a/user/with/a/long/name/and/many/parts/photo-0017.jpg"
+    reason = "the labels of this face contradict those of its near-duplicate by more than a year"
+    stream = io.StringIO()
+    console = EscapingConsole(file=stream, width=100)
+    table = PlainTable("", ["first", "second", "reason"], [[path, f"my photos{path}", reason]], left=3)
+    console.print(render_table(table))
+    shown = stream.getvalue()
+    assert shown.count("/photo-0017.jpg") == 2
+    assert (shown.count("/a/folder"), shown.count("my photos/"), shown.count("…")) == (1, 1, 2)
+    assert "contradict" in shown
+    assert shorten_path(path, 40) == "/a/folder/of/…" + path[-26:]
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 faces"), (1, "1 face"), (2, "2 faces"), (1200, "1,200 faces")])
+def test_numbers_agree_with_their_nouns(number, text):
+    assert format_count(number, "face") == text
 
 
 def test_version(agegen):

@@ -221,6 +221,66 @@ def test_random_bytes_are_records_or_an_error_of_one_line(tmp_path, content):
         assert len(records) > 0
 
 
+BOX = [450.0, 120.0, 650.0, 365.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ("left,top,right,bottom", "450,120,650,365"),
+        ("face_x0,face_y0,face_x1,face_y1,person_x0,person_y0,person_x1,person_y1", "450,120,650,365,0,0,999,999"),
+        ("x1,y1,x2,y2", "450,120,650,365"),
+        ("xmin,ymin,xmax,ymax", "450,120,650,365"),
+        ("x_min,y_min,x_max,y_max", "450,120,650,365"),
+        ("Face Left,Face Top,Face Right,Face Bottom", "450,120,650,365"),
+        ("bbox_x1,bbox_y1,bbox_x2,bbox_y2,width,height", "450,120,650,365,1000,800"),
+        ("x,y,w,h", "450,120,200,245"),
+        ("face_x,face_y,face_width,face_height", "450,120,200,245"),
+        ("left,top,width,height", "450,120,200,245"),
+        ("x_1,y_1,width,height", "450,120,200,245"),
+        ("cx,cy,w,h", "550,242.5,200,245"),
+        ("x_center,y_center,width,height", "550,242.5,200,245"),
+        ("box", '"[450, 120, 650, 365]"'),
+        ("bbox", "450 120 200 245"),
+    ],
+)
+def test_bounding_boxes_of_any_form(tmp_path, columns, values):
+    records = load(tmp_path, f"path,age,gender,{columns}\na.jpg,30,male,{values}\n")
+    assert records.find_box(0) == tuple(BOX)
+    assert not {"left", "x", "x1", "cx", "face_x0", "box", "bbox"} & set(records.group_columns)
+    assert "bounding boxes in " in records.notices[0]
+
+
+@pytest.mark.parametrize("name", ["box", "face_box", "bbox"])
+def test_bounding_boxes_in_json_and_parquet(tmp_path, name):
+    frame = pd.DataFrame({"path": ["a.jpg", "a.jpg"], "age": [3, 40], name: [BOX, [1.0, 2.5, 30.0, 40.0]]})
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    frame.to_parquet(tmp_path / "a.parquet")
+    for kind in ("jsonl", "parquet"):
+        records = load_records(str(tmp_path / f"a.{kind}"))
+        assert [records.find_box(row) for row in (0, 1)] == [tuple(BOX), (1.0, 2.5, 30.0, 40.0)]
+        assert list(records.frame["path"]) == ["a.jpg#450,120,650,365", "a.jpg#1,2.5,30,40"]
+        assert name not in records.frame.columns
+
+
+def test_rows_with_several_labels_of_one_photo(tmp_path):
+    """Without boxes nobody knows whose label it is; with boxes each face counts once."""
+    several = "rows with different labels for one photo"
+    records = load(tmp_path, "path,age\na.jpg,30\nb.jpg,4\n./b.jpg,5\nb.jpg,4\nc.jpg,7\nc.jpg,7\n")
+    assert list(records.frame["path"]) == ["a.jpg", "c.jpg"]
+    reasons = [item.reason for item in records.excluded]
+    assert [reason.startswith(several) for reason in reasons] == [True, True, True, False]
+    assert reasons[-1] == "the path occurs twice"
+    rows = "a.jpg,30,0,0,50,50\na.jpg,5,60,0,99,50\na.jpg,5,61,1,99,50\nb.jpg,4,0,0,9,9\nb.jpg,6,0,0,9,10\n"
+    records = load(tmp_path, "path,age,left,top,right,bottom\n" + rows + "c.jpg,7,,,,\nd.jpg,9,5,5,5,9\n")
+    assert list(records.frame["path"]) == ["a.jpg#0,0,50,50", "a.jpg#60,0,99,50"]
+    assert [item.reason for item in records.excluded] == [
+        "the face occurs twice",
+        *["rows with different labels for one face"] * 2,
+        *["no valid bounding box, unlike other rows"] * 2,
+    ]
+
+
 @pytest.mark.parametrize(
     ("columns", "cells", "ages"),
     [

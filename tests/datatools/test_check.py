@@ -21,7 +21,7 @@ from agegen.datatools.check import (
     measure_leakage,
     write_clean_manifest,
 )
-from agegen.datatools.report import list_findings, render_check_page
+from agegen.datatools.report import count_ages, draw_ages, list_findings, render_check_page
 from agegen.model.calibration import Calibration
 from agegen.model.checkpoint import load_checkpoint, save_checkpoint
 
@@ -77,6 +77,19 @@ def test_groups_clusters_and_findings(report):
         assert part in text
 
 
+def test_brackets_are_drawn_as_bars(mini_fairface):
+    report = check_data(CheckConfig((str(mini_fairface),)))
+    assert all(group.n for group in report.groups)
+    labels = report.records.labels
+    counts = count_ages(labels)
+    assert counts.sum() == pytest.approx(report.faces)
+    low, high = int(labels.low[0]), int(labels.high[0])
+    assert high > low
+    assert np.allclose(counts[low : high + 1], counts[low])
+    (axis,) = draw_ages(report.frame.assign(female=np.nan), []).axes
+    assert sum(bar.get_height() for bar in axis.patches) == pytest.approx(report.faces)
+
+
 def test_the_clean_manifest_is_clean(report, faulty, tmp_path):
     kept, left_out = write_clean_manifest(tmp_path / "clean.csv", report)
     clean, reasons = pd.read_csv(tmp_path / "clean.csv"), pd.read_csv(tmp_path / "clean.left-out.csv")
@@ -123,7 +136,7 @@ def test_leakage_between_the_splits_of_a_manifest(faces_folder, tmp_path):
     report = check_data(CheckConfig((str(tmp_path / "m.csv"),)))
     assert report.leaking_groups == 1
     assert {leakage.kind for leakage in report.cluster_leakage} == {"near-duplicates", "person", "capture second"}
-    assert any("1 groups of near-duplicates are in more than one of" in line for line in list_findings(report))
+    assert any("1 group of near-duplicates in more than one of" in line for line in list_findings(report))
 
 
 def test_command(agegen, faulty, tmp_path):

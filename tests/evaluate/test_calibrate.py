@@ -63,12 +63,31 @@ def test_training_faces_are_left_out(trained_run, tmp_path):
     assert any("384 faces left out: the model was trained on them" in notice for notice in result.notices)
 
 
+def test_a_calibration_that_was_killed_can_be_repeated(trained_run, tmp_path, monkeypatch):
+    """The checkpoint appears last: it is what a second call refuses to overwrite."""
+    out = tmp_path / "c.safetensors"
+
+    def kill(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agegen.evaluate.calibrate.export_model", kill)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_model(CalibrateConfig(("demo",), out, trained_run))
+    assert not out.exists()
+    result = calibrate_model(CalibrateConfig(("demo",), out, trained_run))
+    assert result.written == (out, out.with_suffix(".onnx"))
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"c.safetensors", "c.onnx"}
+    with pytest.raises(AgegenError, match="already exists"):
+        calibrate_model(CalibrateConfig(("demo",), out, trained_run))
+
+
 def test_too_few_faces_are_an_error(trained_run, own_faces, tmp_path):
     few = tmp_path / "few"
     few.mkdir()
     for path in sorted(own_faces.iterdir())[:30]:
         (few / path.name).symlink_to(path)
-    with pytest.raises(DataError, match=r"only \d+ faces of .* have an age; calibration requires at least 50"):
+    with pytest.raises(DataError, match=r"calibration requires at least 50 faces with an age; .* has only \d+"):
         calibrate_model(CalibrateConfig((str(few),), tmp_path / "c.safetensors", trained_run))
     assert not (tmp_path / "c.safetensors").exists()
     with pytest.raises(AgegenError, match=r"must end in \.safetensors"):

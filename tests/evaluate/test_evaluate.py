@@ -95,7 +95,7 @@ def test_columns_of_ids_and_scores_are_not_groups(trained_run, trained_on, tmp_p
 
 
 def test_swapped_genders_are_reported():
-    assert "look swapped: only 6.7% of 60 agree" in describe_swapped_genders(4 / 60, 60)[0]
+    assert "look swapped: only 6.7 % of 60 agree" in describe_swapped_genders(4 / 60, 60)[0]
     assert describe_swapped_genders(0.4, 500) == []
     assert describe_swapped_genders(0.0, 10) == []
 

@@ -10,7 +10,17 @@ from agegen.data.loading import load_sources
 from agegen.errors import CheckpointError
 from agegen.faces.alignment import AlignmentTemplate
 from agegen.faces.detection import create_detector
-from agegen.faces.matching import make_crop_notices, match_crops, measure_dataset, measure_images, read_crop_boxes
+from agegen.faces.matching import (
+    LandmarkStats,
+    load_cropped,
+    make_crop_notices,
+    make_margin_notices,
+    match_crops,
+    measure_dataset,
+    measure_images,
+    read_crop_boxes,
+)
+from agegen.options import DEFAULT_READ_OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +72,65 @@ def test_a_single_dataset_is_unchanged_without_a_template(wider):
     box = match_crops(records, AlignmentTemplate())[records.source]
     assert box.side == pytest.approx(200 / 240, abs=0.03)
     assert match_crops(load_sources((str(wider / "plain"),)), AlignmentTemplate()) == {}
+
+
+@pytest.fixture(scope="module")
+def margins(utkface, tmp_path_factory):
+    """30 crops of UTKFace: unchanged, cut tightly to the middle 56 %, and with faces of a third of their size."""
+    root = tmp_path_factory.mktemp("margins")
+    for name in ("plain", "tight", "wide", "tiny"):
+        (root / name).mkdir()
+    for path in [path for path in sorted(utkface.iterdir()) if not path.name.startswith(("0_", "1_"))][::650]:
+        image = cv2.imread(str(path))
+        cv2.imwrite(str(root / "plain" / path.name), image)
+        cv2.imwrite(str(root / "tight" / path.name), cv2.resize(image[44:156, 44:156], (200, 200)))
+        for name, added in (("wide", 200), ("tiny", 350)):
+            framed = cv2.copyMakeBorder(image, added, added, added, added, cv2.BORDER_REPLICATE)
+            cv2.imwrite(str(root / name / path.name), framed)
+    return root
+
+
+@pytest.mark.slow
+def test_wide_crops_are_trimmed_and_others_reported(margins):
+    box = match_crops(load_sources((str(margins / "wide"),)), AlignmentTemplate())[str(margins / "wide")]
+    assert box.side == pytest.approx(1 / 3, abs=0.02)
+    for name, text in (("tight", "times larger than the model expects"), ("tiny", "times smaller than the model")):
+        measured = []
+        assert match_crops(load_sources((str(margins / name),)), AlignmentTemplate(), measured) == {}
+        (notice,) = make_margin_notices(measured[0], AlignmentTemplate())
+        assert text in notice
+    records = load_cropped((str(margins / "plain"), str(margins / "tight")), DEFAULT_READ_OPTIONS, None)
+    assert "faces of tight are" in records.notices[-1]
+
+
+@pytest.mark.slow
+def test_predict_without_detection_reports_crops_of_other_margins(margins, agegen):
+    reported = {}
+    for name in ("plain", "tight", "wide"):
+        done = agegen("predict", margins / name, "--no-detect", "--model", "compact")
+        reported[name] = "than the model expects" in done.stderr
+    assert reported == {"plain": False, "tight": True, "wide": True}
+
+
+@pytest.mark.slow
+def test_data_check_reports_crops_of_other_margins(margins, agegen):
+    assert "have 33 % of the size" in " ".join(agegen("data", "check", margins / "wide").stdout.split())
+    assert "times larger than the model expects" in " ".join(agegen("data", "check", margins / "tight").stdout.split())
+
+
+def test_drawings_in_which_some_faces_are_detected_are_left_alone(tmp_path, draw_folder):
+    """A detector finds wide faces in half of them, which need not be right."""
+    measured = []
+    records = load_sources((str(draw_folder(tmp_path / "drawn", 40)),))
+    assert match_crops(records, AlignmentTemplate(), measured) == {}
+    if measured[0].conclusive:
+        assert "than the model expects" in make_margin_notices(measured[0], AlignmentTemplate())[0]
+
+
+def test_images_without_detectable_faces_are_reported():
+    stats = LandmarkStats(40, np.empty((3, 5, 2)), np.zeros((5, 2)), "drawings")
+    assert "in only 3 of 40 sampled images of drawings" in make_margin_notices(stats, AlignmentTemplate())[0]
+    assert make_margin_notices(LandmarkStats(10, np.empty((3, 5, 2)), np.zeros((5, 2))), AlignmentTemplate()) == []
 
 
 def test_photos_are_distinguished_from_crops(wider, utkface, tmp_path):

@@ -73,11 +73,11 @@ def test_images_need_no_extension_and_other_files_are_counted(tmp_path, portrait
     found = find_inputs([str(tmp_path)])
     assert [Path(name).name for name in found.names] == ["clip.mp4", "scan"]
     start, kinds = found.describe_ignored().split(": ")
-    assert start == "ignored 4 files in these folders that are not images"
+    assert start == "ignored 4 files in these folders, not images"
     assert sorted(kinds.split(", ")) == ["1 .pdf", "1 without extension", "2 .txt"]
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").touch()
-    with pytest.raises(AgegenError, match=r"no images in .*texts \(ignored 1 files .*: 1 \.txt\)"):
+    with pytest.raises(AgegenError, match=r"no images in .*texts \(ignored 1 file .*: 1 \.txt\)"):
         find_inputs([str(tmp_path / "texts")])
 
 

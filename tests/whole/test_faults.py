@@ -115,6 +115,23 @@ def test_temporary_files_of_killed_processes_are_deleted_after_a_day(tmp_path):
     assert other.exists()
 
 
+def test_temporary_files_of_a_process_killed_just_now_are_deleted_by_the_next_write(tmp_path):
+    code = (
+        "import os, pathlib, sys; from agegen.files import replace_atomically\n"
+        "with replace_atomically(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('x'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], check=False)
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (time.time() - 5, time.time() - 5))
+    with replace_atomically(tmp_path / "a.txt") as alive:
+        assert list(tmp_path.iterdir()) == [alive]
+        os.utime(alive, (time.time() - 5, time.time() - 5))
+        write_text(tmp_path / "a.txt", "other")
+        assert alive.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_writing_a_file_does_not_change_the_umask(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask belongs to the whole process"))
     write_text(tmp_path / "a.txt", "x")

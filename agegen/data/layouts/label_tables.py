@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from agegen.data.images import is_hidden, list_images
 from agegen.data.manifests import build_records, has_labels, join_tables, load_manifest
 from agegen.data.records import Exclusion, FaceRecords
-from agegen.data.tables import CSV_SUFFIXES, JSON_SUFFIXES, RawTable, find_shards, read_shards, read_table
+from agegen.data.tables import CSV_SUFFIXES, JSON_SUFFIXES, RawTable, find_boxes, find_shards, read_shards, read_table
 from agegen.data.values import count_years, find_split, parse_date
 from agegen.errors import DataError
 from agegen.options import ReadOptions
@@ -211,7 +211,7 @@ def _compute_age(born: float, taken: float) -> str:
 # -1 for unknown). Source: Kuprashevich & Tolstykh, "MiVOLO: Multi-input Transformer for Age and Gender", 2023.
 # IMDB-clean: imdb_train_new.csv, imdb_valid_new.csv, imdb_test_new.csv (filename, age, gender M/F, x_min, y_min, x_max,
 # y_max), also with the suffix _1024. Source: Lin et al., "FP-Age: Leveraging Face Parsing Attention for Facial Age
-# Estimation in the Wild", 2021. Both are tables of photos, whose faces `--detector` or `agegen data crop` cuts out.
+# Estimation in the Wild", 2021. Both are tables of photos with a bounding box of each labelled face.
 _LAGENDA, _IMDB_CLEAN = "LAGENDA", "IMDB-clean"
 _PHOTO_TERMS = {
     _LAGENDA: "LAGENDA (https://wildchlamydia.github.io/lagenda/); its photographs are from Open Images, CC BY 2.0",
@@ -220,14 +220,15 @@ _PHOTO_TERMS = {
 
 
 def read_photo_tables(path: Path, options: ReadOptions) -> FaceRecords | None:
-    """Return the photos of such a table, one row each; photos of several people are excluded."""
+    """Return the faces of such a table; without bounding boxes, photos of several people are excluded."""
     import pandas as pd
 
     lagenda = sorted(path.glob("lagenda*annotation*.csv"))
     if lagenda:
-        frame = read_table(lagenda[0]).frame.rename(columns={"img_name": "path"})[["path", "age", "gender"]]
-        # Which of several people a label means cannot be told from the photo alone.
-        frame = frame[~frame["path"].duplicated(keep=False)].reset_index(drop=True)
+        frame = _select_columns(read_table(lagenda[0]).frame.rename(columns={"img_name": "path"}))
+        if find_boxes(frame) is None:
+            # Which of several people a label means cannot be told from the photo alone.
+            frame = frame[~frame["path"].duplicated(keep=False)].reset_index(drop=True)
         return _build_photos(frame, path, options, _LAGENDA)
     frames = []
     for part, split in _SPLIT_NAMES:
@@ -237,7 +238,13 @@ def read_photo_tables(path: Path, options: ReadOptions) -> FaceRecords | None:
     if not frames:
         return None
     frame = pd.concat(frames, ignore_index=True)
-    return _build_photos(frame[["path", "age", "gender", "split"]], path, options, _IMDB_CLEAN)
+    return _build_photos(_select_columns(frame, "split"), path, options, _IMDB_CLEAN)
+
+
+def _select_columns(frame: pd.DataFrame, *others: str) -> pd.DataFrame:
+    """Return the columns of labels and bounding boxes: other columns of these tables describe the whole person."""
+    boxes = find_boxes(frame)
+    return frame[["path", "age", "gender", *others, *([] if boxes is None else boxes[0])]]
 
 
 def _build_photos(frame: pd.DataFrame, path: Path, options: ReadOptions, layout: str) -> FaceRecords:

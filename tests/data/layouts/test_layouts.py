@@ -159,7 +159,14 @@ def test_lagenda(tmp_path):
         "a.jpg,31,M,1,1,5,5,0,0,9,9\nb.jpg,-1,F,1,1,5,5,0,0,9,9\nc.jpg,5,F,1,1,5,5,0,0,9,9\nc.jpg,40,M,6,6,9,9,0,0,9,9\n"
     )
     touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
-    check(load_records(str(tmp_path)), "LAGENDA", ["a.jpg", "b.jpg"], [31, NAN], [0, 1])
+    faces = ["a.jpg", "b.jpg", "c.jpg#1,1,5,5", "c.jpg#6,6,9,9"]
+    check(load_records(str(tmp_path)), "LAGENDA", faces, [31, NAN, 5, 40], [0, 1, 1, 0])
+
+
+def test_lagenda_without_boxes(tmp_path):
+    (tmp_path / "lagenda_annotation.csv").write_text("img_name,age,gender\na.jpg,31,M\nc.jpg,5,F\nc.jpg,5,F\n")
+    touch(tmp_path, "a.jpg", "c.jpg")
+    check(load_records(str(tmp_path)), "LAGENDA", ["a.jpg"], [31], [0])
 
 
 def test_imdb_clean(tmp_path):
