@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 
 # Starts a service with limits that have no command-line option, so that tests can reach them.
@@ -35,14 +36,22 @@ class Service:
     def stop(self, number=signal.SIGTERM):
         """Send a signal to the service; return its exit code and its log."""
         self.process.send_signal(number)
-        _, log = self.process.communicate(timeout=60)
-        return self.process.returncode, log
+        watchdog = threading.Timer(60, self.process.kill)
+        watchdog.start()
+        # communicate() would lose what the first readline() has read ahead.
+        log = self.process.stderr.read()
+        watchdog.cancel()
+        return self.process.wait(), log
 
 
 @contextmanager
-def run_service(*words, limits="", options="", **env):
-    """Run `agegen serve` on a free port with these options (default: one model), or with custom limits."""
-    command = [sys.executable, "-m", "agegen", "serve", "--port", "0", *(map(str, words or ("--model", "compact")))]
+def run_service(*words, limits="", options="", script="", **env):
+    """Run `agegen serve` on a free port with these options (default: one model), or with custom limits.
+
+    `script`: Python code that runs the command line, instead of `python -m agegen`.
+    """
+    program = ["-c", script] if script else ["-m", "agegen"]
+    command = [sys.executable, *program, "serve", "--port", "0", *(map(str, words or ("--model", "compact")))]
     if limits or options:
         options = options or "models=('compact',)"
         command = [sys.executable, "-c", SCRIPT.format(limits=limits, options=options)]

@@ -185,9 +185,8 @@ class TrainBatches(ShuffledFaces):
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=_ignore_interrupts,
         )
-        with explain_loader_errors():
-            for images, batch in zip(loader, drawn, strict=True):
-                yield Batch([images], make_targets(self.labels.pick(batch.rows)), batch.shared)
+        for images, batch in zip(loader, drawn, strict=True):
+            yield Batch([images], make_targets(self.labels.pick(batch.rows)), batch.shared)
 
 
 class _AugmentedImages(Dataset[RGB]):
@@ -344,7 +343,7 @@ def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 - DataLoader passes
 
 
 @contextmanager
-def explain_loader_errors(name_run: Callable[[], Path | None] = lambda: None) -> Iterator[None]:
+def explain_loader_errors(name_run: Callable[[], Path | None]) -> Iterator[None]:
     """Turn PyTorch's errors for a worker that was killed or hangs into one line.
 
     ``name_run`` is called on an error and returns the run folder, if there is one. PyTorch notices killed workers in a

@@ -77,8 +77,8 @@ _PIXEL_BYTES = 3 * MAX_PIXELS
 _LARGE_PIXELS = 25_000_000
 # How many pixels are converted to RGB at once; more would only take memory.
 _BAND_PIXELS = 4_000_000
-# How many seconds decoding an image may take. The slowest formats take some seconds for 100 megapixels.
-DECODE_SECONDS = 30.0
+# How many seconds decoding an image may take: the slowest formats take ten for 100 megapixels, more on a busy machine.
+DECODE_SECONDS = 60.0
 # How much memory decoding a small image and a large one may take, in bytes. JPEG 2000 and JPEG XL take 16 bytes per
 # pixel and more.
 _SMALL_MEMORY, _LARGE_MEMORY = 1 << 30, 5 << 29

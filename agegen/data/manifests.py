@@ -47,7 +47,7 @@ _ALIASES = {
 }
 # Ages in a unit that the column's name states: age_months, child_age_in_days, months_old; the preferred unit first.
 _UNITS = {
-    unit: re.compile(rf"(?:[a-z]+_)?age_?(?:in_?)?{names}|{names}_?(?:old|of_age)")
+    unit: re.compile(rf"(?:[a-z]+_)?ages?_?(?:in_?)?{names}|{names}_?(?:old|of_age)")
     for unit, names in (
         ("years", "(?:years?|yrs?)"),
         ("months", "(?:months?|mos?|mths?)"),
@@ -57,11 +57,13 @@ _UNITS = {
 }
 # Read as ages where nothing else is, but `year` is a date, and `months` up to 12 may be those of the calendar.
 _BARE_UNITS = {"years": 0.0, "months": 12.0}
-_BIRTH = re.compile(r"dob|yob|born|birth|birth_?(?:date|day|year)|(?:date|day|year)_of_birth|date_born|year_born")
+_DAY = "(?:date|day|year|yr)"
+_BIRTH = re.compile(rf"dob|yob|born|birth|(?:birth|born)_?{_DAY}|{_DAY}_?(?:of_)?(?:birth|born)")
+_SHOT = "(?:photo|photograph|picture|pic|image|img|capture|shot|shooting|recording|scan|acquisition|exam|visit|session)"
+_TAKEN = "(?:taken|captured|photographed|recorded|acquired|shot)"
 _PHOTO = re.compile(
-    r"(?:photo|picture|pic|image|img|capture|shot|shooting|recording|scan)_?(?:date|day|year|time|taken|datetime)"
-    r"|(?:date|day|year)_?(?:of_|of_the_)?(?:photo|picture|image|capture|taken|shot|recording|scan)"
-    r"|taken|taken_(?:on|at|in)|captured|captured_(?:on|at|in)|datetime_?original"
+    rf"{_SHOT}_?(?:{_DAY}|time|datetime|taken)|{_DAY}_?(?:of_)?(?:the_)?(?:{_SHOT}|{_TAKEN})"
+    rf"|{_TAKEN}(?:_(?:on|at|in|{_DAY}))?|datetime_?original"
 )
 # Only in a table without a column of the kind above: these may be dates of anything.
 _ANY_DATE = re.compile(r"date|year|datetime|timestamp")
@@ -244,7 +246,7 @@ def _join_names(names: list[str]) -> str:
 
 
 def _find_ages(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return the table with a column ``age`` if its ages stand in a column of another name, or in two of dates.
+    """Return the table with a column ``age`` if its ages are in a column of another name, or in two of dates.
 
     The notices say what was read as ages, or that nothing was.
     """
@@ -326,7 +328,7 @@ def name_splits(frame: pd.DataFrame, origins: list[str] | None = None) -> list[s
     if len(counts) < 2 or not in_folders:
         return []
     missing = f"{splits.count(None):,} faces are in none of them" if None in splits else "there are no test faces"
-    return [f"the splits in folder or file names ({shown}) are not used, since {missing}: agegen splits all faces anew"]
+    return [f"the splits in folder or file names ({shown}) are not used, since {missing}: agegen makes its own split"]
 
 
 def _find_splits(paths: list[str]) -> tuple[bool, list[str | None]]:

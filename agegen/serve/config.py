@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -23,12 +24,15 @@ class Limits:
         body: size of a request body, in bytes.
         images: number of images per request.
         pages: number of pages per image file; a TIFF of thousands of pages would occupy a thread for minutes.
-        requests: number of requests in the queue (being received, waiting or in progress); further ones get 429.
+        requests: number of requests in the queue (waiting or in progress, their bodies complete); further ones get 429.
         held: total size of all request bodies in memory, in bytes; further requests get 429.
-        seconds: timeout for receiving a body, and again for computing its predictions.
+        seconds: timeout for receiving a body, again for computing its predictions, and again for delivering the
+            response; also the time in which the service ends after SIGTERM.
         head_seconds: time a connection may stay open without a request in progress; so also the timeout for receiving
             the head of a request.
         connections: number of open connections.
+        client_connections: number of open connections from one address; beyond it, those that wait for their client
+            are closed, the one that has waited longest first.
         threads: number of threads that decode images and detect faces.
     """
 
@@ -42,10 +46,13 @@ class Limits:
     head_seconds: float = 10.0
     # Linux allows a process 1,024 open files by default.
     connections: int = 500
+    # More than the requests in the queue, since a reverse proxy is a single client; and a fifth of all, so that it
+    # takes five machines to occupy them.
+    client_connections: int = 100
     threads: int = field(default_factory=count_cores)
 
     def __post_init__(self) -> None:
-        if not (self.body >= 1 and self.requests >= 1 and self.threads >= 1 and self.seconds > 0):
+        if not (self.body >= 1 and self.requests >= 1 and self.threads >= 1 and 0 < self.seconds < math.inf):
             raise AgegenError("--max-body, --queue, --threads and --timeout must be greater than 0")
 
 
@@ -70,6 +77,15 @@ class ServeConfig:
             rich_help_panel=_SERVER,
         ),
     ] = None
+    allow_origins: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            "--allow-origin",
+            metavar="ORIGIN",
+            help="Let web pages of https://HOST send requests; requires --token (repeatable).",
+            rich_help_panel=_SERVER,
+        ),
+    ] = ()
     log: Annotated[
         bool,
         typer.Option(help="Log one line per request to stderr, without file names.", rich_help_panel=_SERVER),
@@ -99,7 +115,9 @@ class ServeConfig:
     timeout: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", help="Time for a body to arrive, and for its response.", rich_help_panel=_LIMITS
+            metavar="SECONDS",
+            help="Time for a body to arrive, for its result, and for the client to read it.",
+            rich_help_panel=_LIMITS,
         ),
     ] = Limits.seconds
     threads: Annotated[

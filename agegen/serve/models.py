@@ -93,10 +93,11 @@ class Batcher:
         self._jobs.put((crops, future))
         return future
 
-    def close(self) -> None:
-        """Finish the waiting jobs, then end the thread."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Finish the waiting jobs, then end the thread; return whether it ended, after ``seconds`` at the latest."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

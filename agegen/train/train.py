@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from agegen.batches.batch import EvalSource
+from agegen.batches.images import explain_loader_errors
 from agegen.batches.sources import TrainSources, choose_network, make_train_sources, share_backbone
 from agegen.data.scan import ProgressHook, ignore_progress
 from agegen.distributed import DistContext, report_lost_worker
@@ -104,7 +105,7 @@ def train_run(
     started = time.time()
     training = prepare_training(config, on_progress)
     run, dist = training.run, training.options.dist
-    with _lock(run, dist), report_lost_worker(dist, run.path):
+    with _lock(run, dist), report_lost_worker(dist, run.path), explain_loader_errors(lambda: run.path):
         if not training.resumed:
             dist.run_on_main(lambda: start_run(run, training.split))
         record = begin_record(config, training, started)
@@ -243,9 +244,7 @@ def find_best(rows: pd.DataFrame) -> EpochResult:
     """
     best = rows[rows["best"].astype(bool)]
     if best.empty:
-        raise AgegenError(
-            "no epoch had a finite validation loss, so there is no best one: start again with a lower --lr"
-        )
+        raise AgegenError("no epoch had a finite validation loss: start again with a lower --lr")
     return EpochResult(**{str(name): value for name, value in best.to_dict("records")[-1].items()})
 
 

@@ -128,4 +128,5 @@ def test_a_worker_that_is_killed_is_one_line(faces_folder, tmp_path):
         process.kill()
     assert process.returncode == 1
     assert "a worker process was killed, probably because the machine is out of memory; resume with" in errors
+    assert f"`agegen train --resume {tmp_path / 'run'} --workers 0`" in errors
     assert "Traceback" not in errors

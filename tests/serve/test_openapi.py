@@ -13,10 +13,9 @@ from starlette.testclient import TestClient
 from agegen.predict.results import RARE, FacePrediction
 from agegen.predict.rows import format_row
 from agegen.serve import app
-from agegen.serve.app import PARAMETERS, Service, make_app
+from agegen.serve.app import PARAMETERS, Service, make_app, make_document
 from agegen.serve.config import Limits
 from agegen.serve.metrics import ServiceMetrics
-from agegen.serve.openapi import make_document
 from agegen.serve.requests import RequestQueue
 from agegen.serve.security import OPEN_ROUTES
 
@@ -42,10 +41,14 @@ def test_it_has_the_models_and_the_limits(document):
     operation = document["paths"]["/v1/faces"]["post"]
     assert operation["parameters"][0]["schema"] == {"type": "string", "enum": ["one", "two"], "default": "one"}
     assert operation["requestBody"]["description"] == "At most 3 MB and 7 images."
+    content = operation["requestBody"]["content"]
+    assert content["multipart/form-data"]["schema"]["properties"]["image"]["maxItems"] == 7
+    assert content["application/json"]["schema"]["properties"]["images"]["maxItems"] == 7
 
 
 def test_it_has_all_parameters(document):
-    assert tuple(one["name"] for one in document["paths"]["/v1/faces"]["post"]["parameters"]) == PARAMETERS
+    parameters = document["paths"]["/v1/faces"]["post"]["parameters"]
+    assert tuple(one["name"] for one in parameters if one["in"] == "query") == PARAMETERS
 
 
 def test_it_has_all_statuses(document):

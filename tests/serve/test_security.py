@@ -2,27 +2,38 @@
 
 import asyncio
 import re
+import select
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 import uvicorn
 
-from agegen.serve.security import ConnectionLimiter
+from agegen.serve.config import Limits
+from agegen.serve.metrics import ServiceMetrics
+from agegen.serve.security import ConnectionLimiter, identify_client
 
 IDLE = 0.5
+LIMITS = Limits(connections=5, head_seconds=IDLE, seconds=2.0)
 OK = [b"HTTP/1.1 200"]
+# More than the buffers of both sockets hold.
+LARGE = 20_000_000
 
 
 async def answer(scope, receive, send):
     """Answer `GET /` without reading the body, `GET /slow` after three times the idle timeout."""
     if scope["path"] == "/slow":
         await asyncio.sleep(3 * IDLE)
-    headers = [(b"content-length", b"2")]
+    body = bytes(LARGE) if scope["path"] == "/large" else b"ok"
+    headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"ok"})
+    await send({"type": "http.response.body", "body": body})
+
+
+def make_limiter(limits=LIMITS):
+    return ConnectionLimiter(answer, ServiceMetrics(), limits)
 
 
 @contextmanager
@@ -52,7 +63,7 @@ def run_server(limiter, host="127.0.0.1"):
 
 @pytest.fixture(scope="module")
 def server():
-    with run_server(ConnectionLimiter(answer, 5, IDLE)) as server:
+    with run_server(make_limiter()) as server:
         yield server
 
 
@@ -168,9 +179,117 @@ def test_ipv6_connections_are_matched_with_their_requests():
     except OSError:
         pytest.skip("no IPv6")
     with (
-        run_server(ConnectionLimiter(answer, 5, IDLE), "::1") as (port, _),
+        run_server(make_limiter(), "::1") as (port, _),
         socket.create_connection(("::1", port)) as one,
     ):
         one.settimeout(10)
         one.sendall(make_head("/slow"))
         assert read_responses(one) == OK
+
+
+def is_reset(one):
+    """Return whether the server has reset a connection, without reading from it."""
+    poll = select.poll()
+    poll.register(one, 0)
+    return bool(poll.poll(0))
+
+
+def wait_until(condition, seconds=10):
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started + seconds
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def test_a_client_that_reads_nothing_is_disconnected(connect):
+    one = connect(make_head("/large"))
+    assert LIMITS.seconds / 2 < wait_until(lambda: is_reset(one)) < LIMITS.seconds + 3
+
+
+def read_slowly(one, size, rate):
+    """Read up to this size at a rate in bytes per second; return how much came before the connection was closed."""
+    started, done = time.monotonic(), 0
+    with suppress(ConnectionResetError):
+        while done < size and (part := one.recv(100_000)):
+            done += len(part)
+            time.sleep(max(0.0, started + done / rate - time.monotonic()))
+    return done
+
+
+def test_pipelined_responses_share_the_time_for_reading(connect):
+    """A client that reads each response just in time would otherwise occupy its connection for ever."""
+    one = connect(make_head("/large") * 10)
+    assert read_slowly(one, 10 * LARGE, 1.5 * LARGE / LIMITS.seconds) < 4 * LARGE
+
+
+def test_a_slow_client_that_reads_gets_the_whole_response(connect):
+    for _ in range(3):
+        one = connect(make_head("/large"))
+        assert read_slowly(one, LARGE, 1.5 * LARGE / LIMITS.seconds) >= LARGE
+
+
+def test_connections_per_client_are_limited():
+    """Beyond the limit a client loses the connection that has waited for it the longest; others are not affected."""
+    metrics = ServiceMetrics()
+    limiter = ConnectionLimiter(
+        answer, metrics, Limits(connections=50, client_connections=3, head_seconds=9, seconds=9)
+    )
+    with run_server(limiter) as (port, _), ExitStack() as stack:
+
+        def connect(content=b"", address="127.0.0.1"):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=(address, 0)))
+            one.settimeout(10)
+            one.sendall(content)
+            time.sleep(0.05)
+            return one
+
+        other = connect(address="127.0.0.2")
+        busy, idle, unread = connect(make_head("/slow")), connect(), connect(make_head("/large"))
+        newest = connect(make_head())
+        assert read_responses(newest) == OK
+        wait_until(lambda: is_reset(idle))
+        assert not is_reset(unread)
+        newest.sendall(make_head("/slow"))
+        connect(make_head("/slow"))
+        wait_until(lambda: is_reset(unread))
+        # All three have a request in progress.
+        refused = connect()
+        assert refused.recv(1000).startswith(b"HTTP/1.1 503")
+        assert b'status="503"} 1.0' in metrics.format()
+        assert read_responses(busy) == OK
+        other.sendall(make_head())
+        assert read_responses(other) == OK
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+    ],
+)
+def test_clients_are_told_apart_by_address(address, client):
+    assert identify_client(address) == client
+
+
+@pytest.mark.parametrize("chunk", [1000, 100_000])
+def test_bodies_in_chunks_are_parsed(connect, chunk):
+    content = f"{chunk:x}\r\n".encode() + bytes(chunk) + b"\r\n"
+    one = connect(make_head("/slow", "Transfer-Encoding: chunked\r\n") + content * (3_000_000 // chunk) + b"0\r\n\r\n")
+    assert read_responses(one) == OK
+
+
+def test_requests_that_take_long_to_parse_are_refused(connect):
+    """A few clients that send a body in chunks of one byte would otherwise occupy the event loop."""
+    crowd = [connect(make_head("/slow", "Transfer-Encoding: chunked\r\n")) for _ in range(4)]
+    started = time.monotonic()
+    for one in crowd:
+        with suppress(ConnectionError):
+            one.sendall(b"1\r\nx\r\n" * 50_000)
+    other = connect(make_head())
+    assert read_responses(other) == OK
+    assert time.monotonic() < started + 2
+    assert all(measure_closing(one) < 2 for one in crowd)

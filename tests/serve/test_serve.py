@@ -1,14 +1,20 @@
 """The service over a socket: the same rows as `predict`, errors with reasons, and protection from bad clients."""
 
+import base64
+import gzip
 import io
 import json
 import os
 import re
+import select
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import httpx
 import numpy as np
@@ -18,6 +24,8 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from PIL import Image
 from running import run_service
+
+from agegen.cli.help import find_pages
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -128,7 +136,22 @@ def test_invalid_requests_get_a_status_and_a_reason(client, method, path, status
 @pytest.mark.parametrize(
     ("kind", "content", "status", "reason"),
     [
-        ("application/json", b"{}", 415, "application/json"),
+        ("application/xml", b"<a/>", 415, "application/xml"),
+        ("application/json", b"{}", 422, "unsupported JSON"),
+        ("application/json", b"[]", 422, "unsupported JSON"),
+        ("application/json", b"{", 422, "invalid JSON"),
+        ("application/json", b"\xff", 422, "invalid JSON"),
+        ("application/json", b'{"images": [], "model": "compact"}', 422, "parameters belong in the query"),
+        ("application/json", b'{"images": []}', 422, "the body is empty"),
+        ("application/json", b'{"images": ["aGk="]}', 422, "unsupported image in the JSON body"),
+        ("application/json", b'{"images": [{"data": 7}]}', 422, "unsupported image in the JSON body"),
+        ("application/json", b'{"images": [{"data": "", "file": 7}]}', 422, "unsupported image in the JSON body"),
+        ("application/json", b'{"images": [{"data": "", "name": "a"}]}', 422, "unsupported image in the JSON body"),
+        ("application/json", b'{"images": [{"data": "a*b="}]}', 422, "not valid base64"),
+        ("application/json", '{"images": [{"data": "ä"}]}'.encode(), 422, "not valid base64"),
+        ("application/json", b'{"images": [{"data": "aGk="}]}', 422, "not a readable image"),
+        ("application/json", b'{"images": [' + b'{"data": ""},' * 32 + b'{"data": ""}]}', 422, "too many images: 33"),
+        ("application/json", b"[" * 100_000, 422, "too many values"),
         ("text/html", b"<html>", 415, "text/html"),
         ("image/jpeg", b"not an image", 422, "not a readable image"),
         ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(500), 422, "not a readable image"),
@@ -148,6 +171,66 @@ def test_bodies_without_an_image(client, kind, content, status, reason):
     assert answer.status_code == status == answer.json()["status"]
     assert reason in answer.json()["reason"]
     assert "Traceback" not in answer.text
+
+
+def test_images_in_json(client, portrait):
+    content = portrait.read_bytes()
+    text = base64.encodebytes(content).decode()
+    expected = drop_file_names(client.post("/v1/faces?model=scratch", content=content).json())
+    images = [{"data": text}, {"file": "a/\ud800ä.jpg", "data": "data:image/jpeg;base64," + text.replace("\n", "")}]
+    body = json.dumps({"images": images})
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    answer = client.post("/v1/faces?model=scratch", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert [row["file"] for row in answer.json()] == ["-", "a/?ä.jpg"]
+    assert drop_file_names(answer.json()) == expected * 2
+    schema = client.get("/openapi.json").json()["paths"]["/v1/faces"]["post"]["requestBody"]["content"]
+    Draft202012Validator(schema["application/json"]["schema"]).validate({"images": images})
+
+
+def test_compressed_bodies(client, portrait):
+    content = portrait.read_bytes()
+    expected = client.post("/v1/faces", content=content).json()
+    for kind, body in (
+        ("image/jpeg", content),
+        ("application/json", json.dumps({"images": [{"data": base64.b64encode(content).decode()}]}).encode()),
+    ):
+        headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+        answer = client.post("/v1/faces", content=gzip.compress(body), headers=headers)
+        assert (answer.status_code, answer.json()) == (200, expected)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "status", "reason"),
+    [
+        ("br", b"x", 415, "unsupported content encoding: br"),
+        ("gzip, gzip", b"x", 415, "unsupported content encoding"),
+        ("gzip", b"not gzip", 422, "not valid gzip"),
+        ("gzip", gzip.compress(bytes(100))[:-4], 422, "truncated gzip"),
+        ("gzip", gzip.compress(b"a") + gzip.compress(b"b"), 422, "data after its gzip stream"),
+        # 25 KB that decompress to more than 25 MB.
+        ("gzip", gzip.compress(bytes(25_000_001)), 413, "larger than 25 MB"),
+    ],
+)
+def test_invalid_compressed_bodies(client, encoding, content, status, reason):
+    answer = client.post("/v1/faces", content=content, headers={"Content-Encoding": encoding})
+    assert answer.status_code == status
+    assert reason in answer.json()["reason"]
+
+
+def test_bodies_that_take_long_to_parse(client):
+    """Punycode is decoded in quadratic time, and millions of JSON values take gigabytes."""
+    part = b'--a\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"-" + b"a" * 1_000_000 + b"\r\n--a--\r\n"
+    values = b'{"images": [' + b"{}," * 8_000_000 + b"{}]}"
+    started = time.monotonic()
+    for kind, content, reason in (
+        ("multipart/form-data; charset=punycode; boundary=a", part, "contains no file"),
+        ("multipart/form-data; boundary=a; charset*=punycode; charset=punycode", part, "contains no file"),
+        ("application/json", values, "too many values"),
+    ):
+        answer = client.post("/v1/faces", content=content, headers={"Content-Type": kind})
+        assert (answer.status_code, reason in answer.json()["reason"]) == (422, True)
+    assert time.monotonic() - started < 5
 
 
 def test_decompression_bombs_and_many_pages(client):
@@ -273,6 +356,62 @@ def test_the_token(agegen, portrait):
     assert "sesame" not in log
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00", 400),
+        (b"A" * 100_000, 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n Folded\xff: \0\r\n\r\n", 400),
+        (b"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"POST /v1/faces HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nOrigin: http://a\r\n\r\n", 400),
+        (b"GET /healthz HTTP/9.9\r\nHost: localhost\r\n\r\n", 505),
+        (b"GET /v1/models/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"DELETE /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
+        (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+    ],
+)
+def test_every_error_is_json_and_counted(client, service, request_bytes, status):
+    def count():
+        totals = re.findall(rf'^agegen_requests_total{{.*status="{status}"}} (\S+)$', client.get("/metrics").text, re.M)
+        return sum(map(float, totals))
+
+    before = count()
+    with socket.create_connection(("127.0.0.1", service.port)) as one:
+        one.settimeout(10)
+        one.sendall(request_bytes)
+        head, body = b"", b""
+        while not body.endswith(b"}"):
+            head += (part := one.recv(10_000))
+            assert part, head
+            body = head.partition(b"\r\n\r\n")[2]
+    assert head.startswith(f"HTTP/1.1 {status}".encode())
+    assert b"\r\ncontent-type: application/json\r\n" in head.lower()
+    assert json.loads(body).keys() == {"status", "reason"}
+    assert json.loads(body)["status"] == status
+    assert count() == before + 1
+
+
+def test_the_log_has_one_line_per_request(portrait):
+    with run_service("--model", "compact") as service:
+        with httpx.Client(base_url=service.address) as client:
+            kind = {"Content-Type": "multipart/form-data; boundary=CCC"}
+            assert client.post("/v1/faces", content=b"--XXX-secret\r\n", headers=kind).status_code == 422
+            assert set(client.delete("/v1/models").headers["allow"].split(", ")) == {"GET", "HEAD"}
+        for content in (b"secret\r\n\r\n", make_post(b"", 9) + b"x" * 9 + b"secret \0\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", service.port)) as one:
+                one.settimeout(10)
+                one.sendall(content)
+                while one.recv(10_000):
+                    pass
+        _, log = service.stop()
+    lines = [re.sub(r"^\d\d:\d\d:\d\d (.*) \d+ ms$", r"\1", line) for line in log.splitlines()]
+    assert lines[:3] == ["POST /v1/faces 422", "DELETE /v1/models 405", "other other 400"]
+    assert sorted(lines[3:]) == ["POST /v1/faces 422", "other other 400"]
+
+
 @pytest.mark.slow
 def test_fifty_at_once(client, service, portrait):
     content = portrait.read_bytes()
@@ -294,26 +433,177 @@ def test_fifty_at_once(client, service, portrait):
 
 
 def test_the_queue_is_limited(portrait):
+    large = encode(Image.fromarray(np.zeros((2500, 2500), dtype=np.uint8)))
     with (
         run_service("--model", "compact", "--queue", 1) as service,
         httpx.Client(base_url=service.address) as client,
-        socket.create_connection(("127.0.0.1", service.port)) as slow,
+        socket.create_connection(("127.0.0.1", service.port)) as busy,
     ):
-        slow.sendall(b"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
+        busy.sendall(make_post(large))
         wait_for(client, "agegen_requests_under_way", 1)
         answer = client.post("/v1/faces", content=portrait.read_bytes())
         assert answer.status_code == 429
         assert int(answer.headers["retry-after"]) > 0
         assert "the queue is full (1 requests)" in answer.json()["reason"]
-        # A client that disconnects frees its slot.
-        slow.close()
+        # A client that disconnects frees its slot, once its image is done.
+        busy.close()
         wait_for(client, "agegen_requests_under_way", 0)
         assert client.post("/v1/faces", content=portrait.read_bytes()).status_code == 200
         assert read_metric(client, "agegen_held_bytes") == 0
 
 
+def make_post(content, size=None):
+    """Return a request of POST /v1/faces; `size` is the announced one if the content is only a part of the body."""
+    size = len(content) if size is None else size
+    return f"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode() + content
+
+
+def open_silent(port, stack):
+    """A connection that sends nothing."""
+    return stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+
+
+def open_slow_head(port, stack):
+    """A connection that sends a part of a request's head."""
+    one = open_silent(port, stack)
+    one.sendall(b"POST /v1/faces HTTP/1.1\r\nX-")
+    return one
+
+
+def open_slow_body(port, stack):
+    """A connection that sends a part of a request's body."""
+    one = open_silent(port, stack)
+    one.sendall(make_post(b"half", 1000))
+    return one
+
+
+def open_unread(port, stack):
+    """A connection that sends requests for more than its buffers hold and reads no response."""
+    one = stack.enter_context(socket.socket())
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.connect(("127.0.0.1", port))
+    one.setblocking(False)
+    with suppress(BlockingIOError):
+        for _ in range(20):
+            one.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+    return one
+
+
+def is_closed(one):
+    """Return whether the service has closed or reset a connection, without reading from it."""
+    poll = select.poll()
+    poll.register(one, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("open_one", [open_silent, open_slow_head, open_slow_body, open_unread])
+def test_other_clients_are_answered_while_bad_ones_are_connected(portrait, open_one):
+    """More bad connections than the queue has places; they are closed after the timeout."""
+    with (
+        run_service("--model", "compact", "--queue", 4, "--timeout", 4, "--no-log") as service,
+        httpx.Client(base_url=service.address, timeout=3) as client,
+        ExitStack() as stack,
+    ):
+        bad = [open_one(service.port, stack) for _ in range(20)]
+        for _ in range(3):
+            assert client.post("/v1/faces", content=portrait.read_bytes()).status_code == 200
+            time.sleep(0.2)
+        assert not any(map(is_closed, bad))
+        if open_one is open_unread:
+            started = time.monotonic()
+            while not all(map(is_closed, bad)):
+                assert time.monotonic() < started + 20
+                time.sleep(0.1)
+        assert client.post("/v1/faces", content=portrait.read_bytes()).status_code == 200
+
+
+@pytest.mark.slow
+def test_slow_bodies_lose_their_memory_to_other_requests(portrait):
+    """Clients that announce a body and stop just before its end cannot occupy the memory for bodies."""
+    content = portrait.read_bytes()
+    size = len(content)
+    with (
+        run_service(limits=f"held={3 * size}, seconds=9.0") as service,
+        httpx.Client(base_url=service.address, timeout=5) as client,
+        ExitStack() as stack,
+    ):
+        slow = [open_silent(service.port, stack) for _ in range(3)]
+        for one in slow:
+            one.sendall(make_post(content[:-1], size))
+        wait_for(client, "agegen_held_bytes", 3 * (size - 1))
+        # At first nothing says that they are slow.
+        assert client.post("/v1/faces", content=content).status_code == 429
+        time.sleep(2.5)
+        assert client.post("/v1/faces", content=content).status_code == 200
+        slow[0].settimeout(5)
+        answer = b"".join(iter(lambda: slow[0].recv(10_000), b""))
+        assert answer.startswith(b"HTTP/1.1 429")
+        assert b"memory limit" in answer
+        # The others have kept theirs.
+        for one in slow[1:]:
+            one.sendall(content[-1:])
+            one.settimeout(5)
+            assert one.recv(10_000).startswith(b"HTTP/1.1 200")
+        wait_for(client, "agegen_held_bytes", 0)
+        wait_for(client, "agegen_requests_under_way", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("open_one", [open_silent, open_slow_head, open_slow_body, open_unread])
+def test_sigterm_ends_the_service_within_the_timeout(open_one):
+    with run_service("--model", "compact", "--timeout", 3) as service, ExitStack() as stack:
+        bad = [open_one(service.port, stack) for _ in range(20)]
+        time.sleep(0.5)
+        started = time.monotonic()
+        code, log = service.stop()
+        assert time.monotonic() - started < 3
+        if open_one is open_slow_body:
+            answer = b"".join(iter(lambda: bad[0].recv(10_000), b""))
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "the service is stopping"
+            assert log.count("POST /v1/faces 503") == 20
+    assert code == 0, log
+    assert "Traceback" not in log
+
+
+# Threads that never end stand for any decoder or inference that hangs.
+HANGING = """
+import time
+from agegen.serve.{module} import {owner}
+{owner}.{method} = lambda *_: time.sleep(1000)
+from agegen.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hang", "reason"),
+    [
+        ({"module": "requests", "owner": "RequestQueue", "method": "_extract"}, "1 images and 0 batches in progress"),
+        ({"module": "models", "owner": "Batcher", "method": "_run_batch"}, "0 images and 1 batches in progress"),
+    ],
+)
+def test_sigterm_ends_the_service_within_the_timeout_if_a_thread_hangs(portrait, hang, reason):
+    with (
+        run_service("--model", "compact", "--timeout", 3, script=HANGING.format(**hang)) as service,
+        ExitStack() as stack,
+    ):
+        one = open_silent(service.port, stack)
+        one.sendall(make_post(portrait.read_bytes()))
+        time.sleep(1)
+        started = time.monotonic()
+        code, log = service.stop()
+        assert time.monotonic() - started < 3
+        assert one.recv(1000).startswith(b"HTTP/1.1 503")
+    assert code == 1
+    assert reason in log
+    assert "Traceback" not in log
+
+
 def wait_for(client, name, value):
-    for _ in range(100):
+    for _ in range(400):
         if read_metric(client, name) == value:
             return
         time.sleep(0.05)
@@ -405,6 +695,15 @@ def test_startup_errors_are_one_line(agegen, tmp_path):
     assert result.exit_code == 1
     assert "Choose another port with --port" in result.stderr
     for words, reason in (
+        (["--token", ""], "invalid token: it is empty"),
+        (["--token", "  "], "invalid token: it has blanks"),
+        (["--token", "sesame\n"], "invalid token: it has blanks"),
+        (["--token", "sésame"], "characters other than ASCII"),
+        (["--allow-origin", "https://a.example"], "--allow-origin requires --token"),
+        (["--token", "x" * 16, "--allow-origin", "*"], "invalid --allow-origin: '*'"),
+        (["--token", "x" * 16, "--allow-origin", "null"], "invalid --allow-origin: 'null'"),
+        (["--token", "x" * 16, "--allow-origin", "https://a.example/page"], "invalid --allow-origin"),
+        (["--timeout", "inf"], "--timeout must be greater than 0"),
         (["--model", "vgg17"], "vgg17"),
         (["--model", "compact/closed"], "no bundled weights 'closed'"),
         (["--model", "compact", "--model", "compact"], "two models have the name 'compact'"),
@@ -414,6 +713,92 @@ def test_startup_errors_are_one_line(agegen, tmp_path):
         assert result.exit_code == 1, words
         assert reason in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("token", ["", " ", "é"])
+def test_invalid_tokens_of_the_environment_are_one_line(agegen, monkeypatch, token):
+    monkeypatch.setenv("AGEGEN_TOKEN", token)
+    result = agegen("serve", "--port", 0)
+    assert result.exit_code == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def read_example(language):
+    text = find_pages()["serve"].read_text(encoding="utf-8")
+    (example,) = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return example
+
+
+@pytest.mark.parametrize(
+    ("language", "command", "answers"),
+    [
+        ("sh", ["bash", "-euc"], 3),
+        ("js", ["node", "--input-type=module", "-e"], 1),
+        ("python", [sys.executable, "-c"], 1),
+    ],
+)
+def test_examples_of_the_help_page(portrait, tmp_path, monkeypatch, language, command, answers):
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    monkeypatch.setenv("AGEGEN_TOKEN", "0123456789abcdef")
+    shutil.copy(portrait, tmp_path / "face.jpg")
+    with run_service("--model", "compact") as service:
+        example = read_example(language)
+        assert "localhost:8000" in example
+        code = example.replace("localhost:8000", f"localhost:{service.port}")
+        result = subprocess.run([*command, code], capture_output=True, text=True, timeout=60)
+        assert result.returncode == 0, result.stderr
+        # Without a token the example shows the reason.
+        refused = subprocess.run(
+            [*command, code], env=os.environ | {"AGEGEN_TOKEN": "x"}, capture_output=True, text=True, timeout=60
+        )
+        assert "missing or invalid token" in refused.stdout + refused.stderr
+    decoder, rows, text = json.JSONDecoder(), [], result.stdout.strip()
+    for _ in range(answers):
+        answer, end = decoder.raw_decode(text)
+        rows, text = rows + answer, text[end:].strip()
+    assert text == ""
+    assert [row["status"] for row in rows] == ["ok"] * (answers + (language == "sh"))
+
+
+def test_short_tokens_get_a_warning():
+    for token, warned in (("sesame", True), ("0123456789abcdef", False)):
+        with run_service("--model", "compact", "--token", token) as service:
+            assert httpx.get(f"{service.address}/healthz").status_code == 200
+            _, log = service.stop()
+        assert ("warning: the token is short (6 characters)" in log) == warned
+        assert token not in log
+
+
+def test_named_web_pages_may_send_requests(portrait):
+    page = "https://faces.example"
+    words = ("--model", "compact", "--token", "0123456789abcdef", "--allow-origin", "https://Faces.example:443/")
+    with run_service(*words) as service, httpx.Client(base_url=service.address) as client:
+        ask = {
+            "Origin": page,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
+        asked = client.options("/v1/faces", headers=ask)
+        assert asked.status_code == 204
+        assert asked.headers["access-control-allow-origin"] == page
+        assert "Authorization" in asked.headers["access-control-allow-headers"]
+        assert "POST" in asked.headers["access-control-allow-methods"]
+        headers = {"Origin": page, "Authorization": "Bearer 0123456789abcdef"}
+        answer = client.post("/v1/faces", content=portrait.read_bytes(), headers=headers)
+        assert answer.status_code == 200
+        # The page can also read why a request failed.
+        refused = client.post("/v1/faces", content=portrait.read_bytes(), headers={"Origin": page})
+        assert refused.status_code == 401
+        for each in (answer, refused):
+            assert each.headers["access-control-allow-origin"] == page
+            assert each.headers["vary"] == "Origin"
+            assert "access-control-allow-credentials" not in each.headers
+        for other in ("https://evil.example", "http://faces.example", "https://faces.example.evil.example", "null"):
+            for method in ("OPTIONS", "POST"):
+                refused = client.request(method, "/v1/faces", headers=ask | headers | {"Origin": other})
+                assert refused.status_code == 403
+                assert "access-control-allow-origin" not in refused.headers
 
 
 def test_a_run_is_served_by_its_name(trained_run, portrait, agegen):

@@ -332,7 +332,7 @@ def _load_tables(tables: dict[Path, RawTable], folder: Path, options: ReadOption
 def read_any_tables(path: Path, options: ReadOptions) -> FaceRecords | None:
     """Return the faces of the only table with labels in a folder, or of one for each split: train.csv and test.csv.
 
-    This is no layout: it is tried last, when not even names of files are labels.
+    It is not a layout, but tried last, when names of files are not labels either.
     """
     tables: dict[Path, RawTable] = {}
     for file in sorted(path.iterdir())[:_MOST_FILES]:
