@@ -206,6 +206,11 @@ def test_numbers_agree_with_their_nouns(number, text):
     assert format_count(number, "face") == text
 
 
+def test_a_written_report_is_confirmed(agegen, draw_folder, tmp_path):
+    done = agegen("data", "check", draw_folder(tmp_path / "faces", 6), "--report", tmp_path / "check.html")
+    assert f"report: {tmp_path / 'check.html'}" in done.stderr
+
+
 def test_version(agegen):
     from agegen import __version__
 
