@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
-from agegen.errors import format_count
+from agegen.errors import escape_controls, format_count
 from agegen.options import FACES, OfflineOption, with_options
 from agegen.predict.config import PredictConfig, check_options
 from agegen.render.progress import ProgressDisplay, show_notices
@@ -179,7 +179,7 @@ def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[N
 
 
 def _list_cells(row: FacePrediction) -> list[str]:
-    file = row.file
+    file = escape_controls(row.file)
     if row.p_female is None:
         return [file, "", "", "", "", ""]
     probability = max(row.p_female, 1 - row.p_female)
