@@ -55,7 +55,7 @@ def test_damage_is_one_clear_line(parts, tmp_path):
     refuse("the format 99", metadata=change(metadata, format=99))
     refuse("invalid metadata", metadata=change(metadata, color="red"))
     refuse("unknown backbone 'gone'", metadata=change(metadata, model="gone"))
-    refuse("has the type torch.complex64", tensors={**tensors, first: tensors[first].to(torch.complex64)})
+    refuse("has the type torch.int64", tensors={**tensors, first: tensors[first].long()})
     refuse("NaN or infinite values", tensors={**tensors, first: (tensors[first] * 1e9).to(torch.float8_e5m2)})
     refuse("unexpected tensors, the first is a\\?b", tensors={**tensors, "a\x1bb": torch.zeros(1)})
     refuse("takes another input", metadata=change(metadata, input_spec={"size": 8, "mean": [0] * 3, "std": [1] * 3}))
