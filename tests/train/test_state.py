@@ -366,10 +366,14 @@ def test_states_alternate_between_two_files(tmp_path):
     assert names == [["state-1.safetensors"], *[["state-1.safetensors", "state-2.safetensors"]] * 2]
     other = StateFiles(tmp_path)
     trainer.progress.batch = 0
+    assert other.read(trainer.dist)
     other.restore(trainer)
     assert trainer.progress.batch == 3
     other.save(trainer)
-    StateFiles(tmp_path).restore(trainer)
+    trainer.progress.batch = 0
+    again = StateFiles(tmp_path)
+    assert again.read(trainer.dist)
+    again.restore(trainer)
     assert trainer.progress.batch == 3
 
 

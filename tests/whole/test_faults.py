@@ -294,11 +294,15 @@ def test_a_list_on_stdin_can_be_interrupted(tmp_path):
 def test_weights_too_large_for_half_precision_are_not_exported(trained_run, tmp_path):
     from agegen.export.export import export_run
     from agegen.model.checkpoint import load_checkpoint, save_checkpoint
+    from agegen.runs import RunFolder
 
     shutil.copytree(trained_run, tmp_path / "run")
     info, model = load_checkpoint(tmp_path / "run" / "best.safetensors")
     model.heads.age[0].weight.data[0, 0] = 1e6
     save_checkpoint(tmp_path / "run" / "best.safetensors", model, info)
+    # As if they were the weights that the training wrote.
+    folder = RunFolder(tmp_path / "run")
+    folder.write(folder.read() | {"sha256": {}})
     with pytest.raises(AgegenError, match=r"the tensor heads\.age\.0\.weight has values too large for half precision"):
         export_run(tmp_path / "run", tmp_path / "w.safetensors")
 
