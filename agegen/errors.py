@@ -43,5 +43,6 @@ def escape_controls(text: str, keep: str = "") -> str:
 
 def shorten(text: str) -> str:
     """Return text in a form that fits into an error: one line, printable, at most 200 characters."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+    start = text[:200]
+    printable = start if start.isprintable() else "".join(one if one.isprintable() else "?" for one in start)
     return printable if len(text) <= 200 else printable[:197] + "…"

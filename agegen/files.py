@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import UnionType
+from types import FunctionType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from agegen.errors import AgegenError, shorten
@@ -135,6 +135,28 @@ class Limits(NamedTuple):
     max: float | None = None
 
 
+class Check(NamedTuple):
+    """What else a value must meet, for :func:`find_mismatch`; ``words`` describe the accepted values in errors."""
+
+    words: str
+    accepts: Callable[[Any], bool]
+
+
+class Schema:
+    """Base of classes that only describe an object in JSON, by annotated fields, for :func:`find_mismatch`.
+
+    They need not be dataclasses, whose methods take long to make. ``others`` is the type of entries with any other
+    name, or a function from name to type; None forbids them.
+    """
+
+    def __init_subclass__(cls, others: Any = Any) -> None:
+        _OTHERS[cls] = others
+
+
+# The default of a field of a schema that may be missing, as in files of older versions.
+ABSENT: Any = None
+_OTHERS: dict[Any, Any] = {}
+ShortText = Annotated[str, Check("a printable text of at most 200 characters", lambda one: one == shorten(str(one)))]
 # What JSON holds for a type, and how an error calls it.
 _JSON_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int,), "an integer"),
@@ -143,7 +165,8 @@ _JSON_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     Path: ((str,), "text"),
     bool: ((bool,), "true or false"),
     dict: ((dict,), "an object"),
-    list: ((list,), "a list"),
+    list: ((list, tuple), "a list"),
+    tuple: ((list, tuple), "a list"),
     type(None): ((type(None),), "null"),
 }
 
@@ -152,47 +175,56 @@ def find_mismatch(value: Any, kind: Any, name: str = "") -> str | None:
     """Return how a value from JSON differs from a type, in one line that names field and value; None if it fits.
 
     Args:
-        value: parsed JSON.
+        value: parsed JSON; lists may be tuples.
         kind: ``int``, ``float`` (finite), ``str``, ``bool``, ``Path``, lists, tuples, dicts, unions and literals of
-            them, ``Any``, or a dataclass: an object with its fields, of which those with a default may be missing.
-            Other entries are allowed. ``Annotated`` may hold limits: anything with ``min`` and ``max``.
+            them, ``Any``, or a :class:`Schema` or dataclass: an object with its fields, of which those with a default
+            may be missing. ``Annotated`` may hold limits (anything with ``min`` and ``max``), checks, and a schema.
         name: of the value, for the text.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return None
     if origin is Annotated:
-        return find_mismatch(value, arguments[0], name) or _exceed_limits(value, arguments[1:], name)
+        # First, because a check may refuse a list at once that would take long to compare.
+        broken = (_break_rule(value, rule, name) for rule in arguments[1:])
+        return next(filter(None, broken), None) or find_mismatch(value, arguments[0], name)
     if origin in (Union, UnionType):
-        found = [find_mismatch(value, one, name) for one in arguments]
-        return None if None in found else found[0]
+        mismatches = [find_mismatch(value, one, name) for one in arguments]
+        return None if None in mismatches else mismatches[0]
     if origin is Literal:
         return None if value in arguments else _phrase_mismatch(name, value, f"one of {', '.join(map(str, arguments))}")
-    if is_dataclass(kind):
-        return _compare_type(value, dict, name) or _find_field_mismatch(value, kind, name)
-    if origin is dict:
-        entries = value if isinstance(value, dict) else {}
-        parts = (find_mismatch(item, arguments[1], _join_names(name, key)) for key, item in entries.items())
-    elif origin in (list, tuple):
-        items = value if isinstance(value, list) else ()
-        if origin is tuple and Ellipsis not in arguments and len(items) != len(arguments):
+    described = is_dataclass(kind) or kind in _OTHERS
+    if (found := _compare_type(value, dict if described else origin or kind, name)) or not (described or origin):
+        return found
+    if described:
+        return _find_field_mismatch(value, kind, name)
+    if origin is tuple and Ellipsis not in arguments:
+        if len(value) != len(arguments):
             return _phrase_mismatch(name, value, f"a list of {len(arguments)}")
-        origin, parts = list, (find_mismatch(item, arguments[0], name) for item in items)
+        parts = (find_mismatch(item, one, name) for item, one in zip(value, arguments, strict=True))
+    elif origin is dict:
+        parts = (find_mismatch(item, arguments[1], _join_names(name, key)) for key, item in value.items())
     else:
-        return _compare_type(value, kind, name)
-    return _compare_type(value, origin, name) or next(filter(None, parts), None)
+        parts = (find_mismatch(item, arguments[0], name) for item in value)
+    return next(filter(None, parts), None)
 
 
 def _find_field_mismatch(value: dict[str, Any], kind: Any, name: str) -> str | None:
+    (hints, required), others = _list_fields(kind), _OTHERS.get(kind, Any)
+    for key, item in value.items():
+        inner = _join_names(name, key)
+        expected = hints.get(key) or (others(key) if isinstance(others, FunctionType) else others)
+        if found := find_mismatch(item, expected, inner) if expected else f"'{inner}' is unknown":
+            return found
+    return next((f"'{_join_names(name, field)}' is missing" for field in required if field not in value), None)
+
+
+@cache
+def _list_fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the types of a class's fields by name, and the names of those without a default."""
     hints = get_type_hints(kind, include_extras=True)
-    for field in fields(kind):
-        inner = _join_names(name, field.name)
-        if field.name in value:
-            if found := find_mismatch(value[field.name], hints[field.name], inner):
-                return found
-        elif field.default is MISSING and field.default_factory is MISSING:
-            return f"'{inner}' is missing"
-    return None
+    made = [one.name for one in fields(kind) if one.default_factory is not MISSING] if is_dataclass(kind) else ()
+    return hints, [name for name in hints if not hasattr(kind, name) and name not in made]
 
 
 def _compare_type(value: Any, kind: type, name: str) -> str | None:
@@ -203,27 +235,36 @@ def _compare_type(value: Any, kind: type, name: str) -> str | None:
     return None if fits else _phrase_mismatch(name, value, words)
 
 
-def _exceed_limits(value: Any, limits: tuple[Any, ...], name: str) -> str | None:
-    for limit in limits if isinstance(value, int | float) else ():
-        low, high = getattr(limit, "min", None), getattr(limit, "max", None)
+def _break_rule(value: Any, rule: Any, name: str) -> str | None:
+    if isinstance(rule, Check):
+        return None if rule.accepts(value) else _phrase_mismatch(name, value, rule.words)
+    if rule in _OTHERS:
+        return find_mismatch(value, rule, name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = getattr(rule, "min", None), getattr(rule, "max", None)
         if low is not None and value < low:
-            return f"'{name}' is {value}, below {low:g}"
+            return f"'{name}' is {shorten(str(value))}, below {low:g}"
         if high is not None and value > high:
-            return f"'{name}' is {value}, above {high:g}"
+            return f"'{name}' is {shorten(str(value))}, above {high:g}"
     return None
 
 
 def _phrase_mismatch(name: str, value: Any, words: str) -> str:
-    shown = shorten(json.dumps(value, ensure_ascii=False))
+    try:
+        shown = shorten(json.dumps(value, ensure_ascii=False))
+    except RecursionError:
+        shown = "nested too deep"
     return f"'{name}' is {shown}, not {words}" if name else f"it is {shown}, not {words}"
 
 
-def _join_names(name: str, inner: object) -> str:
-    return f"{name}.{inner}" if name else str(inner)
+def _join_names(name: str, inner: str) -> str:
+    return shorten(f"{name}.{inner}" if name else inner)
 
 
 def digest_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
+    import hashlib  # takes longer to import than this module, and few commands need it
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,12 +7,12 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from agegen.errors import AgegenError, CheckpointError
-from agegen.files import Limits, digest_file, find_mismatch, replace_atomically, write_json
+from agegen.files import ABSENT, Limits, Schema, digest_file, find_mismatch, replace_atomically, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,19 +24,14 @@ STUDY_FILE = "study.json"
 _LEFTOVERS = re.compile(r"\.lock|split\.csv|\.(split-\w{8}\.csv|run-\w{8}\.json)")
 # The columns of epochs.csv that every version of it has, as numbers.
 _EPOCH_NUMBERS = ("train_loss", "val_loss", "val_mae", "val_accuracy", "lr", "seconds")
-# The parts of eval.json that hold metrics; see `_find_metric_mismatch`.
-_METRIC_PARTS = ("age", "bracket", "gender", "interval", "confident")
-_Metrics = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Plugin:
+class _Plugin(Schema):
     distribution: str
     version: str
 
 
-@dataclass(frozen=True)
-class _Options:
+class _Options(Schema):
     """The options that other commands read; all of them are checked when the run is resumed."""
 
     batch_size: Annotated[int, Limits(min=1)]
@@ -46,8 +41,7 @@ class _Options:
     detector: str | None = None
 
 
-@dataclass(frozen=True)
-class _Settings:
+class _Settings(Schema):
     epochs: Annotated[int, Limits(min=1)]
     lr: Annotated[float, Limits(min=0)]
     weight_decay: Annotated[float, Limits(min=0)]
@@ -55,66 +49,57 @@ class _Settings:
     compute: str
 
 
-@dataclass(frozen=True)
-class _Parameters:
+class _Parameters(Schema):
     total: Annotated[int, Limits(min=0)]
     trainable: Annotated[int, Limits(min=0)]
 
 
-@dataclass(frozen=True)
-class _Data:
+class _Data(Schema):
     source: str | list[str]
     faces: Annotated[int, Limits(min=0)]
     fingerprint: str
     labels: str = ""
     terms: str | None = None
-    trims: dict[str, dict[str, float]] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    trims: dict[str, dict[str, float]] = ABSENT
+    counts: dict[str, int] = ABSENT
     split_origin: str = "seed"
     leaking_groups: int = 0
-    persons: list[str] = field(default_factory=list)
+    persons: list[str] = ABSENT
 
 
-@dataclass(frozen=True)
-class _Baseline:
+class _Baseline(Schema):
     age: float
     female: bool
 
 
-@dataclass(frozen=True)
-class _Start:
+class _Start(Schema):
     checkpoint: str
-    seen: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, int] = ABSENT
 
 
-@dataclass(frozen=True)
-class _Best:
+class _Best(Schema):
     epoch: Annotated[int, Limits(min=1)]
     val_mae: float | None = None
     val_accuracy: float | None = None
     val_in_bracket: float | None = None
 
 
-@dataclass(frozen=True)
-class _Seconds:
+class _Seconds(Schema):
     total: float
     preparing: float = 0.0
     features: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Machine:
+class _Machine(Schema):
     device: str
     cores: int
 
 
-@dataclass(frozen=True)
-class _Libraries:
+class _Libraries(Schema):
     torch: str
 
 
-@dataclass(frozen=True)
-class _RunRecord:
+class _RunRecord(Schema):
     """The schema of ``run.json``. Entries with a default are missing in older runs."""
 
     model: str
@@ -127,38 +112,39 @@ class _RunRecord:
     seed: Annotated[int, Limits(min=0)]
     machine: _Machine
     libraries: _Libraries
-    teachers: list[str] = field(default_factory=list)
+    teachers: list[str] = ABSENT
     start: _Start | None = None
     command: str = ""
-    resumed: list[str] = field(default_factory=list)
+    resumed: list[str] = ABSENT
     finished: str | None = None
     best: _Best | None = None
     seconds: _Seconds | None = None
-    sha256: dict[str, str] = field(default_factory=dict)
+    sha256: dict[str, str] = ABSENT
 
 
-@dataclass(frozen=True)
-class _FinishedRecord:
+class _FinishedRecord(Schema):
     """What ``run.json`` also has as soon as a run is finished."""
 
     best: _Best
     seconds: _Seconds
 
 
-@dataclass(frozen=True)
-class _Group:
+class _Metrics(Schema, others=lambda name: (tuple[float, float] if name.endswith("_ci95") else float) | None):
+    """Metrics by name, and their intervals."""
+
+
+class _Group(Schema):
     column: str
     value: str
     n: int
     small: bool
     age: _Metrics
     gender: _Metrics
-    interval: _Metrics = field(default_factory=dict)
-    bracket: _Metrics = field(default_factory=dict)
+    interval: _Metrics = ABSENT
+    bracket: _Metrics = ABSENT
 
 
-@dataclass(frozen=True)
-class _EvalRecord:
+class _EvalRecord(Schema):
     """The schema of ``eval.json``."""
 
     n: int
@@ -166,10 +152,10 @@ class _EvalRecord:
     gender: _Metrics
     groups: list[_Group]
     baseline: dict[str, _Metrics]
-    counts: dict[str, int] = field(default_factory=dict)
-    bracket: _Metrics = field(default_factory=dict)
-    interval: _Metrics = field(default_factory=dict)
-    confident: _Metrics = field(default_factory=dict)
+    counts: dict[str, int] = ABSENT
+    bracket: _Metrics = ABSENT
+    interval: _Metrics = ABSENT
+    confident: _Metrics = ABSENT
 
 
 @dataclass(frozen=True)
@@ -285,10 +271,7 @@ class RunFolder:
         Raises:
             CheckpointError: the file is missing or damaged.
         """
-        content = read_json(self.evaluation, _EvalRecord)
-        if found := _find_metric_mismatch(content):
-            raise CheckpointError(f"{self.evaluation} is damaged: {found}")
-        return content
+        return read_json(self.evaluation, _EvalRecord)
 
     def write(self, content: dict[str, Any]) -> None:
         """Write ``run.json``."""
@@ -337,18 +320,6 @@ def read_json(path: Path, kind: type) -> dict[str, Any]:
     if found := find_mismatch(content, kind):
         raise CheckpointError(f"{path} is damaged: {found}")
     return content
-
-
-def _find_metric_mismatch(report: dict[str, Any]) -> str | None:
-    """Return what is wrong with the first metric of ``eval.json`` that is not a number or null, or its interval."""
-    owners = [("", report), ("baseline.", report["baseline"]), *(("groups.", group) for group in report["groups"])]
-    for owner, content in owners:
-        for part in _METRIC_PARTS:
-            for name, value in content.get(part, {}).items():
-                kind: Any = tuple[float, float] | None if name.endswith("_ci95") else float | None
-                if found := find_mismatch(value, kind, f"{owner}{part}.{name}"):
-                    return found
-    return None
 
 
 def create_run(out: Path | None, model: str) -> RunFolder:

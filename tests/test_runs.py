@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from agegen.errors import CheckpointError
 from agegen.export.card import render_card
-from agegen.files import find_mismatch
+from agegen.files import ABSENT, Schema, find_mismatch
 from agegen.predict.estimator import Estimator
 from agegen.runs import RunFolder
 
@@ -249,3 +250,29 @@ def test_literals_and_nested_lists_are_compared():
     assert find_mismatch({"a": [[1, "x"]]}, dict[str, list[list[int]]], "f") == "'f.a' is \"x\", not an integer"
     assert find_mismatch(3, int | None) is None
     assert find_mismatch([], int) == "it is [], not an integer"
+    assert find_mismatch([1, "x"], tuple[int, str]) is None
+    assert find_mismatch([1, 2], tuple[int, str], "f") == "'f' is 2, not text"
+
+
+def test_deep_nesting_is_refused_at_any_depth(tmp_path):
+    """Near the limit of recursion, a file can be parsed, but its content not be shown."""
+    for depth in range(900, 1000):
+        (tmp_path / "run.json").write_text('{"data": {"counts": {"a": %s}}}' % ("[" * depth + "]" * depth))
+        with pytest.raises(CheckpointError, match=r"run\.json is damaged: ") as caught:
+            RunFolder(tmp_path).read()
+        assert str(caught.value).isprintable()
+
+
+def test_only_closed_schemas_refuse_other_entries():
+    class Open(Schema):
+        a: int = ABSENT
+
+    class Closed(Schema, others=None):
+        a: int
+        b: Annotated[dict[str, int], Open] = ABSENT
+
+    assert find_mismatch({"c": 1}, Open) is None
+    assert find_mismatch({"a": 1, "b": {"c": 1}}, Closed) is None
+    assert find_mismatch({"a": 1, "c\x1b": 1}, Closed) == "'c?' is unknown"
+    assert find_mismatch({}, Closed, "f") == "'f.a' is missing"
+    assert find_mismatch({"a": 1, "b": {"a": "x"}}, Closed) == "'b.a' is \"x\", not an integer"

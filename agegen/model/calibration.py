@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.labels import MAX_AGE, Labels
 from agegen.errors import CheckpointError
-from agegen.model.metadata import CALIBRATION, find_problem
+from agegen.files import Check, Limits, Schema, ShortText, find_mismatch
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Knots = tuple[tuple[float, float], ...]
-Thresholds = tuple[tuple[float, float, float], ...]
+# What checkpoints may hold: an age in years, an interval scale, and a gender threshold.
+_Age = Annotated[float, Limits(0, 200)]
+_Scale = Annotated[float, Limits(0, 1000)]
+_Threshold = Annotated[float, Limits(0.5, 1)]
+_SHORT = Check("a list of at most 1000", lambda value: isinstance(value, list | tuple) and len(value) <= 1000)
+Knots = Annotated[tuple[tuple[_Age, _Scale], ...], _SHORT]
+Thresholds = Annotated[tuple[tuple[_Age, _Age, _Threshold], ...], _SHORT]
 
 # The share of ages that intervals are to contain. 90 % is common in the literature: a promise that means something,
 # with intervals that are still narrow enough to be useful.
@@ -62,7 +67,7 @@ _WHOLE_RANGE = MAX_AGE / _MIN_STD
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Schema, others=None):
     """The uncertainty of a model, as measured on a validation split.
 
     Attributes:
@@ -81,15 +86,15 @@ class Calibration:
             "" in older checkpoints, whose observed accuracy reached it.
     """
 
-    interval_scale: float
-    coverage: float
-    min_confidence: float
-    faces: int
-    basis: str = EXACT
+    interval_scale: _Scale
+    coverage: Annotated[float, Limits(0, 1)]
+    min_confidence: _Threshold
+    faces: Annotated[int, Limits(0, 2**53)]
+    basis: ShortText = EXACT
     scales: Knots = ()
     doubtful: Thresholds = ()
     knows_age: bool = True
-    gender_basis: str = ""
+    gender_basis: ShortText = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that checkpoints store: without ``knows_age`` where it is true, as older ones."""
@@ -102,11 +107,10 @@ class Calibration:
         Raises:
             CheckpointError: the content has another form, or numbers out of range.
         """
-        if problem := find_problem("calibration", content, CALIBRATION):
+        if problem := find_mismatch(content, cls, "calibration"):
             raise CheckpointError(f"the calibration of the checkpoint is invalid: {problem}")
-        scales = tuple((float(age), float(scale)) for age, scale in content.get("scales", ()))
-        doubtful = tuple((float(low), float(high), float(least)) for low, high, least in content.get("doubtful", ()))
-        return cls(**{**content, "scales": scales, "doubtful": doubtful})
+        rows = {name: tuple(map(tuple, content.get(name, ()))) for name in ("scales", "doubtful")}
+        return cls(**content | rows)
 
 
 # For checkpoints without a calibration: assume a normal distribution, and always report gender.

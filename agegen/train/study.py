@@ -33,7 +33,7 @@ from agegen.evaluate.estimates import read_predictions, write_predictions
 from agegen.evaluate.evaluation import round_number
 from agegen.evaluate.study import OUT_OF_FOLD
 from agegen.faces.matching import load_cropped
-from agegen.files import Limits, write_json
+from agegen.files import Limits, Schema, write_json
 from agegen.machine import choose_compute
 from agegen.options import ReadOptions, from_plain, select_fields, to_plain
 from agegen.runs import STUDY_FILE, RunFolder, create_run, list_sources, read_json
@@ -71,8 +71,7 @@ class Study:
         return self.path / "splits" / (f"fold-{number + 1}.csv" if self.kind == "folds" else "all.csv")
 
 
-@dataclass(frozen=True)
-class _StudyRecord:
+class _StudyRecord(Schema):
     """The schema of ``study.json``."""
 
     kind: Literal["folds", "seeds"]

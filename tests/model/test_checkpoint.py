@@ -105,13 +105,17 @@ EDITS = [
     ("training.trims", {"x": {"left": 0, "top": 0, "side": 1e300}}),
     ("training.deep", [[[[[[[[[[]]]]]]]]]]),
     ("crop", [1]),
+    ("training.trims", {"x": {"left": 0, "top": 0, "side": 1, "bottom": 0}}),
     ("crop.landmarks", [[1e300, 0]] * 5),
+    ("crop.landmarks", [[0, 0]] * 4),
     ("calibration", 3),
     ("calibration.faces", "many"),
     ("calibration.scales", [[1, 2, 3]]),
+    ("calibration.scales", [[1, 2]] * 1001),
     ("calibration.interval_scale", float("inf")),
     ("build", {"image_size": 10**9}),
     ("build", {"pretrained": True}),
+    ("build", {"width": 1e12}),
     ("format", "\x1b" * 1000),
 ]
 
