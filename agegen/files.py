@@ -288,7 +288,7 @@ def require_cache_folder() -> Path:
         AgegenError: the user has no home.
     """
     if (path := find_cache_folder()) is None:
-        raise AgegenError("there is no home directory for the cache. Set HOME or XDG_CACHE_HOME to a writable folder.")
+        raise AgegenError("found no home directory for the cache. Set HOME or XDG_CACHE_HOME to a writable folder.")
     return path
 
 

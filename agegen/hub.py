@@ -26,7 +26,7 @@ def download_file(repository: str, file: str, revision: str | None = None, newes
     file in the cache is used.
 
     Raises:
-        AgegenError: the file is not cached and cannot be downloaded, or there is no cache folder.
+        AgegenError: the file is not cached and cannot be downloaded, or the cache folder is unknown.
     """
     cached = find_cached(repository, file, revision)
     if cached is not None and (not newest or _COMMIT.fullmatch(revision or "") or "HF_HUB_OFFLINE" in os.environ):
@@ -77,9 +77,9 @@ def _find_cache_folder() -> Path | None:
 
 
 def _require_cache_folder() -> None:
-    """Raise AgegenError if there is no folder for downloads."""
+    """Raise AgegenError if no folder for downloads exists."""
     if _find_cache_folder() is None:
-        raise AgegenError("there is no home directory for the Hugging Face cache. Set HF_HOME to a writable folder.")
+        raise AgegenError("found no home directory for the Hugging Face cache. Set HF_HOME to a writable folder.")
 
 
 def _read_ref(path: Path) -> str | None:

@@ -28,7 +28,7 @@ def choose_cache_dir(cache_dir: Path | None) -> Path:
     """Return the cache folder: ``cache_dir`` if given, otherwise the default of the user.
 
     Raises:
-        AgegenError: there is no default, because the user has no home.
+        AgegenError: the user has no home directory, and thus no default.
     """
     return require_cache_folder() if cache_dir is None else cache_dir
 

@@ -574,7 +574,7 @@ def _decode_in_worker(
 def _request_photo(
     worker: WorkerProcess, task: dict[str, Any], content: bytes, choose_side: Callable[[int, int], int], seconds: float
 ) -> tuple[dict[str, Any], bytes]:
-    """Send an image to a process; it replies with the size, is told which size is needed, and replies with pixels."""
+    """Send an image to a process; it replies with the size, receives the needed size, and replies with pixels."""
     with worker.limit_time(seconds):
         worker.send({"task": "photo", "seconds": seconds, **task}, content)
         opened, _ = worker.receive()

@@ -395,7 +395,7 @@ def _add_boxes(frame: pd.DataFrame, decimal_comma: bool) -> tuple[pd.DataFrame, 
 
 
 def _name_faces(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table in which each of several faces of a photo has a path of its own, with its bounding box."""
+    """Return a table in which each of several faces of a photo has its bounding box in its path."""
     import pandas as pd
 
     shared = frame["path"].duplicated(keep=False)

@@ -34,7 +34,7 @@ def fetch_parquet(address: str) -> Path:
 
     Raises:
         DataError: the file is not Parquet, does not exist, or cannot be downloaded.
-        AgegenError: there is no cache folder, because the user has no home.
+        AgegenError: the user has no home directory for the cache.
     """
     if PurePosixPath(address).suffix.lower() != _SUFFIX:
         raise DataError(f"cannot read {address}: data at a URL must be Parquet files that contain the images")

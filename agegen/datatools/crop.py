@@ -174,7 +174,7 @@ def _write_crops(
 
 
 def _write_crop(path: Path, content: bytes) -> None:
-    """Write a crop, which is complete once its row is recorded; none is left that is incomplete for want of space."""
+    """Write a crop, which is complete once its row is recorded; an incomplete one, on a full disk, is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.write_bytes(content)

@@ -50,7 +50,7 @@ _BATCH_PHOTOS = 128
 _BATCH_BYTES = 200_000_000
 # The column `file` of an image in memory.
 _IN_MEMORY = "picture"
-# The types of images in memory, besides open files.
+# The types of images in memory; open files are accepted, too.
 _CONTENT = (bytes, bytearray, memoryview, Image.Image, np.ndarray)
 # Estimators that a process keeps of those that it received: few pools use more than one model.
 _RELOADED = 2
@@ -165,7 +165,7 @@ class Estimator:
         return _load_again, (self._arguments, self.model.digest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Estimator:
-        """Return an estimator with a model of its own."""
+        """Return an estimator with a separate model."""
         return _load_again.__wrapped__(*self.__reduce__()[1])
 
     def predict(

@@ -154,7 +154,7 @@ def load_estimator(config: PredictConfig) -> Estimator:
 def check_crops(estimator: Estimator, images: Iterable[ImageSource]) -> tuple[str, ...]:
     """Return what is wrong with the crops to process: photos, or faces of another size than the model expects.
 
-    Images that can be read only once are not checked. Each image is estimated by itself, so none is cut to match.
+    Images that can be read only once are not checked. Each image is estimated independently, so none is cut to match.
     """
     paths = [image for image in images if isinstance(image, str)] if isinstance(images, list) else []
     if len(paths) < MIN_FACES:
@@ -222,7 +222,7 @@ def skip_finished(
 def resolve_name(name: str) -> str:
     """Return the absolute path of a name, with the links of its folder resolved; addresses stay as they are.
 
-    A link to a file is an input of its own.
+    A link to a file is a separate input.
     """
     folder, file = os.path.split(name)
     return name if is_remote(name) else f"{_resolve_folder(folder, Path.cwd())}/{file}"

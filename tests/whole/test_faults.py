@@ -429,6 +429,6 @@ def test_commands_work_without_a_home(faces_folder, portrait, tmp_path):
 def test_commands_that_require_a_home_say_so_first(tmp_path, words, name):
     done = run_without_home(tmp_path, *words)
     assert done.returncode == 1
-    assert "there is no home directory" in done.stderr.splitlines()[-1]
+    assert "found no home directory" in done.stderr.splitlines()[-1]
     assert name in done.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("*"))

@@ -349,7 +349,7 @@ def read_any_tables(path: Path, options: ReadOptions) -> FaceRecords | None:
 
 
 def read_hub_shards(path: Path, options: ReadOptions) -> FaceRecords | None:
-    """Return the faces in the Parquet files of a folder without images of its own, as the Hugging Face Hub has them.
+    """Return the faces in the Parquet files of a folder without image files, as the Hugging Face Hub has them.
 
     Arrow files, as ``save_to_disk`` writes them, are read, too.
     """
