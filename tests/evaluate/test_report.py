@@ -18,7 +18,7 @@ def result(trained_run):
 
 def test_the_page_contains_all_figures_and_faces(result):
     html = render_html(replace(result, notices=("a <note>",)))
-    assert html.count('<img src="data:image/png;base64,') == 4
+    assert html.count('<img src="data:image/png;base64,') == 5
     assert html.count("a face, labelled") == 12
     for title in ("Error by age", "Coverage by age", "Calibration of gender", "Estimated against true age"):
         assert f"<h2>{title}</h2>" in html

@@ -220,7 +220,7 @@ def test_several_teachers_are_averaged(tmp_path):
     assert teaching.known.tolist() == [True, True, False]
     assert teaching.labels.ages[:2].sum(axis=1) == pytest.approx(1)
     assert np.isnan(teaching.labels.ages[2]).all()
-    assert teaching.teachers == ("1.parquet, 1 faces", "2.parquet, 2 faces")
+    assert teaching.teachers == ("1.parquet, 1 face", "2.parquet, 2 faces")
 
 
 @pytest.mark.parametrize(
