@@ -327,7 +327,8 @@ def name_splits(frame: pd.DataFrame, origins: list[str] | None = None) -> list[s
         return [f"folder or file names give the split, which is used: {shown}", *_describe_validation(list(counts))]
     if len(counts) < 2 or not in_folders:
         return []
-    missing = f"{splits.count(None):,} faces are in none of them" if None in splits else "there are no test faces"
+    others = format_count(splits.count(None), "other face")
+    missing = f"they leave out {others}" if None in splits else "they have no test faces"
     return [f"the splits in folder or file names ({shown}) are not used, since {missing}: agegen makes its own split"]
 
 

@@ -394,8 +394,8 @@ def test_the_split_is_that_of_folders_or_files(tmp_path, paths):
 @pytest.mark.parametrize(
     ("paths", "reason"),
     [
-        (["train/a.jpg", "val/a.jpg"], "there are no test faces"),
-        (["train/a.jpg", "test/a.jpg", "more/a.jpg"], "1 faces are in none of them"),
+        (["train/a.jpg", "val/a.jpg"], "they have no test faces"),
+        (["train/a.jpg", "test/a.jpg", "more/a.jpg"], "they leave out 1 other face"),
     ],
 )
 def test_an_incomplete_split_in_folders_is_not_used(tmp_path, paths, reason):
