@@ -74,8 +74,8 @@ _BOX_LISTS = (
     *("facebox", "facebbox", "faceboundingbox", "facerectangle", "facerect", "facelocation", "faceroi"),
     *("box", "bbox", "boundingbox", "rectangle", "rect", "roi"),
 )
-# {"left": 10, "top": 20, …}
-_BOX_ENTRY = re.compile(r"['\"]?([A-Za-z]\w*)['\"]?\s*[:=]\s*(-?[\d.]+(?:e[-+]?\d+)?)", re.IGNORECASE)
+# {"left": 10, "top": 20, …}; bounded, since a cell may have millions of letters.
+_BOX_ENTRY = re.compile(r"['\"]?\b([A-Za-z]\w{0,30})['\"]?\s*[:=]\s*(-?[\d.]+(?:e[-+]?\d+)?)", re.IGNORECASE)
 _BOX_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 # Columns with the gray values of an image as text, and the form of a cell: at least 8×8 numbers.
 _PIXEL_COLUMNS = ("pixels", "pixel", "image_pixels", "pixel_values")

@@ -256,6 +256,11 @@ def test_bounding_boxes_of_any_form(tmp_path, columns, values):
     assert "bounding boxes in " in records.notices[0]
 
 
+def test_a_cell_of_a_million_letters_is_no_box(tmp_path):
+    records = load(tmp_path, f"path,age,bbox\na.jpg,30,{'a' * 1_000_000}\n")
+    assert records.find_box(0) is None
+
+
 @pytest.mark.parametrize("name", ["box", "face_box", "bbox"])
 def test_bounding_boxes_in_json_and_parquet(tmp_path, name):
     frame = pd.DataFrame({"path": ["a.jpg", "a.jpg"], "age": [3, 40], name: [BOX, [1.0, 2.5, 30.0, 40.0]]})
