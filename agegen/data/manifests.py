@@ -323,8 +323,8 @@ def _find_genders(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     others = [name for name in frame.columns if _LIKE_GENDER.fullmatch(_normalize_name(name))]
     if not others:
         return frame, []
-    advice = "if it is, give it the name gender; without genders, a model learns age alone"
-    return frame, [f"no genders: the column {_join_names(others)} is not read as gender; {advice}"]
+    advice = "if a column is the gender, give it the name gender; without genders, a model learns age alone"
+    return frame, [f"no genders: {_join_names(others)} is not read as gender; {advice}"]
 
 
 def _read_flags(cells: list[str], named: str) -> list[str]:
@@ -416,12 +416,12 @@ def _rename_split(frame: pd.DataFrame) -> list[str]:
     found = [name for name, splits in parsed.items() if None not in splits and {"train", "test"} <= splits]
     if len(found) == 1:
         frame["split"] = frame.pop(found[0]).map(lambda cell: find_split(str(cell)))
-        return [f"the split is that of the column {found[0]}"]
+        return [f"the split is that of the column {found[0].rstrip('_')}"]
     like = [name for name in names if _LIKE_SPLIT.fullmatch(_normalize_name(name)) or len(parsed.get(name, ())) > 2]
     if not like:
         return []
     return [
-        f"the column {_join_names(like)} is not used as a split: agegen uses a column split in which each face is in "
+        f"not used as a split: {_join_names(like)}. agegen uses a column split in which each face is in "
         "train, val or test"
     ]
 

@@ -398,7 +398,7 @@ def test_genders_in_columns_of_flags(tmp_path, column, cells):
 def test_columns_that_may_be_genders_are_named(tmp_path):
     records = load(tmp_path, "path,age,sexe\na.jpg,20,H\nb.jpg,30,F\n")
     assert records.frame["female"].isna().all()
-    assert records.notices[0].startswith("no genders: the column sexe is not read as gender")
+    assert records.notices[0].startswith("no genders: sexe is not read as gender")
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_columns_that_may_be_a_split_are_named(tmp_path, column, cells):
     rows = "".join(f"{row}.jpg,20,{cell}\n" for row, cell in enumerate(cells))
     records = load(tmp_path, f"path,age,{column}\n{rows}")
     assert "split" not in records.frame
-    assert records.notices[0].startswith(f"the column {column} is not used as a split")
+    assert records.notices[0].startswith(f"not used as a split: {column}. ")
 
 
 def test_ages_with_genders_are_not_months(tmp_path):
