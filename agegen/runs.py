@@ -256,10 +256,12 @@ class RunFolder:
         """
         path = self.path / "run.json"
         if not path.exists():
-            hint = f". Its training was stopped before it began: start it again with --out {self.path}."
-            raise CheckpointError(
-                f"{self.path} is not a run folder: it has no run.json{hint if self.split.exists() else ''}"
-            )
+            hint = ""
+            if self.checkpoint.exists():
+                hint = f". Restore it, or move {self.checkpoint.name} out of the folder to use it on its own."
+            elif self.split.exists():
+                hint = f". Its training was stopped before it began: start it again with --out {self.path}."
+            raise CheckpointError(f"{self.path} is not a run folder: it has no run.json{hint}")
         content = read_json(path, _RunRecord)
         if content.get("finished") and (found := find_mismatch(content, _FinishedRecord)):
             raise CheckpointError(f"{path} is damaged: {found}")

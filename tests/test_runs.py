@@ -56,6 +56,24 @@ def run(trained_run, tmp_path):
     return shutil.copytree(trained_run, tmp_path / "run")
 
 
+def test_a_split_that_is_not_that_of_the_run_is_refused(run, trained_run, agegen):
+    """With the split.csv of another training, faces that the model was trained on would be its test set."""
+    text = (run / "split.csv").read_text()
+    swapped = text.replace(",train,", ",?,").replace(",test,", ",train,").replace(",?,", ",test,")
+    (run / "split.csv").write_text(swapped)
+    for command in (["eval", run], ["compare", trained_run, run]):
+        done = agegen(*command)
+        assert done.exit_code == 1
+        assert f"{run / 'split.csv'} is not the split that this training used" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_finished_run_without_its_record_is_not_called_unfinished(run, agegen):
+    (run / "run.json").unlink()
+    done = agegen("eval", run)
+    assert "has no run.json. Restore it, or move best.safetensors out of the folder" in done.stderr
+
+
 @pytest.mark.parametrize("name", EDITS)
 def test_an_edited_record_is_refused_in_one_line(run, tmp_path, agegen, name):
     changes, expected = EDITS[name]
@@ -196,6 +214,7 @@ def test_weights_that_are_not_those_of_the_run_are_refused(run, trained_run, tmp
     assert done.exit_code == 0
     # The ONNX file is that of the other weights.
     assert "best.onnx was not exported from" in done.stderr
+    assert f"Run `agegen export {run} --onnx {run / 'best.onnx'}` again." in done.stderr
     assert "(using torch with best.safetensors instead)" in done.stderr
 
 

@@ -20,6 +20,7 @@ from agegen.data.values import (
     choose_codes,
     compute_ages,
     find_split,
+    find_unit,
     has_gender_letters,
     is_missing,
     parse_age,
@@ -45,9 +46,14 @@ _ALIASES = {
     "age_high": ("age_high", "age_max", "max_age"),
     "split": ("split",),
 }
+# Whose age it is: that of a mother, a pregnancy or an estimate is not the age in the image.
+_WHOSE = (
+    "(?:face|person|subject|participant|patient|user|child|kid|infant|baby|people|real|true|exact|actual|chronological"
+    "|photo|image|label)"
+)
 # Ages in a unit that the column's name states: age_months, child_age_in_days, months_old; the preferred unit first.
 _UNITS = {
-    unit: re.compile(rf"(?:[a-z]+_)?ages?_?(?:in_?)?{names}|{names}_?(?:old|of_age)")
+    unit: re.compile(rf"(?:{_WHOSE}_)?ages?_?(?:in_?)?{names}|{names}_?(?:old|of_age)")
     for unit, names in (
         ("years", "(?:years?|yrs?)"),
         ("months", "(?:months?|mos?|mths?)"),
@@ -67,6 +73,16 @@ _PHOTO = re.compile(
 )
 # Only in a table without a column of the kind above: these may be dates of anything.
 _ANY_DATE = re.compile(r"date|year|datetime|timestamp")
+_UNIT_COLUMN = re.compile("age_units?|units?_of_age|units?_age|units?")
+# Columns that say whether a face is male, or female, and their cells.
+_GENDER_FLAGS = {"male": "male", "is_male": "male", "female": "female", "is_female": "female"}
+_FLAGS = {**dict.fromkeys(("1", "true", "yes"), True), **dict.fromkeys(("0", "-1", "false", "no"), False)}
+# A column that may be one of genders, and one that may be a split.
+_LIKE_GENDER = re.compile(r"(?:.*_)?(?:sexe?|sexo|sesso|genders?|genero|genre|geschlecht|male|female)(?:_.*)?")
+_LIKE_SPLIT = re.compile(
+    r"(?:is_)?(?:train|training|test|val|valid|validation|split|set|subset|partition|usage|phase|folds?)(?:_(?:set|id|no))?"
+    r"|(?:data|dataset)_?(?:split|set|part|partition|type)"
+)
 # A number at the end, to which the column's unit belongs; in `18m` or `2 years` the cell has its own.
 _UNITLESS = re.compile(r".*[\d)\]+]\s*")
 # Columns of what `agegen predict` and `agegen eval` write.
@@ -79,6 +95,10 @@ _STRUCT = re.compile(r"^(?:json|labels?|meta|metadata|annotations?|attributes?)\
 _NAMED = 8
 # In years. If no age is above it, they are fractions of a century: 116 / 100.
 _FRACTIONS = 1.2
+# If no age of so many is above it, they may be standardized, or codes of up to eleven groups; a few may be children's.
+_CODES, _MOST_CHILDREN = 10, 20
+# A split column has no more values than these: train, val and test, each in several parts.
+_MOST_SPLITS = 20
 # The longest path on Linux; a longer cell is not a path.
 _MAX_PATH_LENGTH = 4096
 # Cells to quote in an error: enough to see what the column contains.
@@ -121,9 +141,11 @@ def build_records(
     frame, notices = _rename_columns(table.frame, options.age_column, source)
     if table.images is not None and "path" not in frame.columns:
         frame["path"] = [f"row-{row}" for row in range(len(frame))]
+    frame, units = _join_units(frame)
     frame, found = _find_ages(frame)
+    frame, genders = _find_genders(frame)
     # The columns of a known layout are known.
-    notices = [*notices, *found] if layout == "" else []
+    notices = [*notices, *units, *found, *genders] if layout == "" else []
     frame, surplus = _drop_surplus(frame)
     notices += surplus
     if "path" not in frame.columns or not {"age", "gender", "age_low"} & set(frame.columns):
@@ -174,7 +196,7 @@ def has_labels(table: RawTable) -> bool:
         frame, _ = _rename_columns(table.frame, None, "")
     except DataError:
         return False
-    names = set(_find_ages(frame)[0].columns)
+    names = set(_find_genders(_find_ages(frame)[0])[0].columns)
     return "path" in names and bool({"age", "gender", "age_low"} & names) and not _ESTIMATES & names
 
 
@@ -268,6 +290,55 @@ def _find_ages(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     ]
 
 
+def _join_units(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table with the cells of a column ``age_unit`` behind the ages without a unit, and a notice."""
+    columns = [name for name in frame.columns if _UNIT_COLUMN.fullmatch(_normalize_name(name))]
+    if len(columns) != 1 or "age" not in frame.columns:
+        return frame, []
+    words = [str(cell) for cell in frame[columns[0]]]
+    if _normalize_name(columns[0]) in ("unit", "units") and not any(find_unit(word) for word in words):
+        return frame, []
+    pairs = zip((str(cell) for cell in frame["age"]), words, strict=True)
+    # An unknown unit stays, so that the row is left out with it.
+    ages = [
+        f"{age} {find_unit(word) or word}" if _UNITLESS.fullmatch(age) and not is_missing(word) else age
+        for age, word in pairs
+    ]
+    return frame.drop(columns=columns).assign(age=ages), [f"the ages have the units in the column {columns[0]}"]
+
+
+def _find_genders(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table with a column ``gender`` if another column says who is male or female, and a notice.
+
+    The notice also names columns that may be those of genders but are not read.
+    """
+    if "gender" in frame.columns:
+        return frame, []
+    for column in frame.columns:
+        named = _GENDER_FLAGS.get(_normalize_name(column))
+        genders = [] if named is None else _read_flags([str(cell) for cell in frame[column]], named)
+        if any(genders):
+            notice = f"genders are read from the column {column.rstrip('_')}"
+            return frame.drop(columns=column).assign(gender=genders), [notice]
+    others = [name for name in frame.columns if _LIKE_GENDER.fullmatch(_normalize_name(name))]
+    if not others:
+        return frame, []
+    advice = "if a column is the gender, give it the name gender; without genders, a model learns age alone"
+    return frame, [f"no genders: {_join_names(others)} is not read as gender; {advice}"]
+
+
+def _read_flags(cells: list[str], named: str) -> list[str]:
+    """Return the genders that the cells of a column such as ``male`` mean; [] if it has other cells than yes and no."""
+    texts = [cell.strip().lower().removesuffix(".0") for cell in cells]
+    if not all(text in _FLAGS or is_missing(text) for text in texts):
+        return []
+    other = "female" if named == "male" else "male"
+    # Next to 0, -1 is unknown; CelebA has 1 and -1 alone.
+    unknown = {"-1"} if "0" in texts else set()
+    known = {text: named if flag else other for text, flag in _FLAGS.items() if text not in unknown}
+    return [known.get(text, "") for text in texts]
+
+
 def _find_unit(column: str) -> str | None:
     """Return the unit of the ages in a column by its name; None if it does not state one."""
     name = _normalize_name(column)
@@ -316,8 +387,9 @@ def name_splits(frame: pd.DataFrame, origins: list[str] | None = None) -> list[s
     of them; or ``origins``, the files that the rows are from. They are used if each face is in train, val or test, and
     both train and test have faces.
     """
+    notices = _rename_split(frame)
     if "split" in frame.columns:
-        return _describe_validation([parse_split(cell) for cell in frame["split"].unique()])
+        return [*notices, *_describe_validation([parse_split(cell) for cell in frame["split"].unique()])]
     paths = [str(path) for path in frame["path"]] if origins is None else origins
     in_folders, splits = _find_splits(paths)
     counts = {name: splits.count(name) for name in SPLITS if name in splits}
@@ -325,11 +397,34 @@ def name_splits(frame: pd.DataFrame, origins: list[str] | None = None) -> list[s
     if None not in splits and {"train", "test"} <= set(counts):
         frame["split"] = splits
         return [f"folder or file names give the split, which is used: {shown}", *_describe_validation(list(counts))]
-    if len(counts) < 2 or not in_folders:
-        return []
+    # One split alone is a split only by a folder of exactly this name: not /tmp/test_7.
+    parts = {part for parent in {path.rpartition("/")[0] for path in paths} for part in parent.split("/")}
+    if not in_folders or (len(counts) < 2 and (None not in splits or not any(map(parse_split, parts)))):
+        return notices
     others = format_count(splits.count(None), "other face")
     missing = f"they leave out {others}" if None in splits else "they have no test faces"
-    return [f"the splits in folder or file names ({shown}) are not used, since {missing}: agegen makes its own split"]
+    reason = f"the splits in folder or file names ({shown}) are not used, since {missing}: agegen makes its own split"
+    return [*notices, reason]
+
+
+def _rename_split(frame: pd.DataFrame) -> list[str]:
+    """Name the only other column with the splits of all faces ``split``; return a notice, also if it cannot be used."""
+    if "split" in frame.columns:
+        return []
+    names = [name for name in frame.columns if name not in _ALIASES]
+    values = {name: {str(cell) for cell in frame[name]} for name in names}
+    parsed = {name: set(map(find_split, cells)) for name, cells in values.items() if len(cells) <= _MOST_SPLITS}
+    found = [name for name, splits in parsed.items() if None not in splits and {"train", "test"} <= splits]
+    if len(found) == 1:
+        frame["split"] = frame.pop(found[0]).map(lambda cell: find_split(str(cell)))
+        return [f"the split is that of the column {found[0].rstrip('_')}"]
+    like = [name for name in names if _LIKE_SPLIT.fullmatch(_normalize_name(name)) or len(parsed.get(name, ())) > 2]
+    if not like:
+        return []
+    return [
+        f"not used as a split: {_join_names(like)}. agegen uses a column split in which each face is in "
+        "train, val or test"
+    ]
 
 
 def _find_splits(paths: list[str]) -> tuple[bool, list[str | None]]:
@@ -595,10 +690,11 @@ def _list_notices(ages: list[Age | None], assumed_codes: bool) -> list[str]:
     if dated := sum(age is not None and age.dated for age in ages):
         ages_read = format_count(dated, "age")
         notices.append(f"{ages_read} read as brackets that a spreadsheet converted to dates (03-Sep is 3–9)")
-    if (known := [age.high for age in ages if age is not None]) and max(known) <= _FRACTIONS:
+    known = [age.high for age in ages if age is not None]
+    if known and max(known) <= (_FRACTIONS if len(known) < _MOST_CHILDREN else _CODES):
         notices.append(
-            f"no age is above {max(known):.3g} years: if ages were divided by 100, or are codes, correct them; agegen "
-            "reads years"
+            f"no age is above {max(known):.3g} years: if ages were divided by 100 or scaled, or are codes of groups, "
+            "correct them; agegen reads years"
         )
     if assumed_codes:
         notices.append("gender 0 is read as male and 1 as female, as in UTKFace; change it with --gender-codes")

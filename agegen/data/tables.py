@@ -42,10 +42,19 @@ _WIDTHS = {"utf-32": 4, "utf-16": 2, "utf-32-le": 4, "utf-32-be": 4, "utf-16-le"
 _IMAGE_COLUMNS = ("image", "img", "picture", "photo", "face", "images", "jpg", "png", "bytes")
 # The names of a bounding box's columns in lower case, without separators and without a prefix: the corner with the
 # smaller coordinates, and the opposite corner, the size, or (from the centre) the size. Each is the name of x and of y.
-_CORNERS = (("left", "top"), ("x0", "y0"), ("x1", "y1"), ("xmin", "ymin"), ("minx", "miny"), ("topleftx", "toplefty"))
+_CORNERS = (
+    ("left", "top"),
+    ("x0", "y0"),
+    ("x1", "y1"),
+    ("xmin", "ymin"),
+    ("minx", "miny"),
+    ("topleftx", "toplefty"),
+    ("xtl", "ytl"),
+)
 _OPPOSITE = (
     *(("right", "bottom"), ("x1", "y1"), ("x2", "y2"), ("xmax", "ymax"), ("maxx", "maxy")),
     ("bottomrightx", "bottomrighty"),
+    ("xbr", "ybr"),
 )
 _CENTRES = (("cx", "cy"), ("xc", "yc"), ("xcenter", "ycenter"), ("centerx", "centery"), ("xcentre", "ycentre"))
 _SIZES = (("w", "h"), ("width", "height"), ("dx", "dy"))
@@ -56,9 +65,17 @@ _BOX_FORMS = (
     *((centre, size, "centre") for centre in _CENTRES for size in _SIZES),
 )
 # Prefixes of these names. A table of people also has boxes of whole persons, with other prefixes.
-_BOX_PREFIXES = ("facebbox", "facebox", "facerect", "face", "bbox", "box", "rect", "")
+_BOX_PREFIXES = (
+    *("facebbox", "facebox", "facerectangle", "facerect", "faceroi", "face", "boundingbox", "bbox", "box", "bb"),
+    *("rectangle", "rect", "roi", ""),
+)
 # Columns whose cells hold four numbers.
-_BOX_LISTS = ("facebox", "facebbox", "box", "bbox", "boundingbox", "faceboundingbox")
+_BOX_LISTS = (
+    *("facebox", "facebbox", "faceboundingbox", "facerectangle", "facerect", "facelocation", "faceroi"),
+    *("box", "bbox", "boundingbox", "rectangle", "rect", "roi"),
+)
+# {"left": 10, "top": 20, …}; bounded, since a cell may have millions of letters.
+_BOX_ENTRY = re.compile(r"['\"]?\b([A-Za-z]\w{0,30})['\"]?\s*[:=]\s*(-?[\d.]+(?:e[-+]?\d+)?)", re.IGNORECASE)
 _BOX_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 # Columns with the gray values of an image as text, and the form of a cell: at least 8×8 numbers.
 _PIXEL_COLUMNS = ("pixels", "pixel", "image_pixels", "pixel_values")
@@ -561,14 +578,32 @@ def _read_box_lists(column: pd.Series) -> pd.DataFrame | None:
     """Return the boxes in the cells of a column, four numbers each; None if no cell has four."""
     import pandas as pd
 
+    entries = [dict(_BOX_ENTRY.findall(str(cell))) for cell in column]
+    if any(entries):
+        # With names, the order does not matter.
+        found = find_boxes(pd.DataFrame(entries, index=column.index))
+        return None if found is None else found[1]
     numbers = [_BOX_NUMBER.findall(str(cell)) for cell in column]
     if not any(len(cell) == len(BOX_COLUMNS) for cell in numbers):
         return None
     rows = [cell if len(cell) == len(BOX_COLUMNS) else [None] * len(BOX_COLUMNS) for cell in numbers]
     cells = pd.DataFrame(rows, index=column.index)
-    boxes = _make_boxes(cells, "corners")
-    # Detectors write two corners, COCO a corner and a size, which is seldom two corners in every row.
-    return boxes if boxes[cells.notna().all(axis=1)].notna().all(axis=None) else _make_boxes(cells, "size")
+    # Detectors write two corners, COCO a corner and a size, which is seldom two corners in every row, and the package
+    # face_recognition top, right, bottom, left. Of the forms that fit every row, faces are about as wide as high.
+    forms = {"corners": _make_boxes(cells, "corners"), "size": _make_boxes(cells, "size")}
+    forms["clockwise"] = _make_boxes(cells[[3, 0, 1, 2]].set_axis(range(4), axis=1), "corners")
+    full = cells.notna().all(axis=1)
+    fitting = {form: boxes for form, boxes in forms.items() if boxes[full].notna().all(axis=None)}
+    if "clockwise" in fitting and _measure_stretch(fitting["clockwise"]) < _measure_stretch(forms["size"]):
+        return fitting["clockwise"]
+    return fitting.get("corners", forms["size"])
+
+
+def _measure_stretch(boxes: pd.DataFrame) -> float:
+    """Return how far boxes are from squares: the mean factor between their sides."""
+    width, height = boxes["right"] - boxes["left"], boxes["bottom"] - boxes["top"]
+    ratio = width / height
+    return float(ratio.where(ratio > 1, 1 / ratio).mean())
 
 
 def _make_boxes(cells: pd.DataFrame, form: str) -> pd.DataFrame:

@@ -31,6 +31,12 @@ _UP_TO = re.compile(rf"(?:up to|at most|<=|≤)\s*({_NUMBER}){_UNIT}|({_NUMBER})
 _DATE = re.compile(r"(\d{1,2})[-\s](" + "|".join(_MONTHS) + r")[a-z]*|(" + "|".join(_MONTHS) + r")[a-z]*[-\s](\d{1,2})")
 # How many of each unit a year has.
 UNITS = {"years": 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
+_UNIT_WORDS = {
+    **dict.fromkeys(("y", "yr", "yrs", "year", "years"), "years"),
+    **dict.fromkeys(("m", "mo", "mos", "mon", "mth", "mths", "month", "months"), "months"),
+    **dict.fromkeys(("w", "wk", "wks", "week", "weeks"), "weeks"),
+    **dict.fromkeys(("d", "day", "days"), "days"),
+}
 # What may follow the numbers of an age in another unit: 18 months, 6-12 mo, 2 weeks, 10d, 3-week-old.
 _SHORT_UNIT = re.compile(
     r"(.*[\d)\]+])[\s-]*(?:(months?|mos?|mths?)|(weeks?|wks?)|(?:days?|d))\.?(?:[\s-]*(?:old|of age))?"
@@ -108,6 +114,11 @@ def parse_age(cell: Any, decimal_comma: bool = False, letters: bool = True) -> A
     return parse_in_unit(text, "years")
 
 
+def find_unit(word: str) -> str | None:
+    """Return the unit, a key of :data:`UNITS`, that a word or letter names; None if it names none."""
+    return _UNIT_WORDS.get(word.strip().lower().rstrip("."))
+
+
 def has_gender_letters(cells: Iterable[str]) -> bool:
     """Return whether the letters after the ages in a column mean genders (28f, 30m) rather than months and weeks."""
     found = (_LETTER.fullmatch(cell.strip().lower()) for cell in cells)
@@ -133,7 +144,13 @@ def _parse_numbers(text: str) -> tuple[float, float | None]:
     if match := _EXACT.fullmatch(text):
         return float(match[1]), float(match[1])
     if match := _RANGE.fullmatch(text):
-        return float(match[1]), float(match[2])
+        low, high = float(match[1]), float(match[2])
+        # Half-open intervals, as pandas.cut writes them, of whole years.
+        if text[0] == "[" and text[-1] == ")" and high - low >= 1:
+            high -= 1
+        if text[0] == "(" and text[-1] == "]" and high - low >= 1:
+            low += 1
+        return low, high
     if match := _OVER.fullmatch(text):
         # The number itself is included: FairFace's "more than 70" is the bracket after 60-69.
         return float(match[1] or match[2]), None
@@ -157,8 +174,9 @@ def parse_split(cell: Any) -> str | None:
 
 
 def find_split(name: str) -> str | None:
-    """Return the split in the name of a file or folder, e.g. train-00000-of-00001; None if it has none or several."""
-    found = {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
+    """Return the split in a name, e.g. train-00000-of-00001 or PublicTest; None if it has none or several."""
+    words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    found = {_SPLITS[word] for word in words if word in _SPLITS}
     return found.pop() if len(found) == 1 else None
 
 

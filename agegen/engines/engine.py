@@ -101,9 +101,9 @@ def load_onnx(
         raise _make_change_error(path)
     info = parse_info(path, metadata)
     if distribution and DISTRIBUTION not in {output.name for output in session.get_outputs()}:
-        raise CheckpointError(f"{path} has no output '{DISTRIBUTION}'. Run `agegen export RUN --onnx FILE` again.")
+        raise CheckpointError(f"{path} has no output '{DISTRIBUTION}'. {_advise_export(path)}")
     if checkpoint is not None and metadata.get(SOURCE_KEY) != digest_file(checkpoint):
-        raise CheckpointError(f"{path} was not exported from {checkpoint}. Run `agegen export RUN --onnx FILE` again.")
+        raise CheckpointError(f"{path} was not exported from {checkpoint}. {_advise_export(path, checkpoint)}")
     try:
         engine = OnnxEngine(session, int(info.input_spec["size"]), metadata.get(SOURCE_KEY, ""))
         # A black crop shows whether the inputs and outputs are as expected.
@@ -133,6 +133,12 @@ def _verify_checksum(path: Path, content: bytes) -> bool:
     if end[-64:] != hashlib.sha256(body).hexdigest().encode():
         raise _make_change_error(path)
     return True
+
+
+def _advise_export(path: Path, checkpoint: Path | None = None) -> str:
+    """Return the command that writes an ONNX file anew; that of a run folder is next to its weights."""
+    run = "RUN" if checkpoint is None else checkpoint.parent
+    return f"Run `agegen export {run} --onnx {path}` again."
 
 
 def _make_change_error(path: Path) -> CheckpointError:

@@ -284,9 +284,21 @@ def read_training_split(run: RunFolder) -> TrainingSplit:
     """Return the split that a run was trained with.
 
     Raises:
-        DataError: its split.csv is missing or damaged.
+        DataError: its split.csv is missing, damaged or another one.
     """
-    return TrainingSplit(read_split(run.split), read_used_faces(run.checkpoint))
+    return TrainingSplit(_read_own_split(run), read_used_faces(run.checkpoint))
+
+
+def _read_own_split(run: RunFolder) -> pd.DataFrame:
+    """Return the split in a run folder, after checking that the run was trained with it: a test set must be unseen."""
+    table = read_split(run.split)
+    known = run.read()["data"].get("fingerprint")
+    if known not in (None, fingerprint_split(table)):
+        raise DataError(
+            f"{run.split} is not the split that this training used, by the fingerprint in run.json. Restore it, or "
+            f"move {run.checkpoint.name} out of {run.path} to use it on its own."
+        )
+    return table
 
 
 def _find_model(
@@ -348,7 +360,7 @@ def _find_training_split(
         table = split_scan(scan, int(info.training.get("seed", 0)))
         known = fingerprint_split(table) == info.training.get("split")
         return scan, TrainingSplit(table if known else None, used)
-    table = read_split(folder.split)
+    table = _read_own_split(folder)
     if own_data:
         scan, table = apply_split(scan, table, "the run's split.csv")
     return scan, TrainingSplit(table, used)

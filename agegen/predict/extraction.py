@@ -314,7 +314,8 @@ def open_image(image: Any, limit: int | None) -> Decode:
         from_pillow = Photo(render_rgb(image), 1.0)
         return lambda _: from_pillow
     if isinstance(image, np.ndarray):
-        from_array = Photo(_convert_array(image), 1.0)
+        # Subclasses, such as masked arrays, have other methods.
+        from_array = Photo(_convert_array(np.asarray(image)), 1.0)
         return lambda _: from_array
     raise DataError(
         "an image must be a path, bytes, an open file, a Pillow image or a NumPy array, not "

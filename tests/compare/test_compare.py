@@ -12,6 +12,7 @@ from agegen.compare.compare import align_predictions, compare_runs, mark_seen, w
 from agegen.compare.costs import Cost, find_converged_epoch
 from agegen.compare.differences import find_group_differences, measure_biases, measure_rows
 from agegen.compare.models import choose_models, name_models
+from agegen.data.splits import fingerprint_split
 from agegen.errors import AgegenError
 from agegen.evaluate.config import CompareConfig
 from agegen.evaluate.subject import read_training_split
@@ -154,6 +155,9 @@ def test_only_faces_that_no_training_has_seen_are_compared(two_runs):
     moved = tables[0]["sha256"].iloc[:5]
     split.loc[split["sha256"].isin(moved), "split"] = "train"
     split.to_csv(runs[1].split, index=False)
+    record = json.loads((runs[1].path / "run.json").read_text())
+    record["data"]["fingerprint"] = fingerprint_split(split)
+    (runs[1].path / "run.json").write_text(json.dumps(record))
     splits = [read_training_split(run) for run in runs]
     tables = [mark_seen(table, own, splits) for table, own in zip(tables, splits, strict=True)]
     aligned, whole = align_predictions(NAMES, choose_models(tuple(two_runs)), tables, "test")

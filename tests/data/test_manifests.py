@@ -240,7 +240,12 @@ BOX = [450.0, 120.0, 650.0, 365.0]
         ("x_1,y_1,width,height", "450,120,200,245"),
         ("cx,cy,w,h", "550,242.5,200,245"),
         ("x_center,y_center,width,height", "550,242.5,200,245"),
+        ("xtl,ytl,xbr,ybr", "450,120,650,365"),
+        ("faceRectangle.top,faceRectangle.left,faceRectangle.width,faceRectangle.height", "120,450,200,245"),
         ("box", '"[450, 120, 650, 365]"'),
+        ("bbox", "\"{'top': 120, 'left': 450, 'width': 200, 'height': 245}\""),
+        ("bbox", "\"{'x1': 450, 'y1': 120, 'x2': 650, 'y2': 365}\""),
+        ("face_location", '"(120, 650, 365, 450)"'),
         ("bbox", "450 120 200 245"),
     ],
 )
@@ -249,6 +254,11 @@ def test_bounding_boxes_of_any_form(tmp_path, columns, values):
     assert records.find_box(0) == tuple(BOX)
     assert not {"left", "x", "x1", "cx", "face_x0", "box", "bbox"} & set(records.group_columns)
     assert "bounding boxes in " in records.notices[0]
+
+
+def test_a_cell_of_a_million_letters_is_no_box(tmp_path):
+    records = load(tmp_path, f"path,age,bbox\na.jpg,30,{'a' * 1_000_000}\n")
+    assert records.find_box(0) is None
 
 
 @pytest.mark.parametrize("name", ["box", "face_box", "bbox"])
@@ -350,6 +360,71 @@ def test_ages_divided_by_100_and_codes_get_a_notice(tmp_path):
         records = load(tmp_path, f"path,age,gender\na.jpg,{ages[0]},f\nb.jpg,{ages[1]},m\n")
         assert any(notice.startswith(f"no age is above {largest} years") for notice in records.notices)
     assert load(tmp_path, "path,age,gender\na.jpg,0.5,f\nb.jpg,1.5,m\n").notices == ()
+    codes = "".join(f"{row}.jpg,{row % 9},f\n" for row in range(20))
+    assert load(tmp_path, f"path,age_group,gender\n{codes}").notices[0].startswith("no age is above 8 years")
+
+
+def test_ages_have_the_units_of_a_column(tmp_path):
+    rows = "a.jpg,18,months,f\nb.jpg,4,Y,m\nc.jpg,40,M,m\nd.jpg,3,,f\ne.jpg,5,moons,f\nf.jpg,2y,months,f\n"
+    records = load(tmp_path, f"path,age,Age Unit,gender\n{rows}")
+    assert records.frame["age"].tolist() == pytest.approx([1.5, 4, 40 / 12, 3, 2])
+    assert records.notices == ("the ages have the units in the column Age Unit",)
+    assert [item.reason for item in records.excluded] == ["age '5 moons' is not an age in 0–116 or a bracket of ages"]
+
+
+@pytest.mark.parametrize("column", ["gestational_age_weeks", "mother_age_years", "predicted_age_years"])
+def test_ages_of_others_are_not_read(tmp_path, column):
+    records = load(tmp_path, f"path,gender,{column}\na.jpg,f,38\n")
+    assert records.frame["age"].isna().all()
+    assert column in records.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("male", "01"),
+        ("Male", ["-1", "1"]),
+        ("is_male", ["False", "True"]),
+        ("is_female", ["yes", "no"]),
+        ("female", "10"),
+    ],
+)
+def test_genders_in_columns_of_flags(tmp_path, column, cells):
+    records = load(tmp_path, f"path,age,{column}\na.jpg,20,{cells[0]}\nb.jpg,30,{cells[1]}\n")
+    assert records.frame["female"].tolist() == [True, False]
+    assert records.notices == (f"genders are read from the column {column}",)
+
+
+def test_columns_that_may_be_genders_are_named(tmp_path):
+    records = load(tmp_path, "path,age,sexe\na.jpg,20,H\nb.jpg,30,F\n")
+    assert records.frame["female"].isna().all()
+    assert records.notices[0].startswith("no genders: sexe is not read as gender")
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("subset", ["train", "train", "test", "val"]),
+        ("Usage", ["Training", "Training", "PublicTest", "Validation"]),
+        ("phase", ["TRAIN", "train_2", "TEST", "DEV"]),
+    ],
+)
+def test_the_split_is_that_of_a_column_of_another_name(tmp_path, column, cells):
+    rows = "".join(f"{row}.jpg,20,{cell}\n" for row, cell in enumerate(cells))
+    records = load(tmp_path, f"path,age,{column}\n{rows}")
+    assert list(records.frame["split"]) == ["train", "train", "test", "val"]
+    assert records.notices == (f"the split is that of the column {column}",)
+    assert records.group_columns == []
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"), [("fold", "0123"), ("is_train", "1100"), ("set", ["train", "train", "val", "holdout"])]
+)
+def test_columns_that_may_be_a_split_are_named(tmp_path, column, cells):
+    rows = "".join(f"{row}.jpg,20,{cell}\n" for row, cell in enumerate(cells))
+    records = load(tmp_path, f"path,age,{column}\n{rows}")
+    assert "split" not in records.frame
+    assert records.notices[0].startswith(f"not used as a split: {column}. ")
 
 
 def test_ages_with_genders_are_not_months(tmp_path):
@@ -382,6 +457,7 @@ def load_paths(tmp_path, paths):
         ["x/Training/25/a.jpg", "x/Training/b.jpg", "x/Testing/a.jpg", "x/validation/a.jpg"],
         ["faces_train/test_1.jpg", "faces_train/test_2.jpg", "faces-test/1.jpg", "faces.valid/1.jpg"],
         ["/home/train/train/a.jpg", "/home/train/train/b.jpg", "/home/train/eval/a.jpg", "/home/train/dev/a.jpg"],
+        ["TrainImages/a.jpg", "TrainImages/b.jpg", "PublicTest/a.jpg", "valSet/a.jpg"],
         ["train_0001.jpg", "train_0002_aligned.jpg", "test_0001.jpg", "val_1.jpg"],
     ],
 )
@@ -394,6 +470,7 @@ def test_the_split_is_that_of_folders_or_files(tmp_path, paths):
 @pytest.mark.parametrize(
     ("paths", "reason"),
     [
+        (["train/a.jpg", "holdout/a.jpg"], "they leave out 1 other face"),
         (["train/a.jpg", "val/a.jpg"], "they have no test faces"),
         (["train/a.jpg", "test/a.jpg", "more/a.jpg"], "they leave out 1 other face"),
     ],

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from agegen.errors import AgegenError, CheckpointError
-from agegen.export.card import list_limitations, render_card
+from agegen.export.card import list_dataset_names, list_limitations, render_card
 from agegen.export.export import export_run
 from agegen.model.checkpoint import load_checkpoint
 from agegen.model.metadata import read_info
@@ -34,6 +34,10 @@ def test_every_run_has_a_card_with_its_metrics(trained_run):
     for line in card.splitlines():
         assert not line.startswith("| |") or set(line) <= set("| -")
         assert "None" not in line and "nan" not in line.split()
+
+
+def test_names_of_datasets_have_no_weight():
+    assert list_dataset_names({"data": {"source": ["/data/fairface::0.5", "demo"]}}) == ["fairface", "demo"]
 
 
 def test_exported_weights_are_float16(trained_run, tmp_path):

@@ -38,6 +38,7 @@ def test_arrays_bytes_and_files_give_the_same_image(image, tmp_path):
     transparent = np.dstack([image, np.zeros((40, 30), np.uint8)])
     assert (read_image(transparent, 100).image == 255).all()
     assert np.array_equal(read_image(image[:, ::-1], 100).image, image[:, ::-1])
+    assert np.array_equal(read_image(np.ma.array(image / 255), 100).image, image)
 
 
 def test_encoded_images_are_limited_in_size():

@@ -117,6 +117,15 @@ def test_an_interrupted_study_is_resumed(study, faces_folder, tmp_path):
     )
 
 
+def test_a_study_is_resumed_with_its_data_by_any_name(study, faces_folder, monkeypatch):
+    whole, _ = study
+    monkeypatch.chdir(faces_folder.parent)
+    for name in (faces_folder.name, f"./{faces_folder.name}", str(faces_folder)):
+        assert read_study(whole, {"data": (name,)}).train.data == (str(faces_folder),)
+    with pytest.raises(AgegenError, match="with other options: --data"):
+        read_study(whole, {"data": ("demo",)})
+
+
 def test_folds_can_be_trained_one_by_one(study, faces_folder, tmp_path):
     whole, _ = study
     path = tmp_path / "study"

@@ -1,6 +1,7 @@
 """Architecture: no import runs upwards, none in a circle, and no command imports a heavy library at module level."""
 
 import ast
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -117,3 +118,10 @@ def test_commands_import_no_heavy_library_at_module_level(module):
             if name in MODULES and name not in seen:
                 seen.add(name)
                 queue.append(name)
+
+
+def test_extras_have_the_usual_names_and_former_ones_remain():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert extras["many"] == ["agegen[distributed]"]
+    assert {"distributed", "gpu", "video", "serve"} <= set(extras["all"][0].removeprefix("agegen[")[:-1].split(","))

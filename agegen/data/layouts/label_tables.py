@@ -125,9 +125,10 @@ def _find_face(folder: Path, part: str, name: str) -> str:
 IMDB_WIKI = "IMDB-WIKI"
 _IMDB_WIKI_TERMS = "IMDB-WIKI, for academic research (https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/)"
 _IMDB_WIKI_FILES = ("imdb.mat", "wiki.mat")
-# 02/nm0000002_rm1_1960-7-1_2005.jpg in IMDB, 17/10000217_1981-05-05_2009.jpg in WIKI.
+# 02/nm0000002_rm1_1960-7-1_2005.jpg in IMDB, 17/10000217_1981-05-05_2009.jpg in WIKI; face detectors add _face0.
 _IMDB_WIKI_NAME = re.compile(
-    r"(?:.*/)?(?P<person>(?:nm)?\d+)(?:_rm\d+)?_(?P<born>\d{4}-\d{1,2}-\d{1,2})_(?P<taken>\d{4})\.\w+"
+    r"(?:.*/)?(?P<person>(?:nm)?\d+)(?:_rm\d+)?_(?P<born>\d{4}-\d{1,2}-\d{1,2})_(?P<taken>\d{4})(?:[-_]\w+)?\.\w+",
+    re.IGNORECASE,
 )
 # Matlab counts days from the year 0, Python from the year 1.
 _MATLAB_DAYS = 366
@@ -254,11 +255,12 @@ def _build_photos(frame: pd.DataFrame, path: Path, options: ReadOptions, layout:
 
 
 # CelebA: list_attr_celeba.txt (a count, the names of 40 attributes, one row of 1 and -1 per image), or Kaggle's
-# list_attr_celeba.csv; gender only. identity_CelebA.txt keeps a person's images on one side of a split. Source: Liu et
-# al., "Deep Learning Face Attributes in the Wild", ICCV 2015.
+# list_attr_celeba.csv; gender only. identity_CelebA.txt keeps a person's images on one side of a split,
+# list_eval_partition is the split. Source: Liu et al., "Deep Learning Face Attributes in the Wild", ICCV 2015.
 CELEBA = "CelebA"
 _CELEBA_TERMS = "CelebA, for non-commercial research (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
 _CELEBA_FILES = ("list_attr_celeba.txt", "Anno/list_attr_celeba.txt", "list_attr_celeba.csv")
+_CELEBA_SPLITS = {"0": "train", "1": "val", "2": "test"}
 _CELEBA_FOLDERS = ("img_align_celeba", "img_align_celeba/img_align_celeba", "Img/img_align_celeba", "img_celeba")
 
 
@@ -273,6 +275,9 @@ def read_celeba(path: Path, options: ReadOptions) -> FaceRecords | None:
         return None
     frame = _read_attributes(found)
     folder = next((name for name in _CELEBA_FOLDERS if (path / name / frame["path"].iloc[0]).is_file()), "")
+    partition = _read_partition(found.parent, path)
+    if partition:
+        frame["split"] = [partition.get(name, "") for name in frame["path"]]
     frame["path"] = [f"{folder}/{name}" if folder else name for name in frame["path"]]
     return build_records(RawTable(frame), path, str(path), options, CELEBA, _CELEBA_TERMS)
 
@@ -300,6 +305,16 @@ def _read_persons(folder: Path) -> dict[str, str]:
         return {}
     pairs = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+
+def _read_partition(*folders: Path) -> dict[str, str]:
+    """Return the split of each image by CelebA's own list; empty if there is none."""
+    names = ("list_eval_partition.txt", "list_eval_partition.csv", "Eval/list_eval_partition.txt")
+    path = next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
+    if path is None:
+        return {}
+    pairs = (line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines())
+    return {pair[0]: _CELEBA_SPLITS[pair[1]] for pair in pairs if len(pair) == 2 and pair[1] in _CELEBA_SPLITS}
 
 
 # A table of labels next to the images: metadata.csv (Hugging Face's ImageFolder) or labels.csv.

@@ -188,7 +188,10 @@ def test_celeba(tmp_path, form):
         text = "image_id,5_o_Clock_Shadow,Male,Young\n000001.jpg,-1,1,-1\n000002.jpg,1,-1,1\n"
     (tmp_path / f"list_attr_celeba.{form}").write_text(text)
     (tmp_path / "identity_CelebA.txt").write_text("000001.jpg 2880\n000002.jpg 2937\n")
+    header, comma = ("", " ") if form == "txt" else ("image_id,partition\n", ",")
+    (tmp_path / f"list_eval_partition.{form}").write_text(f"{header}000001.jpg{comma}0\n000002.jpg{comma}2\n")
     records = load_records(str(tmp_path))
+    assert list(records.frame["split"]) == ["train", "test"]
     names = ["img_align_celeba/000001.jpg", "img_align_celeba/000002.jpg"]
     check(records, "CelebA", names, [NAN, NAN], [0, 1])
     assert list(records.frame["identity"]) == ["2880", "2937"]
@@ -249,14 +252,16 @@ def test_imdb_wiki_without_its_table(tmp_path):
         "02/nm0000002_rm1_1960-7-1_2005.jpg",
         "08/nm0000008_rm3_1931-12-31_1990.jpg",
         "17/10000217_1981-05-05_2009.jpg",
+        "18/NM0000018_RM4_1960-7-1_2005.JPG",
+        "19/nm0000019_rm5_1960-7-1_2005_face0.png",
         "64/nm0000064_rm2_2014-3-4_2005.jpg",
     ]
     touch(tmp_path, *names, "99/portrait.jpg")
     records = load_records(str(tmp_path))
-    check(records, "IMDB-WIKI", names[:3], [45, 58, 28], [NAN] * 3)
-    assert list(records.frame["identity"]) == ["nm0000002", "nm0000008", "10000217"]
+    check(records, "IMDB-WIKI", names[:5], [45, 58, 28, 45, 45], [NAN] * 5)
+    assert list(records.frame["identity"]) == ["nm0000002", "nm0000008", "10000217", "NM0000018", "nm0000019"]
     assert records.notices[0].startswith("imdb.mat or wiki.mat is missing")
-    assert [item.path for item in records.excluded] == [names[3], "99/portrait.jpg"]
+    assert [item.path for item in records.excluded] == [names[5], "99/portrait.jpg"]
 
 
 def test_folders_with_numbers_are_ages_with_a_notice(tmp_path):
