@@ -332,3 +332,20 @@ def test_control_characters_in_groups_are_not_printed(tmp_path):
     frame = load_records(str(tmp_path / "t.csv")).frame
     groups = label_groups(frame, ["cam?[31m"])
     assert list(groups["cam?[31m"]) == ["?[31mred", "blue"]
+
+
+def test_rows_of_json_with_names_of_their_own_do_not_fill_the_memory(tmp_path):
+    """As a table, 1 MB would have 32 million cells."""
+    rows = [{"path": "a.jpg", "age": 3, **{f"{row}-{key}": key for key in range(200)}} for row in range(400)]
+    (tmp_path / "faces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"its 400 rows have 80,002 different names$"):
+        load_records(str(tmp_path / "faces.jsonl"))
+
+
+@pytest.mark.parametrize("names", [3, {"a": 1, "b": 2}, [1, {}], "fm", None])
+def test_names_of_classes_that_are_no_list_of_texts_are_ignored(tmp_path, names):
+    """The numbers are then genders as in other tables: 0 is male."""
+    features = json.dumps({"info": {"features": {"gender": {"names": names}}}})
+    table = pa.table({"path": ["a.jpg", "b.jpg"], "age": [3, 4], "gender": [0, 1]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": features}), tmp_path / "faces.parquet")
+    assert load_records(str(tmp_path / "faces.parquet")).labels.female.tolist() == [0, 1]
