@@ -32,6 +32,9 @@ _MAX_HEADER = 100_000
 # How many cells of a table of JSON may be empty for each that is not, unless the table has few cells at all. Rows of
 # some megabytes that have all their own names would fill the memory.
 _MAX_SPARSITY, _SMALL_TABLE = 20, 1_000_000
+# Parquet stores equal rows in nearly no space: a file of some kilobytes may have billions, which would fill the memory.
+# Names of images that are counted, the most similar rows of real tables, take more than a bit each.
+_MAX_ROWS_PER_BYTE, _FEW_ROWS = 8, 100_000
 # UTF-32 first: its mark begins with that of UTF-16.
 _WIDE_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -273,6 +276,9 @@ def _read_parquet(shards: list[Path]) -> tuple[pd.DataFrame, ImageStore | None, 
 
     schema = pa.unify_schemas([pq.read_schema(shard) for shard in shards], promote_options="permissive")
     counts = [pq.read_metadata(shard).num_rows for shard in shards]
+    for shard, count in zip(shards, counts, strict=True):
+        if count > max(_FEW_ROWS, _MAX_ROWS_PER_BYTE * shard.stat().st_size):
+            raise DataError(f"cannot read {shard} as Parquet: {count:,} rows in so few bytes are all equal")
     image_column = find_image_column(schema)
     frame = _make_frame(_read_columns(shards, _list_plain_columns(schema)))
     if image_column is None:
