@@ -28,8 +28,9 @@ _MEMINFO = Path("/proc/meminfo")
 _ASSUMED_FREE_MEMORY = 1 << 31
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-# onnxruntime's log level that hides warnings.
-_ERRORS_ONLY = 3
+# onnxruntime's log level that hides warnings and errors. Errors are raised as well; its log writes them to the terminal
+# with the names in the model, which may contain control characters.
+_FATAL_ERRORS_ONLY = 4
 
 _core_limit: int | None = None
 
@@ -187,7 +188,7 @@ def open_session(content: bytes, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ERRORS_ONLY
     # Threads that spin while they wait take the cores from the threads that decode and detect.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # From bytes, because a model file can name further files, which would be read from its folder.

@@ -65,6 +65,37 @@ def make_scans(count):
     return content[:-2] + content[content.rfind(b"\xff\xda") : -2] * count + content[-2:]
 
 
+def make_hidden_scans(count, gap=b""):
+    """Return a JPEG with a comment between its scans that contains the end marker, and another segment, ``gap``."""
+    content = make_scans(count)
+    second = content.index(b"\xff\xda", content.index(b"\xff\xda") + 2)
+    return content[:second] + b"\xff\xfe\0\x04\xff\xd9" + gap + content[second:]
+
+
+def make_profile(elements):
+    """Return a color profile with a chain of equal operations (type mpet), which all refer to the same bytes."""
+    from PIL import ImageCms
+
+    # The name of sRGB would show that nothing has to be converted.
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    standard = srgb.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+    segment = b"parf" + bytes(8) + struct.pack(">4f", 1, 1, 0, 0)
+    curve = b"curf" + bytes(4) + struct.pack(">HH", 10, 0) + struct.pack(">9f", *range(9)) + segment * 10
+    curves = b"cvst" + bytes(4) + struct.pack(">HH", 3, 3) + struct.pack(">II", 36, len(curve)) * 3 + curve
+    head = b"mpet" + bytes(4) + struct.pack(">HHI", 3, 3, elements)
+    chain = head + struct.pack(">II", 16 + 8 * elements, len(curves)) * elements + curves
+    count = struct.unpack_from(">I", standard, 128)[0]
+    table = [struct.unpack_from(">4sII", standard, 132 + 12 * number) for number in range(count)]
+    tags = [(b"D2B0", chain), *((name, standard[start : start + size]) for name, start, size in table)]
+    start = 132 + 12 * len(tags)
+    entries, data = b"", b""
+    for name, body in tags:
+        entries += struct.pack(">4sII", name, start + len(data), len(body))
+        data += body + bytes(-len(body) % 4)
+    body = standard[4:128] + struct.pack(">I", len(tags)) + entries + data
+    return struct.pack(">I", 4 + len(body)) + body
+
+
 def make_rle_bmp(size):
     """Return a BMP with run-length encoding that has one pixel per run, decoded by Python code."""
     data = b"\x01\x00" * (size // 2)

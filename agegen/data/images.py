@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -87,10 +88,20 @@ _SMALL_MEMORY, _LARGE_MEMORY = 1 << 30, 5 << 29
 # below 40), chunks of a PNG beside its pixels, and the average size of chunks with pixels (libpng writes 8192 bytes).
 _MAX_SEGMENTS, _MAX_HEADER_BYTES, _MAX_SCANS = 100, 1 << 20, 20
 _MAX_DIRECTORY, _MAX_CHUNKS, _MIN_CHUNK_BYTES = 100, 64, 2048
+# Bytes of EXIF in a PNG; a JPEG has no segment that is larger.
+_MAX_EXIF = 1 << 16
+# A color profile with this type has a chain of operations of any length, each of which may refer to the same tables:
+# 57 KB take minutes. Cameras and programs write matrices and tables.
+_CHAIN_OF_OPERATIONS = b"mpet"
 # JPEGs with more scans are not decoded at all: each scan passes over all pixels, but needs only a few bytes.
 _MOST_SCANS = 100
 # Markers of JPEG: start of a scan, end of the image, and start of a frame: baseline, extended, progressive.
 _SCAN, _END, _FRAMES, _PROGRESSIVE = b"\xff\xda", b"\xff\xd9", (0xC0, 0xC1, 0xC2), 0xC2
+# What ends the compressed pixels of a scan: any marker with a segment, or the end. Restarts (0xD0 to 0xD7) are a part
+# of them, and libjpeg skips the markers below 0xC0.
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+# How many segments there may be from the first scan on: each scan usually has one or two tables.
+_MAX_LATER_SEGMENTS = 4 * _MOST_SCANS
 # Huffman and quantization tables, restart interval, comment.
 _TABLES = (0xC4, 0xDB, 0xDD, 0xFE)
 _EXIF_START, _MPF_START = b"Exif\0\0", b"MPF\0"
@@ -196,8 +207,9 @@ def decode_photo(
     A large JPEG is decoded directly at 1/2, 1/4 or 1/8 of its size, which saves time and memory: at the smallest of
     these sizes whose longer side has at least ``limit`` pixels, or ``enough(width, height)`` pixels if that is less.
 
-    JPEGs and PNGs with a usual structure are decoded here, all other images in another process, which is killed if it
-    takes more than ``seconds``: their decoders can take minutes or any amount of memory, and threads cannot be stopped.
+    JPEGs and PNGs with a usual structure and profile are decoded here, all other images in another process, which is
+    killed if it takes more than ``seconds``: their decoders can take minutes or any amount of memory, and a thread
+    cannot be stopped.
 
     Raises:
         DataError: as for :func:`decode_image`.
@@ -213,9 +225,11 @@ def decode_photo(
         return _decode_in_worker(_select_page(content, page), kind, limit, choose_side, seconds)
     try:
         with _open(content, kind) as pil_image:
-            return _render_photo(pil_image, limit, choose_side)
+            if _CHAIN_OF_OPERATIONS not in (pil_image.info.get("icc_profile") or b""):
+                return _render_photo(pil_image, limit, choose_side)
     except Exception as error:
         raise _explain(error, kind) from error
+    return _decode_in_worker(content, kind, limit, choose_side, seconds)
 
 
 def _check_format(content: bytes) -> str:
@@ -332,12 +346,20 @@ def _read_jpeg_header(content: bytes) -> _SimpleHeader | None:
 
 
 def _count_scans(content: bytes, start: int) -> int:
-    """Return the number of scans of a JPEG; raises DataError if decoding them would take long."""
-    end = content.find(_END, start)
-    scans = content.count(_SCAN, start, end if end >= 0 else len(content))
-    if scans > _MOST_SCANS:
-        raise DataError(f"not a readable image (a JPEG with {scans:,} scans)")
-    return scans
+    """Return the number of scans of a JPEG; raises DataError if decoding them would take long.
+
+    The segments between scans are skipped, because they may contain any bytes, also those of the end marker.
+    """
+    position, scans = start, 0
+    for _ in range(_MAX_LATER_SEGMENTS):
+        found = _MARKER.search(content, position)
+        if found is None or found.group() == _END:
+            return scans
+        scans += found.group() == _SCAN
+        if scans > _MOST_SCANS:
+            raise DataError(f"not a readable image (a JPEG with more than {_MOST_SCANS} scans)")
+        position = found.end() + int(struct.unpack_from(">H", content, found.end())[0])
+    return _MOST_SCANS
 
 
 def _has_small_directory(content: bytes, body: int) -> bool:
@@ -361,16 +383,19 @@ def _read_png_header(content: bytes) -> _SimpleHeader | None:
     name, width, height = struct.unpack_from(">4sII", content, 12)
     if name != b"IHDR":
         return None
-    position, others = 8, 0
+    position, others, pixels = 8, 0, False
     for _ in range(_MAX_CHUNKS + len(content) // _MIN_CHUNK_BYTES):
         length, name = struct.unpack_from(">I4s", content, position)
         body = position + 8
         if name == b"IEND":
             return _SimpleHeader(width, height, False)
         others += name != b"IDAT"
+        # Pillow uses the last of several headers, and profiles that come after the pixels.
+        pixels |= name == b"IDAT"
+        misplaced = (name == b"IHDR" and position > 8) or (name == b"iCCP" and pixels)
         exif_in_text = name in _TEXT_CHUNKS and content.startswith(_EXIF_IN_TEXT, body)
-        large_exif = name == b"eXIf" and _count_entries(content, body) > _MAX_DIRECTORY
-        if others > _MAX_CHUNKS or exif_in_text or large_exif:
+        large_exif = name == b"eXIf" and (length > _MAX_EXIF or _count_entries(content, body) > _MAX_DIRECTORY)
+        if others > _MAX_CHUNKS or misplaced or exif_in_text or large_exif:
             return None
         position = body + length + 4
     return None

@@ -101,6 +101,8 @@ _CODES, _MOST_CHILDREN = 10, 20
 _MOST_SPLITS = 20
 # The longest path on Linux; a longer cell is not a path.
 _MAX_PATH_LENGTH = 4096
+# Boxes of one photo are compared with each other. Photos of crowds in WIDER FACE have up to 1,968 faces.
+_MOST_FACES = 2000
 # Cells to quote in an error: enough to see what the column contains.
 _QUOTED = 5
 # Bounding boxes in one photo with a greater intersection over union belong to the same face.
@@ -606,8 +608,10 @@ def _find_reasons(
     names = frame["path"].map(str)
     if BOX_COLUMNS[0] in frame.columns:
         reasons[frame[BOX_COLUMNS[0]].isna()] = "no valid bounding box, unlike other rows"
-    for row, reason in _find_repeats(frame, names, list(zip(ages, female, strict=True))).items():
-        reasons.iloc[row] = reason
+    repeats = _find_repeats(frame, names, list(zip(ages, female, strict=True)))
+    # At once: pandas copies all texts for each assignment.
+    repeated = pd.Series([repeats.get(row, "") for row in range(len(frame))], frame.index, dtype=str)
+    reasons = repeated.where(repeated != "", reasons)
     if in_files:
         found = names.map(_check_path)
         reasons = found.where(found != "", reasons)
@@ -621,15 +625,19 @@ def _find_repeats(
     import numpy as np
 
     keys = names.map(posixpath.normpath)
+    photos = keys.tolist()
     shared = np.flatnonzero(keys.duplicated(keep=False))
     boxes = frame[list(BOX_COLUMNS)].to_numpy(dtype=float) if BOX_COLUMNS[0] in frame.columns else None
     repeats: dict[int, str] = {}
     kept: dict[str, list[int]] = {}
     for row in shared.tolist():
-        first = kept.setdefault(keys.iloc[row], [])
+        first = kept.setdefault(photos[row], [])
         if boxes is not None and np.isnan(boxes[row]).any():
             continue
-        same = [one for one in first if boxes is None or _overlap(boxes[one], boxes[row])]
+        if len(first) == _MOST_FACES:
+            repeats[row] = f"more than {_MOST_FACES:,} faces in one photo"
+            continue
+        same = first if boxes is None else np.array(first, int)[_overlap(boxes[first], boxes[row])].tolist()
         if not same:
             first.append(row)
             continue
@@ -642,13 +650,14 @@ def _find_repeats(
     return repeats
 
 
-def _overlap(first: Any, second: Any) -> bool:
-    """Return whether two bounding boxes (left, top, right, bottom) are so similar that they belong to one face."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
-    return bool(shared > _SAME_BOX * (areas - shared))
+def _overlap(boxes: Any, box: Any) -> Any:
+    """Return which boxes (n, 4; left, top, right, bottom) are so similar to one that they belong to the same face."""
+    import numpy as np
+
+    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    shared = sides.clip(min=0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
+    return shared > _SAME_BOX * (areas - shared)
 
 
 def _contradict(first: tuple[Age | None, bool | None], second: tuple[Age | None, bool | None]) -> bool:

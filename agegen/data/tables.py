@@ -29,6 +29,12 @@ TABLE_SUFFIXES = (*CSV_SUFFIXES, *JSON_SUFFIXES, *SHARD_SUFFIXES)
 _SEPARATORS = (",", ";", "\t", "|")
 # In bytes. A file with a longer first line is not a table of faces.
 _MAX_HEADER = 100_000
+# How many cells of a table of JSON may be empty for each that is not, unless the table has few cells at all. Rows of
+# some megabytes that have all their own names would fill the memory.
+_MAX_SPARSITY, _SMALL_TABLE = 20, 1_000_000
+# Parquet stores equal rows in nearly no space: a file of some kilobytes may have billions, which would fill the memory.
+# Names of images that are counted, the most similar rows of real tables, take more than a bit each.
+_MAX_ROWS_PER_BYTE, _FEW_ROWS = 8, 100_000
 # UTF-32 first: its mark begins with that of UTF-16.
 _WIDE_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -199,6 +205,7 @@ def _read_json(path: Path) -> RawTable:
         rows = json.loads(text) if text.lstrip().startswith("[") else _parse_json_lines(text)
         if not rows or not all(isinstance(row, dict) for row in rows):
             raise DataError(f"cannot read {path} as JSON Lines: it is not one object per line")
+        _check_density(path, rows)
         cells = [{_format_cell(name): _format_cell(cell) for name, cell in row.items()} for row in rows]
     except UnicodeDecodeError as error:
         raise DataError(f"cannot read {path} as JSON Lines: it is not encoded in UTF-8") from error
@@ -207,6 +214,14 @@ def _read_json(path: Path) -> RawTable:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path} as JSON Lines: {shorten(str(error))}") from error
     return RawTable(pd.DataFrame(cells).fillna(""))
+
+
+def _check_density(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Raise DataError if rows of JSON have so many different names that their table would be nearly empty, and huge."""
+    names = len({name for row in rows for name in row})
+    entries = sum(map(len, rows))
+    if len(rows) * names > max(_SMALL_TABLE, _MAX_SPARSITY * entries):
+        raise DataError(f"cannot read {path} as JSON Lines: its {len(rows):,} rows have {names:,} different names")
 
 
 def _parse_json_lines(text: str) -> list[Any]:
@@ -278,6 +293,9 @@ def _read_parquet(shards: list[Path]) -> tuple[pd.DataFrame, ImageStore | None, 
 
     schema = pa.unify_schemas([pq.read_schema(shard) for shard in shards], promote_options="permissive")
     counts = [pq.read_metadata(shard).num_rows for shard in shards]
+    for shard, count in zip(shards, counts, strict=True):
+        if count > max(_FEW_ROWS, _MAX_ROWS_PER_BYTE * shard.stat().st_size):
+            raise DataError(f"cannot read {shard} as Parquet: {count:,} rows in so few bytes are all equal")
     image_column = find_image_column(schema)
     frame = _make_frame(_read_columns(shards, _list_plain_columns(schema)))
     if image_column is None:
@@ -408,7 +426,8 @@ def _decode_class_labels(table: Any) -> Any:
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return table
     for name, words in classes.items():
-        if name in table.column_names and pa.types.is_integer(table[name].type):
+        is_named = isinstance(words, list) and all(isinstance(word, str) for word in words)
+        if is_named and name in table.column_names and pa.types.is_integer(table[name].type):
             cells = (
                 None if cell is None or not 0 <= cell < len(words) else words[cell] for cell in table[name].to_pylist()
             )

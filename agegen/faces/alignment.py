@@ -9,10 +9,21 @@ import numpy as np
 
 from agegen.data.images import RGB
 from agegen.errors import CheckpointError
-from agegen.faces.geometry import DetectedFace, Detector, Points, apply_matrix, fit_similarity, warp_square
+from agegen.faces.geometry import (
+    DetectedFace,
+    Detector,
+    Points,
+    apply_matrix,
+    compute_scale,
+    fit_similarity,
+    warp_square,
+)
 
 # Side of the crops in pixels: that of UTKFace's crops, so that both are resized to the model's input alike.
 CROP_SIZE = 200
+# The smallest face of a template, relative to the reference. Landmarks that coincide, or in a wrong order, are no face:
+# the transform to them has no inverse.
+_MIN_SCALE = 0.05
 # Median landmarks (5, 2) that YuNet finds in UTKFace's crops, as fractions of the crop's side.
 REFERENCE_LANDMARKS = np.array(
     [[0.2968, 0.2853], [0.6843, 0.2824], [0.4885, 0.5019], [0.3300, 0.6742], [0.6599, 0.6702]]
@@ -46,6 +57,8 @@ class AlignmentTemplate:
             raise CheckpointError(f"invalid alignment template in the checkpoint: {error}") from error
         if points.shape != (5, 2) or not np.isfinite(points).all():
             raise CheckpointError("invalid alignment template in the checkpoint: it requires five finite landmarks")
+        if compute_scale(fit_similarity(REFERENCE_LANDMARKS, points)) < _MIN_SCALE:
+            raise CheckpointError("invalid alignment template in the checkpoint: its landmarks are not those of a face")
         return cls(_to_tuples(points))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -33,6 +34,14 @@ _FORMATS = (
 )
 # A video is truncated if its last frame comes before this share of its nominal duration.
 _MIN_LENGTH = 0.9
+# Frames with more pixels are refused: the largest of cameras, 11K for all directions, have 56 million. Of formats that
+# compress well, a file of 5 MB may contain frames of 2 GB.
+_MAX_FRAME_PIXELS = 70_000_000
+_CODEC_OPTIONS = {"max_pixels": str(_MAX_FRAME_PIXELS)}
+# While a file is opened, FFmpeg decodes a frame of each stream. Videos have fewer streams; options may be for more.
+_MAX_STREAMS = 32
+# Each thread decodes another frame. More of them decode little faster, but need memory for large frames.
+_MAX_THREADS = 4
 # A broken container gives the same error again and again.
 _MAX_DAMAGED_PACKETS = 1000
 # Frame rate of videos that do not specify it.
@@ -147,7 +156,7 @@ class Video:
         self.reason, damaged, clock = None, 0, _Clock(1 / float(self.rate))
         with self._open() as container:
             stream = _choose_stream(container)
-            stream.thread_type = "AUTO"
+            _limit_memory(stream)
             length = _Length.read(container, stream)
             # The packets of the sound as well: if it outlasts the picture, they show that the file is complete.
             packets = container.demux()
@@ -178,8 +187,12 @@ class Video:
         formats = f"{_FORMATS},mjpeg" if Path(self.path).suffix.lower() in _MOTION_JPEG else _FORMATS
         try:
             # Damaged titles and comments are no reason to reject the video.
-            options = {"format_whitelist": formats}
-            container = self._av.open(self.path, options=options, metadata_errors="replace")
+            container = self._av.open(
+                self.path,
+                options={"format_whitelist": formats},
+                stream_options=[_CODEC_OPTIONS] * _MAX_STREAMS,
+                metadata_errors="replace",
+            )
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(f"not a readable video ({getattr(error, 'strerror', None) or error})") from error
         if _choose_stream(container) is None:
@@ -267,7 +280,7 @@ class _Length:
 def _find_problem(clock: _Clock, length: _Length, damaged: int) -> str | None:
     """Return what is wrong with a video after its last frame, if anything."""
     if clock.last < 0:
-        return "the video has no frame that can be decoded"
+        return f"the video has no frame (of at most {_MAX_FRAME_PIXELS // 10**6} megapixels) that can be decoded"
     # Not all files say how long a frame is shown. The last one may be shown as long as any other.
     reached = max(clock.end + max(2 * clock.step, clock.gap), length.reached)
     if length.seconds is not None and reached < _MIN_LENGTH * length.seconds:
@@ -283,6 +296,13 @@ def _choose_stream(container: Any) -> Any:
 
     videos = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
     return next(videos, None)
+
+
+def _limit_memory(stream: Any) -> None:
+    """Limit the memory that decoding takes, also if frames are larger than the file says."""
+    stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = min(os.cpu_count() or 1, _MAX_THREADS)
+    stream.codec_context.options = _CODEC_OPTIONS
 
 
 def _choose_size(width: int, height: int, aspect: float) -> tuple[int, int]:

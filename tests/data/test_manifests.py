@@ -1,5 +1,7 @@
 """Manifests as people write them: labels, paths and splits, and unusable rows or files with a clear reason."""
 
+import time
+
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -512,3 +514,19 @@ def test_of_thousands_of_columns_the_first_are_read(tmp_path):
     assert len(records.group_columns) == 30
     assert len(records.ungrouped_columns) == 271
     assert any("the last 1,700 are not read, from c300 on" in notice for notice in records.notices)
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+def test_tables_of_many_rows_for_one_photo_end_at_once(tmp_path, boxes):
+    """Each row was compared with all others, and changed a copy of all reasons."""
+    rows = [f"a.jpg,{20 + row % 2},{3 * row},0,{3 * row + 2},2" for row in range(30_000)]
+    names = "path,age,left,top,right,bottom" if boxes else "path,age,a,b,c,d"
+    started = time.monotonic()
+    if boxes:
+        records = load(tmp_path, "\n".join([names, *rows]))
+        assert len(records) == 2000
+        assert {one.reason for one in records.excluded} == {"more than 2,000 faces in one photo"}
+    else:
+        with pytest.raises(DataError, match=r"30,?000 were excluded; the first: a\.jpg: rows with different"):
+            load(tmp_path, "\n".join([names, *rows]))
+    assert time.monotonic() - started < 15

@@ -332,3 +332,31 @@ def test_control_characters_in_groups_are_not_printed(tmp_path):
     frame = load_records(str(tmp_path / "t.csv")).frame
     groups = label_groups(frame, ["cam?[31m"])
     assert list(groups["cam?[31m"]) == ["?[31mred", "blue"]
+
+
+def test_rows_of_json_with_names_of_their_own_do_not_fill_the_memory(tmp_path):
+    """As a table, 1 MB would have 32 million cells."""
+    rows = [{"path": "a.jpg", "age": 3, **{f"{row}-{key}": key for key in range(200)}} for row in range(400)]
+    (tmp_path / "faces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"its 400 rows have 80,002 different names$"):
+        load_records(str(tmp_path / "faces.jsonl"))
+
+
+@pytest.mark.parametrize("names", [3, {"a": 1, "b": 2}, [1, {}], "fm", None])
+def test_names_of_classes_that_are_no_list_of_texts_are_ignored(tmp_path, names):
+    """The numbers are then genders as in other tables: 0 is male."""
+    features = json.dumps({"info": {"features": {"gender": {"names": names}}}})
+    table = pa.table({"path": ["a.jpg", "b.jpg"], "age": [3, 4], "gender": [0, 1]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": features}), tmp_path / "faces.parquet")
+    assert load_records(str(tmp_path / "faces.parquet")).labels.female.tolist() == [0, 1]
+
+
+def test_parquet_with_millions_of_equal_rows_does_not_fill_the_memory(tmp_path):
+    path = pa.DictionaryArray.from_arrays(pa.array(np.zeros(2_000_000, np.int32)), pa.array(["x" * 1000]))
+    numbered = pa.array([f"faces/{row}.jpg" for row in range(200_000)])
+    for name, column in (("equal", path), ("numbered", numbered)):
+        ages = pa.array(np.full(len(column), 30))
+        pq.write_table(pa.table({"path": column, "age": ages}), tmp_path / f"{name}.parquet", compression="zstd")
+    with pytest.raises(DataError, match="2,000,000 rows in so few bytes"):
+        load_records(str(tmp_path / "equal.parquet"))
+    assert len(load_records(str(tmp_path / "numbered.parquet"))) == 200_000

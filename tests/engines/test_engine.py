@@ -45,6 +45,25 @@ def test_a_wrong_input_size_is_rejected(trained_run, tmp_path):
         load_onnx(tmp_path / "other.onnx")
 
 
+def test_errors_of_a_running_model_are_not_logged(tmp_path, capfd):
+    """A tensor of 40 TB, named with a control character."""
+    model = onnx.load(BUNDLED)
+    kept = [entry for entry in model.metadata_props if entry.key == "agegen"]
+    model.ClearField("metadata_props")
+    model.metadata_props.extend(kept)
+    size = onnx.numpy_helper.from_array(np.array([100_000, 100_000, 1000]), "size")
+    model.graph.initializer.append(size)
+    one = onnx.numpy_helper.from_array(np.array([1], np.float32))
+    fill = onnx.helper.make_node("ConstantOfShape", ["size"], ["large"], "\x1b[31mlarge", value=one)
+    total = onnx.helper.make_node("ReduceSum", ["large"], ["total"], keepdims=0)
+    model.graph.node.extend([fill, total])
+    model.graph.output.append(onnx.helper.make_tensor_value_info("total", onnx.TensorProto.FLOAT, []))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(CheckpointError, match="cannot run"):
+        load_onnx(tmp_path / "model.onnx")
+    assert capfd.readouterr().err == ""
+
+
 def move_to_file(tensor, name, folder):
     """Move the values of a tensor into a file, which the tensor then names."""
     (folder / name).write_bytes(tensor.raw_data)

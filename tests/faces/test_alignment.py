@@ -86,6 +86,13 @@ def test_templates_survive_json_and_invalid_content_is_reported():
     template = AlignmentTemplate()
     read = AlignmentTemplate.from_json(template.to_json())
     assert np.array(read.landmarks) == pytest.approx(np.array(template.landmarks), abs=1e-4)
-    for bad in ({}, {"landmarks": [[0, 0]]}, {"landmarks": "x"}, {"landmarks": [[float("nan"), 0]] * 5}, 3):
+    for bad in (
+        {},
+        {"landmarks": [[0, 0]]},
+        {"landmarks": "x"},
+        {"landmarks": [[float("nan"), 0]] * 5},
+        {"landmarks": [[0.5, 0.5]] * 5},
+        3,
+    ):
         with pytest.raises(CheckpointError, match="invalid alignment template"):
             AlignmentTemplate.from_json(bad)

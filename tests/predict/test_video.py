@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 from fractions import Fraction
@@ -309,6 +310,30 @@ def test_unreadable_videos_are_one_row(agegen, trained_run, tmp_path, kind, mess
     (row,) = json.loads(done.stdout)
     assert (row["status"], done.exit_code) == ("unreadable", 1)
     assert message in row["reason"]
+
+
+@pytest.mark.parametrize("declared", [(9000, 8000), (64, 64)])
+def test_frames_that_would_fill_the_memory_are_refused(tmp_path, declared):
+    """A frame of black pixels has some kilobytes; the file may say that it is smaller."""
+    path = tmp_path / "clip.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 9000, 8000, "gray"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((8000, 9000), np.uint8), format="gray")))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    path.write_bytes(content.replace(struct.pack("<II", 9000, 8000), struct.pack("<II", *declared)))
+    code = (
+        "import resource, sys\n"
+        "from agegen.predict.video import Sampling, Video\n"
+        "video = Video(sys.argv[1])\n"
+        "before = resource.getrusage(0).ru_maxrss\n"
+        "print(len(list(video.read(Sampling()))), (resource.getrusage(0).ru_maxrss - before) // 1024, video.reason)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=120, check=True)
+    frames, megabytes, reason = done.stdout.split(maxsplit=2)
+    assert (frames, int(megabytes) < 50) == ("0", True)
+    assert "at most 70 megapixels" in reason
 
 
 def test_a_missing_package_is_reported(monkeypatch, clip):
