@@ -344,6 +344,8 @@ def _crop_as_trained(
     trims = match_crops(records, wanted, surveys)
     found = (notice for stats in surveys for notice in (*make_crop_notices(stats), *make_margin_notices(stats, wanted)))
     notices = list(dict.fromkeys(found))
+    if notices:
+        notices.append("faces that the training used are only recognized in images that are cropped like its own")
     return replace(records, trims=trims if template is not None else {}), notices
 
 

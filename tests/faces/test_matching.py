@@ -113,6 +113,13 @@ def test_predict_without_detection_reports_crops_of_other_margins(margins, agege
 
 
 @pytest.mark.slow
+def test_eval_says_that_training_faces_in_other_crops_are_not_recognized(margins, agegen):
+    for name in ("plain", "tight"):
+        done = agegen("eval", "--model", "compact", "--data", margins / name, "--split", "all")
+        assert ("only recognized in images that are cropped like its own" in done.stderr) == (name == "tight")
+
+
+@pytest.mark.slow
 def test_data_check_reports_crops_of_other_margins(margins, agegen):
     assert "have 33 % of the size" in " ".join(agegen("data", "check", margins / "wide").stdout.split())
     assert "times larger than the model expects" in " ".join(agegen("data", "check", margins / "tight").stdout.split())
