@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 # A commit, whose files never change; a branch or tag may have newer ones than the cache.
+# The variable of the Hugging Face Hub says nothing about other addresses.
+_OFFLINE = "AGEGEN_OFFLINE"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -152,4 +154,9 @@ def explain_failure(error: Exception) -> str:
 
 def go_offline() -> None:
     """Forbid network access in this process; call this before the first download."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = os.environ[_OFFLINE] = "1"
+
+
+def is_offline() -> bool:
+    """Return whether :func:`go_offline` was called, by this process or by the one that started it."""
+    return _OFFLINE in os.environ

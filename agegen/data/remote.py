@@ -9,12 +9,14 @@ from pathlib import Path, PurePosixPath
 
 from agegen.errors import AgegenError, DataError
 from agegen.files import require_cache_folder
-from agegen.hub import explain_failure, quiet_hub
+from agegen.hub import explain_failure, is_offline, quiet_hub
 
 # At least two letters: a single one is a Windows drive.
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?/(.+)")
 _SUFFIX = ".parquet"
+# Addresses of files on this machine.
+_LOCAL = ("file://", "local://")
 
 
 def is_remote(data: str) -> bool:
@@ -43,6 +45,8 @@ def fetch_parquet(address: str) -> Path:
         raise DataError(
             f"invalid address of a dataset: {address}. Give hf://datasets/OWNER/NAME[@REVISION]/PATH.parquet."
         )
+    if match is None and is_offline() and not address.lower().startswith(_LOCAL):
+        raise DataError(f"{address} is an address, but --offline forbids network access. Give a local file.")
     try:
         files = _fetch_from_hub(*match.groups()) if match else _fetch_by_fsspec(address)
     except ImportError as error:

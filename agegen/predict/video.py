@@ -38,8 +38,6 @@ _MIN_LENGTH = 0.9
 # compress well, a file of 5 MB may contain frames of 2 GB.
 _MAX_FRAME_PIXELS = 70_000_000
 _CODEC_OPTIONS = {"max_pixels": str(_MAX_FRAME_PIXELS)}
-# While a file is opened, FFmpeg decodes a frame of each stream. Videos have fewer streams; options may be for more.
-_MAX_STREAMS = 32
 # Each thread decodes another frame. More of them decode little faster, but need memory for large frames.
 _MAX_THREADS = 4
 # A broken container gives the same error again and again.
@@ -187,12 +185,9 @@ class Video:
         formats = f"{_FORMATS},mjpeg" if Path(self.path).suffix.lower() in _MOTION_JPEG else _FORMATS
         try:
             # Damaged titles and comments are no reason to reject the video.
-            container = self._av.open(
-                self.path,
-                options={"format_whitelist": formats},
-                stream_options=[_CODEC_OPTIONS] * _MAX_STREAMS,
-                metadata_errors="replace",
-            )
+            # FFmpeg also decodes frames while it opens a file.
+            options = {"format_whitelist": formats, **_CODEC_OPTIONS}
+            container = self._av.open(self.path, options=options, metadata_errors="replace")
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(f"not a readable video ({getattr(error, 'strerror', None) or error})") from error
         if _choose_stream(container) is None:

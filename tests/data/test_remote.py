@@ -11,6 +11,7 @@ from serving import COMMIT, serve_hub
 
 from agegen.data.loading import load_records, load_sources
 from agegen.errors import DataError
+from agegen.hub import go_offline
 
 
 def list_answers(files):
@@ -95,3 +96,12 @@ def test_invalid_addresses_are_one_line(address, reason):
     with pytest.raises(DataError, match=reason) as caught:
         load_records(address)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/faces.parquet", "http://127.0.0.1:1/faces.parquet"])
+def test_offline_forbids_all_addresses(monkeypatch, address):
+    for name in ("HF_HUB_OFFLINE", "AGEGEN_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    go_offline()
+    with pytest.raises(DataError, match="--offline forbids network access"):
+        load_records(address)
