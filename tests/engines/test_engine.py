@@ -59,7 +59,8 @@ def test_errors_of_a_running_model_are_not_logged(tmp_path, capfd):
     model.graph.node.extend([fill, total])
     model.graph.output.append(onnx.helper.make_tensor_value_info("total", onnx.TensorProto.FLOAT, []))
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(CheckpointError, match="cannot run"):
+    # Older releases of onnxruntime allocate it when they load the file.
+    with pytest.raises(CheckpointError, match=r"cannot run|damaged"):
         load_onnx(tmp_path / "model.onnx")
     assert capfd.readouterr().err == ""
 
