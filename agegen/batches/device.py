@@ -28,6 +28,8 @@ _EVAL_BATCH_SIZE = 256
 # The mean saturation of a face in HSV, 0–1.
 _FACE_SATURATION = 0.4
 _KORNIA_VERSION = (0, 9)
+# Wide enough for the largest sigma.
+_BLUR_KERNEL = 5
 # Of kornia's parameters, those that are not drawn for each image.
 _SHARED_PARAMETERS = ("order", "forward_input_shape")
 
@@ -154,8 +156,9 @@ def _pick_places(parameters: dict[str, Tensor], places: Tensor) -> dict[str, Ten
 def build_steps(ranges: AugmentationRanges) -> list[Any]:
     """Return kornia's counterparts of albumentations' steps, with random parameters for each image.
 
-    They differ from albumentations' where kornia has no equal: a lower resolution is replaced by blur, the saturation
-    is multiplied instead of shifted, and boxes are drawn by area and aspect ratio.
+    They differ from those on the CPU where kornia has no equal: an image is degraded by blur, sharpening or JPEG at
+    its full size, each drawn on its own, the saturation is multiplied instead of shifted, and boxes are drawn by area
+    and aspect ratio.
     """
     import kornia.augmentation as k
 
@@ -166,7 +169,9 @@ def build_steps(ranges: AugmentationRanges) -> list[Any]:
     boxes = ranges.holes[1]
     p_box = 1 - (1 - ranges.p_holes) ** (1 / boxes)
     erase = [k.RandomErasing((low**2, high**2), (low / high, high / low), p=p_box) for _ in range(boxes)]
-    low_quality, high_quality = map(float, ranges.jpeg_quality)
+    low_quality, high_quality = map(float, ranges.quality)
+    # Three steps, such that the probability of any is p_degraded.
+    p_degraded = 1 - (1 - ranges.p_degraded) ** (1 / 3)
     return [
         k.RandomHorizontalFlip(p=ranges.p_mirror),
         k.RandomAffine(
@@ -183,7 +188,8 @@ def build_steps(ranges: AugmentationRanges) -> list[Any]:
             p=ranges.p_colour,
         ),
         k.RandomGrayscale(p=ranges.p_grey),
-        k.RandomGaussianBlur((ranges.blur_kernel[1],) * 2, ranges.blur_sigma, p=ranges.p_damage * 2 / 3),
-        k.RandomJPEG((low_quality, high_quality), p=ranges.p_damage / 3),
+        k.RandomGaussianBlur((_BLUR_KERNEL, _BLUR_KERNEL), ranges.sigma, p=p_degraded),
+        k.RandomSharpness(ranges.sharpening, p=p_degraded),
+        k.RandomJPEG((low_quality, high_quality), p=p_degraded),
         *erase,
     ]

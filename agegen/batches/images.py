@@ -64,10 +64,12 @@ class AugmentationRanges:
         hue: maximum shift of the hue, in OpenCV's units (180 are a full circle).
         saturation: maximum shift of the saturation in HSV, of 255.
         value: maximum shift of the value in HSV, of 255.
-        p_damage: of one of blur, lower resolution and JPEG compression.
-        blur_kernel, blur_sigma: of a Gaussian blur, in pixels.
-        resolution: the remaining share of the resolution.
-        jpeg_quality: 0–100.
+        p_degraded: of :func:`degrade`, and ``p_step`` of each of its steps.
+        degraded_side: the side of the small copy, in pixels.
+        sigma: of a Gaussian blur, or of the blur that an unsharp mask subtracts, in pixels of the copy.
+        sharpening: how often the difference to the blurred copy is added.
+        degraded_contrast: the factor of the contrast.
+        quality: of JPEG or WebP, 0–100.
         holes: how many black boxes hide parts of a face.
         hole_side: width and height of each box, as shares of the image's side.
     """
@@ -85,11 +87,14 @@ class AugmentationRanges:
     saturation: int = 30
     value: int = 15
     p_grey: float = 0.05
-    p_damage: float = 0.15
-    blur_kernel: tuple[int, int] = (3, 5)
-    blur_sigma: tuple[float, float] = (0.5, 3.0)
-    resolution: tuple[float, float] = (0.4, 0.8)
-    jpeg_quality: tuple[int, int] = (30, 80)
+    # Small copies on the web and thumbnails of cameras: 32 pixels are about the smallest face that detectors find.
+    p_degraded: float = 0.4
+    p_step: float = 0.7
+    degraded_side: tuple[int, int] = (32, 96)
+    sigma: tuple[float, float] = (0.5, 1.5)
+    sharpening: tuple[float, float] = (0.5, 2.5)
+    degraded_contrast: tuple[float, float] = (0.7, 1.6)
+    quality: tuple[int, int] = (15, 80)
     p_holes: float = 0.4
     holes: tuple[int, int] = (1, 2)
     hole_side: tuple[float, float] = (0.1, 0.3)
@@ -221,9 +226,11 @@ class EvalBatches(OrderedFaces):
 class Augmentation:
     """A random augmentation; the same seed gives the same result in any process."""
 
-    def __init__(self, compose: albumentations.Compose, size: int) -> None:
+    def __init__(self, compose: albumentations.Compose, size: int, ranges: AugmentationRanges | None = None) -> None:
+        """Use steps of albumentations, and with ``ranges`` also :func:`degrade`."""
         self._compose = compose
         self._size = size
+        self._ranges = ranges
 
     def __call__(self, image: RGB, seed: tuple[int, ...]) -> RGB:
         """Return an augmented RGB image (size, size, 3).
@@ -239,7 +246,8 @@ class Augmentation:
             raise PluginError(
                 f"the backbone's augmentation returns {augmented.dtype} {augmented.shape}, not uint8 {expected}"
             )
-        return np.ascontiguousarray(augmented)
+        degraded = augmented if self._ranges is None else degrade(augmented, rng, self._ranges)
+        return np.ascontiguousarray(degraded)
 
     def __str__(self) -> str:
         return json.dumps(self._compose.to_dict(), sort_keys=True, default=str)
@@ -252,21 +260,66 @@ def build_train_augmentation(
     a = import_albumentations()
     if own is not None:
         return Augmentation(own, spec.size)
-    damage = [
-        a.GaussianBlur(ranges.blur_kernel, ranges.blur_sigma),
-        a.Downscale(ranges.resolution),
-        a.ImageCompression("jpeg", ranges.jpeg_quality),
-    ]
     steps = [
         a.HorizontalFlip(p=ranges.p_mirror),
         _make_affine(a, ranges.shift, ranges.degrees, ranges.scale, ranges.p_affine),
         a.RandomBrightnessContrast(ranges.brightness, ranges.contrast, p=ranges.p_light),
         a.HueSaturationValue(ranges.hue, ranges.saturation, ranges.value, p=ranges.p_colour),
         a.ToGray(p=ranges.p_grey),
-        a.OneOf(damage, p=ranges.p_damage),
         a.CoarseDropout(ranges.holes, ranges.hole_side, ranges.hole_side, fill=0, p=ranges.p_holes),
     ]
-    return Augmentation(a.Compose(steps), spec.size)
+    return Augmentation(a.Compose(steps), spec.size, ranges)
+
+
+def degrade(image: RGB, rng: np.random.Generator, ranges: AugmentationRanges) -> RGB:
+    """Return a square image as a small, retouched and compressed copy of it looks, enlarged again.
+
+    The copy is sharpened or blurred, its contrast is changed, and it is compressed, in random order. Datasets have
+    clean crops; a network that has seen only these takes the artefacts of other photos for wrinkles.
+    """
+    if rng.random() >= ranges.p_degraded:
+        return image
+    size = image.shape[0]
+    low, high = (min(side, size) for side in ranges.degraded_side)
+    copy = resize_image(image, int(rng.integers(low, high + 1)))
+    steps = (_change_sharpness, _change_contrast, _compress)
+    for place in rng.permutation(len(steps)):
+        if rng.random() < ranges.p_step:
+            copy = steps[place](copy, rng, ranges)
+    return resize_image(copy, size)
+
+
+def _change_sharpness(image: RGB, rng: np.random.Generator, ranges: AugmentationRanges) -> RGB:
+    """Return an image with an unsharp mask, or blurred."""
+    import cv2
+
+    blurred: RGB = cv2.GaussianBlur(image, (0, 0), rng.uniform(*ranges.sigma))
+    if rng.random() < 0.5:
+        return blurred
+    amount = rng.uniform(*ranges.sharpening)
+    sharpened: RGB = cv2.addWeighted(image, 1 + amount, blurred, -amount, 0)
+    return sharpened
+
+
+def _change_contrast(image: RGB, rng: np.random.Generator, ranges: AugmentationRanges) -> RGB:
+    import cv2
+
+    levels = 128 + rng.uniform(*ranges.degraded_contrast) * (np.arange(256) - 128)
+    changed: RGB = cv2.LUT(image, levels.clip(0, 255).astype(np.uint8))
+    return changed
+
+
+def _compress(image: RGB, rng: np.random.Generator, ranges: AugmentationRanges) -> RGB:
+    import cv2
+
+    low, high = ranges.quality
+    quality = int(rng.integers(low, high + 1))
+    jpeg = rng.random() < 0.5
+    suffix, flag = (".jpg", cv2.IMWRITE_JPEG_QUALITY) if jpeg else (".webp", cv2.IMWRITE_WEBP_QUALITY)
+    # OpenCV expects BGR: the colour channels are compressed more than the brightness.
+    _, content = cv2.imencode(suffix, image[:, :, ::-1], [flag, quality])
+    decoded = np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR), dtype=np.uint8)
+    return np.ascontiguousarray(decoded[:, :, ::-1])
 
 
 def build_view_augmentation(spec: InputSpec, own: albumentations.Compose | None = None) -> Augmentation:

@@ -172,11 +172,13 @@ def test_both_pipelines_change_colours_alike():
         assert (np.ptp(each, axis=3).max(axis=(1, 2)) < 3).mean() == pytest.approx(AUGMENTATION.p_grey, abs=0.03)
 
 
-def test_both_pipelines_damage_as_many_images():
+def test_both_pipelines_degrade_as_many_images():
     noise = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3)).astype(np.uint8)
     images = np.repeat(noise, VIEWS, axis=0)
-    for views in augment_both(images, AugmentationRanges(**NONE | {"p_damage": AUGMENTATION.p_damage})):
-        assert (views != images).any(axis=(1, 2, 3)).mean() == pytest.approx(AUGMENTATION.p_damage, abs=0.04)
+    for views in augment_both(
+        images, AugmentationRanges(**NONE | {"p_degraded": AUGMENTATION.p_degraded, "p_step": 1.0})
+    ):
+        assert (views != images).any(axis=(1, 2, 3)).mean() == pytest.approx(AUGMENTATION.p_degraded, abs=0.04)
 
 
 def test_both_pipelines_hide_as_much():

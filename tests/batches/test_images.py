@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,14 +15,16 @@ import torch
 
 from agegen.backbone import InputSpec
 from agegen.batches.images import (
+    AUGMENTATION,
     LabelledPixels,
     Pixels,
     TrainBatches,
     build_train_augmentation,
     choose_workers,
+    degrade,
     limit_workers,
 )
-from agegen.data.demo import draw_records
+from agegen.data.demo import draw_face, draw_records
 from agegen.data.images import resize_image
 from agegen.distributed import DistContext
 
@@ -53,6 +56,24 @@ def test_a_face_drawn_twice_in_an_epoch_is_augmented_in_two_ways(data):
     repeated = images[torch.from_numpy(np.flatnonzero(rows == 0))]
     assert len(repeated) == 8
     assert len({image.numpy().tobytes() for image in repeated}) == 8
+
+
+def test_a_share_of_the_images_is_degraded_like_small_compressed_copies():
+    face = draw_face(50, True, np.random.default_rng(1))
+    rng = np.random.default_rng(0)
+    images = [degrade(face, rng, AUGMENTATION) for _ in range(300)]
+    assert all(image.shape == face.shape and image.dtype == np.uint8 for image in images)
+    share = np.mean([not np.array_equal(image, face) for image in images])
+    assert share == pytest.approx(AUGMENTATION.p_degraded, abs=0.08)
+    always = replace(AUGMENTATION, p_degraded=1.0, p_step=1.0, sharpening=(0.0, 0.0))
+    # Of the detail below the size of the smallest copy, little is left.
+    detail = np.abs(np.fft.fft2(face.mean(axis=2))[40:64, 40:64]).mean()
+    for seed in range(20):
+        image = degrade(face, np.random.default_rng(seed), replace(always, degraded_side=(32, 32)))
+        assert np.abs(np.fft.fft2(image.mean(axis=2))[40:64, 40:64]).mean() < detail / 3
+        assert np.array_equal(
+            image, degrade(face, np.random.default_rng(seed), replace(always, degraded_side=(32, 32)))
+        )
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
