@@ -88,7 +88,9 @@ def train_and_finish(
         TrainingInterrupted: ``should_stop`` returned True.
         AgegenError: any error that the user can fix, from an unknown plugin to a full disk.
     """
-    for event in train_run(config, on_progress, should_stop):
+    started = time.time()
+    training = prepare_training(config, on_progress)
+    for event in train_run(config, training, started, on_progress, should_stop):
         if isinstance(event, TrainedRun):
             yield from finish_run(event)
         else:
@@ -96,14 +98,17 @@ def train_and_finish(
 
 
 def train_run(
-    config: TrainConfig, on_progress: ProgressHook, should_stop: Callable[[], bool]
+    config: TrainConfig,
+    training: TrainingContext,
+    started: float,
+    on_progress: ProgressHook,
+    should_stop: Callable[[], bool],
 ) -> Iterator[TrainEvent | TrainedRun]:
     """Train a model; yields the start, each batch and epoch, and notices. Rank 0 yields the trained run at the end.
 
-    The run folder stays locked while the caller handles the trained run. See :func:`train_and_finish`.
+    ``training`` is what :func:`prepare_training` made of the config, beginning at the time ``started``. The run folder
+    stays locked while the caller handles the trained run. See :func:`train_and_finish`.
     """
-    started = time.time()
-    training = prepare_training(config, on_progress)
     run, dist = training.run, training.options.dist
     with _lock(run, dist), report_lost_worker(dist, run.path), explain_loader_errors(lambda: run.path):
         if not training.resumed:
