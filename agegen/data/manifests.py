@@ -277,7 +277,8 @@ def _find_ages(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if "age" in frame.columns or {"age_low", "age_high"} <= set(frame.columns):
         return frame, []
     for column in sorted(frame.columns, key=lambda name: list(_UNITS).index(_find_unit(name) or "days")):
-        if (unit := _find_unit(column)) and (_normalize_name(column) not in _BARE_UNITS or _is_bare_age(frame[column])):
+        unit = _find_unit(column)
+        if unit and (_normalize_name(column) not in _BARE_UNITS or _is_bare_age(frame[column], unit)):
             ages = _add_unit(frame[column], unit)
             return frame.drop(columns=column).assign(age=ages), [f"ages are read from the column {column}, in {unit}"]
     dated = _find_dates(frame)
@@ -356,13 +357,12 @@ def _add_unit(cells: pd.Series, unit: str | None) -> pd.Series:
     return cells.map(lambda cell: f"{cell} {unit}" if _UNITLESS.fullmatch(str(cell)) else cell)
 
 
-def _is_bare_age(cells: pd.Series) -> bool:
-    """Return whether a column named after a unit alone has ages in it, not calendar months or years."""
+def _is_bare_age(cells: pd.Series, unit: str) -> bool:
+    """Return whether a column named after a ``unit`` alone has ages in it, not calendar months or years."""
     import pandas as pd
 
     numbers = pd.to_numeric(cells, errors="coerce").dropna()
-    unit = UNITS[str(cells.name).strip().lower()]
-    return len(numbers) > 0 and _BARE_UNITS[str(cells.name).strip().lower()] < numbers.max() <= MAX_AGE * unit
+    return len(numbers) > 0 and _BARE_UNITS[unit] < numbers.max() <= MAX_AGE * UNITS[unit]
 
 
 def _find_dates(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]] | None:

@@ -300,6 +300,7 @@ def test_rows_with_several_labels_of_one_photo(tmp_path):
         ("Age (in months)", ["18.0", "2y6m"], [1.5, 2.5]),
         ("ageMonths", ["18", "6-12"], [1.5, 0.5]),
         ("months", ["18", "30"], [1.5, 2.5]),
+        ("(Months)", ["18", "30"], [1.5, 2.5]),
         ("months_old", ["18", "30"], [1.5, 2.5]),
         ("age_in_days", ["1461", "0"], [4, 0]),
         ("years", ["18", "30"], [18, 30]),
