@@ -20,6 +20,7 @@ from agegen.evaluate.metrics import (
     define_age_metrics,
     define_bracket_metrics,
     define_gender_metrics,
+    measure_all,
     resample,
     resample_all,
     summarize,
@@ -195,14 +196,9 @@ def measure_biases(tables: dict[str, pd.DataFrame]) -> list[BiasRow]:
     for band in bands.cat.categories:
         inside = (bands == band).to_numpy(dtype=bool, na_value=False) & exact
         if (n := int(inside.sum())) >= MIN_FACES:
-            specs = [_define_age_metrics(table[inside]) for table in tables.values()]
-            drawn = resample_all([(n, {"bias": spec.functions["bias"]}) for spec in specs])
-            rows.append(BiasRow(str(band), n, tuple(map(_summarize_bias, specs, drawn))))
+            measured = measure_all([_define_age_metrics(table[inside]) for table in tables.values()])
+            rows.append(BiasRow(str(band), n, tuple(metrics.bias for metrics in measured)))
     return rows
-
-
-def _summarize_bias(spec: MetricSpec[Any], drawn: dict[str, Floats]) -> Metric:
-    return summarize_samples(float(spec.functions["bias"](np.ones((1, spec.n)))[0]), drawn["bias"])
 
 
 def find_group_differences(names: tuple[str, ...], tables: dict[str, pd.DataFrame]) -> GroupDifferences:
