@@ -75,8 +75,6 @@ class PredictDisplay:
         notices = []
         if start.ignored:
             notices.append(start.ignored)
-        if start.notice:
-            notices.append(start.notice)
         if start.skipped:
             total = "" if start.photos is None else f" of {start.skipped + start.photos:,}"
             notices.append(f"continuing after {start.skipped:,}{total} inputs")

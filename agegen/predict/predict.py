@@ -54,8 +54,7 @@ class PredictStart:
         calibrated: whether the model was calibrated.
         skipped: the number of images finished before.
         ignored: one line about the files in folders that are not images.
-        notices: what is wrong with images that are processed as crops.
-        notice: one line about an ONNX file that could not be used.
+        notices: about an ONNX file that could not be used, and about images that are processed as crops.
     """
 
     photos: int | None
@@ -67,7 +66,6 @@ class PredictStart:
     skipped: int
     ignored: str | None = None
     notices: tuple[str, ...] = ()
-    notice: str = ""
 
     @classmethod
     def create(
@@ -89,8 +87,7 @@ class PredictStart:
             calibrated=model.calibration.faces > 0,
             skipped=skipped,
             ignored=ignored,
-            notices=notices,
-            notice=model.engine.notice,
+            notices=(*filter(None, [model.engine.notice]), *notices),
         )
 
 
