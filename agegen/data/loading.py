@@ -117,7 +117,7 @@ def _join_records(loaded: list[FaceRecords], names: list[str]) -> FaceRecords:
         f"{name}: {records.layout or 'a table'}, {format_count(len(records), 'face')}" for records, name in named
     ]
     given = [name for records, name in named if "split" in records.frame.columns]
-    ignored = [f"the split of {', '.join(given)} is not used: the other datasets have none"]
+    partial = [f"the split of {', '.join(given)} is used; the other datasets have none, and agegen splits them"]
     return FaceRecords(
         _join_frames([records.frame for records in loaded], names, starts),
         JoinedStore(tuple(records.images for records in loaded), tuple(starts)),
@@ -128,7 +128,7 @@ def _join_records(loaded: list[FaceRecords], names: list[str]) -> FaceRecords:
         layout="; ".join([*layouts, "in total"]),
         notices=(
             *(f"{name}: {text}" for records, name in named for text in records.notices),
-            *(ignored if given and len(given) < len(named) else ()),
+            *(partial if given and len(given) < len(named) else ()),
         ),
     )
 
@@ -138,11 +138,9 @@ def _join_frames(frames: list[pd.DataFrame], names: list[str], starts: list[int]
     import pandas as pd
 
     with_bounds = any(set(AGE_BOUNDS) <= set(frame.columns) for frame in frames)
-    # Use the datasets' own splits only if all have one.
-    with_split = all("split" in frame.columns for frame in frames)
     parts = []
     for frame, name, start in zip(frames, names, starts, strict=True):
-        part = frame.drop(columns=[] if with_split else ["split"], errors="ignore")
+        part = frame
         if with_bounds and AGE_BOUNDS[0] not in part.columns:
             part = part.assign(**dict.fromkeys(AGE_BOUNDS, part["age"]))
         paths = name + "/" + part["path"]
@@ -150,5 +148,5 @@ def _join_frames(frames: list[pd.DataFrame], names: list[str], starts: list[int]
     joined = pd.concat(parts, ignore_index=True)
     gender_known = all(frame["female"].dtype == bool for frame in frames)
     joined = joined.astype({"female": bool if gender_known else float})
-    # Group columns that only some datasets have.
+    # Columns that only some datasets have: groups, and the split, which is "" for datasets without one.
     return fill_missing(joined)

@@ -45,28 +45,46 @@ def split_scan(scan: Scan, seed: int, shares: dict[str, float] | None = None) ->
 
     Near-duplicates are in the same part, and so are all images of a person if a column identifies persons.
 
-    If the data has a column ``split``, it is used, unless ``shares`` are given; if it has no validation faces, they are
-    chosen from the training faces as in a random split. Otherwise the split is random with
-    these fractions, 80/10/10 by default, stratified by age band (10 years) and gender. It depends only on the seed and
-    on the content of the images, not on their names or order.
+    If a dataset has a column ``split``, it is used, unless ``shares`` are given; if it has no validation faces, they
+    are chosen from its training faces as in a random split. Otherwise the split is random with these fractions,
+    80/10/10 by default, stratified by age band (10 years) and gender. It depends only on the seed and on the content of
+    the images, not on their names or order.
     """
     frame = scan.records.frame
     groups = group_faces(scan)
     if shares is None and "split" in frame.columns:
-        names = _choose_validation(scan, groups, seed, frame["split"].to_list())
+        names = _complete_split(scan, groups, seed, frame["split"].to_list())
     else:
         names = assign_groups(scan, groups, seed, shares or SHARES)
     return tabulate_split(scan, groups, names)
 
 
-def _choose_validation(scan: Scan, groups: NDArray[np.int64], seed: int, names: list[str]) -> list[str]:
-    """Return the names (N) of a given split, with some of the training faces as val if it has train and test only."""
-    if set(names) != {"train", "test"}:
-        return names
+def _complete_split(scan: Scan, groups: NDArray[np.int64], seed: int, names: list[str]) -> list[str]:
+    """Return the names (N) of the given splits of some datasets, completed.
+
+    Datasets without a split, whose names are "", get a random one; those without validation faces get some of their
+    training faces as val.
+    """
     parts = np.array(names, dtype=object)
-    rows = np.flatnonzero(parts == "train")
-    parts[rows] = assign_groups(scan, groups, seed, _TRAIN_AND_VAL, rows)
+    sources = np.array(scan.records.list_face_sources(), dtype=object)
+    for source in scan.records.sources:
+        rows = np.flatnonzero(sources == source)
+        given = set(parts[rows])
+        if given == {""}:
+            parts[rows] = assign_groups(scan, groups, seed, SHARES, rows)
+        elif given == {"train", "test"}:
+            rows = rows[parts[rows] == "train"]
+            parts[rows] = assign_groups(scan, groups, seed, _TRAIN_AND_VAL, rows)
+    if "" in names:
+        _join_parts(parts, groups, np.array(names, dtype=object) == "")
     return [str(name) for name in parts]
+
+
+def _join_parts(parts: NDArray[np.object_], groups: NDArray[np.int64], assigned: NDArray[np.bool_]) -> None:
+    """Move ``assigned`` faces (N,) with near-duplicates in a given split into the part of these."""
+    given = dict(zip(groups[~assigned].tolist(), parts[~assigned], strict=True))
+    for row in np.flatnonzero(assigned).tolist():
+        parts[row] = given.get(int(groups[row]), parts[row])
 
 
 def tabulate_split(scan: Scan, groups: NDArray[np.int64], names: Sequence[str]) -> pd.DataFrame:

@@ -267,12 +267,19 @@ def check_data(config: CheckConfig, on_progress: ProgressHook = ignore_progress)
         heaped=find_heaped_ages(ages),
         whipple=compute_whipple(ages),
         cluster_leakage=[measure_leakage(kind, labels) for kind, labels in list_clusters(frame, groups).items()],
-        leaking_groups=count_leaking_groups(frame.assign(group=groups)) if "split" in frame.columns else None,
+        leaking_groups=_count_leaking_groups(frame, groups),
         label_issues=issues,
         notices=tuple(notices),
         frame=frame,
         records=scan.records,
     )
+
+
+def _count_leaking_groups(frame: pd.DataFrame, groups: NDArray[np.int64]) -> int | None:
+    """Return how many groups of near-duplicates the data's own splits divide; None if no dataset has one."""
+    if "split" not in frame.columns:
+        return None
+    return count_leaking_groups(frame.assign(group=groups)[frame["split"] != ""])
 
 
 def _describe_data(scan: Scan) -> list[str]:

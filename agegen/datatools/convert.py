@@ -65,6 +65,9 @@ def _iter_parts(records: FaceRecords, folder: Path | None, on_progress: Progress
     The index is that of the records.
     """
     frame = records.frame
+    if "split" in frame.columns and (frame["split"] == "").any():
+        # A manifest has a split for all faces or for none.
+        frame = frame.drop(columns="split")
     for start in range(0, len(frame), _ROWS_AT_ONCE):
         part = frame.iloc[start : start + _ROWS_AT_ONCE]
         paths = list(part["path"]) if folder is None else [_locate_image(records, row, folder) for row in part["row"]]

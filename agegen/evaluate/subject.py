@@ -183,7 +183,9 @@ class EvaluationSubject:
             return np.asarray(self.splits == split, dtype=bool)
         frame = self.scan.records.frame
         if "split" in frame.columns:
-            return np.asarray(frame["split"].to_numpy(dtype=str) == split, dtype=bool)
+            # Of datasets without a split all faces are test faces.
+            given = frame["split"].replace("", "test").to_numpy(dtype=str)
+            return np.asarray(given == split, dtype=bool)
         if split == "test" and self.training.is_known:
             return np.ones(len(frame), dtype=bool)
         raise DataError(

@@ -103,12 +103,15 @@ def name_data(data: tuple[str, ...]) -> str | list[str]:
 
 
 def name_split(protocol: str | None, split_file: Path | None, scan: Scan) -> str:
-    """Return what decided the split: a ``protocol``, a ``file``, a column of the ``data``, or the ``seed``."""
+    """Return what decided the split: a ``protocol``, a ``file``, columns of the ``data``, the ``seed``, or both."""
     if protocol is not None:
         return f"protocol {protocol}"
     if split_file is not None:
         return "file"
-    return "data" if "split" in scan.records.frame.columns else "seed"
+    frame = scan.records.frame
+    if "split" not in frame.columns:
+        return "seed"
+    return "data and seed" if (frame["split"] == "").any() else "data"
 
 
 def count_splits(split: pd.DataFrame) -> dict[str, int]:

@@ -95,8 +95,9 @@ def test_missing_groups_are_empty_in_every_form(faces_folder, mini_fairface, tmp
     assert set(joined.frame["race"]) == {"", "Indian"}
 
 
-def test_a_split_that_only_one_dataset_has_is_named(tmp_path):
+def test_a_split_that_only_one_dataset_has_is_used(tmp_path):
     for name, split in (("a", "path,age,split\n1.jpg,3,train\n2.jpg,4,test\n"), ("b", "path,age\n1.jpg,3\n")):
         (tmp_path / f"{name}.csv").write_text(split)
     records = load_sources((str(tmp_path / "a.csv"), str(tmp_path / "b.csv")))
-    assert "the split of a is not used: the other datasets have none" in records.notices
+    assert "the split of a is used; the other datasets have none, and agegen splits them" in records.notices
+    assert list(records.frame["split"]) == ["train", "test", ""]

@@ -1,5 +1,7 @@
 """Splits: fractions, strata, reproducibility, undivided groups, several sources, and split files."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -160,3 +162,24 @@ def test_equal_numbers_in_two_datasets_are_different_persons(tmp_path, draw_fold
     persons = number_identities(scan.records.frame, "identity")
     assert len(set(persons)) == 10 + 15
     assert len(set(persons[:20]) & set(persons[20:])) == 0
+
+
+def test_given_splits_are_kept_and_datasets_without_one_are_split(tmp_path, faces_folder, draw_folder):
+    given = load_records(str(draw_folder(tmp_path / "given", 30))).frame
+    parts = ["train" if row % 3 else "test" for row in range(len(given))]
+    labels = given.assign(path="given/" + given["path"], gender="female", split=parts)
+    labels[["path", "age", "gender", "split"]].to_csv(tmp_path / "a.csv", index=False)
+    shutil.copytree(faces_folder, tmp_path / "b")
+    for path in (both := given["path"][:6]):
+        shutil.copy(tmp_path / "given" / path, tmp_path / "b" / path)
+    scan = scan_images(load_sources((str(tmp_path / "a.csv"), str(tmp_path / "b"))))
+    split = split_scan(scan, seed=0)
+    names = dict(zip(split["path"], split["split"], strict=True))
+    own = [names[f"a/given/{path}"] for path in given["path"]]
+    # One in nine of the given training faces validates.
+    assert [name == "test" for name in own] == [part == "test" for part in parts]
+    assert own.count("val") == 2
+    assert {name for path, name in names.items() if path.startswith("b/")} == {"train", "val", "test"}
+    # Faces that are in both datasets are in the given part.
+    assert [names[f"b/{path}"] for path in both] == own[:6]
+    assert count_leaking_groups(split) == 0
