@@ -284,7 +284,9 @@ def _predict_all(
             for image in group:
                 yield from _predict_video(estimator, get_name(image), video, copies)
         else:
-            yield from estimator.predict_many(group, keep_images=keep.images, keep_crops=keep.crops, boxes=find_boxes)
+            # Of a list, all images are ready; those of a generator may come from a pipe.
+            photos = list(group) if isinstance(images, list) else group
+            yield from estimator.predict_many(photos, keep_images=keep.images, keep_crops=keep.crops, boxes=find_boxes)
 
 
 def _predict_video(
