@@ -119,7 +119,7 @@ def predict_photos(
 ) -> Iterator[PredictStart | PredictNotice | PhotoPrediction]:
     """Predict photos and write the requested outputs; yields the start, then the result of each photo.
 
-    Meanwhile another thread checks images that are processed as crops: what is wrong with them follows when it is known.
+    Meanwhile another thread checks images that are processed as crops; what is wrong with them follows later.
 
     Raises:
         AgegenError: an output cannot be written.
@@ -307,9 +307,7 @@ def _predict_all(
             for image in group:
                 yield from _predict_video(estimator, get_name(image), video, copies)
         else:
-            # Of a list, all images are ready; those of a generator may come from a pipe.
-            photos = list(group) if isinstance(images, list) else group
-            yield from estimator.predict_many(photos, keep_images=keep.images, keep_crops=keep.crops, boxes=find_boxes)
+            yield from estimator.predict_many(group, keep_images=keep.images, keep_crops=keep.crops, boxes=find_boxes)
 
 
 def _predict_video(
