@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from inspect import signature
@@ -136,9 +136,7 @@ def predict_photos(
     yield PredictStart.create(estimator, None if config.frames else count, skipped, photos.ignored)
     copies = ImageWriter.create(config.annotate, config.crops, config.inputs)
     with ExitStack() as stack:
-        pool = ThreadPoolExecutor(1)
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        check = pool.submit(check_crops, estimator, photos.images if is_checked else ())
+        check = stack.enter_context(_start_check(estimator, photos.images)) if is_checked else None
         writers = [
             stack.enter_context(open_writer(kind, target, stdout, config.resume, columns))
             for kind, target in config.outputs.items()
@@ -152,6 +150,16 @@ def predict_photos(
                 check = None
         if check is not None:
             yield from map(PredictNotice, check.result())
+
+
+@contextmanager
+def _start_check(estimator: Estimator, images: Iterable[ImageSource]) -> Iterator[Future[tuple[str, ...]]]:
+    """Check crops in a thread for the context; nothing waits for it after an interruption."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool.submit(check_crops, estimator, images)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def load_estimator(config: PredictConfig) -> Estimator:
