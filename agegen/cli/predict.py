@@ -15,13 +15,14 @@ from rich.console import Console
 
 from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
 from agegen.errors import escape_controls, format_count
+from agegen.machine import postpone_garbage_collection
 from agegen.options import FACES, OfflineOption, with_options
 from agegen.predict.config import PredictConfig, check_options
 from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import PlainTable, format_duration, render_table
 
 if TYPE_CHECKING:
-    from agegen.predict.predict import PredictStart
+    from agegen.predict.predict import PredictNotice, PredictStart
     from agegen.predict.results import FacePrediction, PhotoPrediction
     from agegen.predict.shards import ShardResult
 
@@ -46,25 +47,29 @@ class PredictDisplay:
         """The number of unreadable files."""
         return self._counts["unreadable"]
 
-    def show(self, event: PredictStart | PhotoPrediction | ShardResult) -> None:
+    def show(self, event: PredictStart | PredictNotice | PhotoPrediction | ShardResult) -> None:
         """Render one event."""
         from agegen.machine import use_one_thread_each
-        from agegen.predict.predict import PredictStart
-        from agegen.predict.shards import ShardResult
+        from agegen.predict.predict import PredictNotice, PredictStart
+        from agegen.predict.results import PhotoPrediction
 
+        if isinstance(event, PredictNotice):
+            show_notices(self._notices, (event.text,))
+            return
         if isinstance(event, PredictStart):
             self._show_start(event)
             # Several photos are searched at once, one on each core: more threads per photo would only compete.
             if event.photos != 1:
                 use_one_thread_each()
             return
-        if isinstance(event, ShardResult):
-            self._counts.update(event.statuses)
-            self._faces += event.faces
-        else:
+        if isinstance(event, PhotoPrediction):
             self._counts[event.status] += 1
             self._faces += len(event.faces)
-            self._rows.extend(event.list_rows()[: max(0, _ROWS_SHOWN - len(self._rows))])
+            if len(self._rows) < _ROWS_SHOWN:
+                self._rows.extend(event.list_rows()[: _ROWS_SHOWN - len(self._rows)])
+        else:
+            self._counts.update(event.statuses)
+            self._faces += event.faces
         done = self._counts.total()
         rate = done / max(time.monotonic() - self._started, 1e-6)
         total = self._start.photos if self._start else None
@@ -138,10 +143,9 @@ def predict(
     """
     obey_offline(offline)
     notices = make_notice_console()
-    with show_work(notices):
+    with show_work(notices), postpone_garbage_collection():
         from agegen.files import find_portrait
         from agegen.predict.predict import list_photos, load_estimator, predict_photos
-        from agegen.predict.shards import predict_shards
 
     if demo:
         config = replace(config, inputs=(*config.inputs, str(find_portrait())))
@@ -150,6 +154,8 @@ def predict(
     with _explain_interruption(config, notices), ProgressDisplay(notices) as progress:
         display = PredictDisplay(notices, progress)
         if config.parquet is not None:
+            from agegen.predict.shards import predict_shards
+
             for made in predict_shards(config, sys.stdin.buffer):
                 display.show(made)
         else:
