@@ -17,8 +17,8 @@ from agegen.data.labels import AGE_CLASSES, Labels, read_labels
 from agegen.datatools.check import TINY_SIDE, DataReport, Pair
 from agegen.errors import format_count
 from agegen.files import write_text
-from agegen.render.figures import COLORS, make_figure
-from agegen.render.html import Face, Figure, encode_face, encode_figure, render_page
+from agegen.render.figures import COLORS, WIDE_PANEL, make_panel
+from agegen.render.html import Face, Figure, encode_face, encode_panels, render_page
 from agegen.render.tables import PlainTable, render_table
 
 if TYPE_CHECKING:
@@ -190,8 +190,8 @@ def _draw_figures(report: DataReport) -> list[Figure]:
     heaped = [age.age for age in report.heaped]
     groups = [(f"{group.column} {group.value}", group.n) for group in report.groups]
     return [
-        Figure("Ages", _describe_ages(report.frame), encode_figure(draw_ages(report.frame, heaped))),
-        Figure("Groups", "Number of faces by group.", encode_figure(draw_groups(groups)), width=40),
+        Figure("Ages", _describe_ages(report.frame), encode_panels([draw_ages(report.frame, heaped)]), wide=True),
+        Figure("Groups", "Number of faces by group.", encode_panels([draw_groups(groups)])),
     ]
 
 
@@ -202,8 +202,7 @@ def _describe_ages(frame: pd.DataFrame) -> str:
 
 def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
     """Draw the number of faces by age and gender of labelled faces, brackets as bars; heaped ages are labelled."""
-    figure, axes = make_figure(1, 1, 11, 3.6)
-    axis = axes[0][0]
+    figure, axis = make_panel(WIDE_PANEL)
     labels = read_labels(frame)
     below = np.zeros(AGE_CLASSES)
     genders = ((labels.female == 0, "male"), (labels.female == 1, "female"), (~labels.gendered, "gender unknown"))
@@ -216,7 +215,7 @@ def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
         axis.annotate(str(age), (age, below[age]), ha="center", va="bottom", fontsize=8)
     axis.set_xlabel("age (years); heaped ages are labelled")
     axis.set_ylabel("faces per year of age" if labels.bracketed.any() else "faces")
-    axis.legend(fontsize=8)
+    axis.legend(frameon=False)
     return figure
 
 
@@ -232,8 +231,7 @@ def count_ages(labels: Labels) -> NDArray[np.float64]:
 
 def draw_groups(counts: list[tuple[str, int]]) -> Any:
     """Draw the number of faces by group as horizontal bars, from top to bottom: (name, faces)."""
-    figure, axes = make_figure(1, 1, 7, 0.8 + 0.26 * len(counts))
-    axis = axes[0][0]
+    figure, axis = make_panel(height=0.6 + 0.2 * len(counts))
     names, values = zip(*reversed(counts), strict=True)
     axis.barh(names, values, color=COLORS[0])
     for row, value in enumerate(values):
