@@ -21,7 +21,7 @@ from agegen.render.progress import ProgressDisplay, show_notices
 from agegen.render.tables import PlainTable, format_duration, render_table
 
 if TYPE_CHECKING:
-    from agegen.predict.predict import PredictStart
+    from agegen.predict.predict import PredictNotice, PredictStart
     from agegen.predict.results import FacePrediction, PhotoPrediction
     from agegen.predict.shards import ShardResult
 
@@ -46,12 +46,15 @@ class PredictDisplay:
         """The number of unreadable files."""
         return self._counts["unreadable"]
 
-    def show(self, event: PredictStart | PhotoPrediction | ShardResult) -> None:
+    def show(self, event: PredictStart | PredictNotice | PhotoPrediction | ShardResult) -> None:
         """Render one event."""
         from agegen.machine import use_one_thread_each
-        from agegen.predict.predict import PredictStart
+        from agegen.predict.predict import PredictNotice, PredictStart
         from agegen.predict.shards import ShardResult
 
+        if isinstance(event, PredictNotice):
+            show_notices(self._notices, (event.text,))
+            return
         if isinstance(event, PredictStart):
             self._show_start(event)
             # Several photos are searched at once, one on each core: more threads per photo would only compete.
@@ -64,7 +67,8 @@ class PredictDisplay:
         else:
             self._counts[event.status] += 1
             self._faces += len(event.faces)
-            self._rows.extend(event.list_rows()[: max(0, _ROWS_SHOWN - len(self._rows))])
+            if len(self._rows) < _ROWS_SHOWN:
+                self._rows.extend(event.list_rows()[: _ROWS_SHOWN - len(self._rows)])
         done = self._counts.total()
         rate = done / max(time.monotonic() - self._started, 1e-6)
         total = self._start.photos if self._start else None

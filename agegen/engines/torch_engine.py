@@ -20,6 +20,7 @@ class TorchEngine:
     """A model on a device; see :class:`agegen.engines.engine.Engine`."""
 
     name = "torch"
+    concurrent = False
     notice = ""
 
     def __init__(self, model: AgeGenderModel, compute: Compute) -> None:

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agegen.data.images import RGB
-from agegen.data.loading import load_sources
 from agegen.data.records import SOURCE_COLUMN, CropBox, FaceRecords
 from agegen.errors import CheckpointError, DataError
-from agegen.faces.alignment import AlignmentTemplate, fit_template
+from agegen.faces.alignment import AlignmentTemplate, compute_target_landmarks, fit_template
 from agegen.faces.detection import BUNDLED_DETECTOR, add_cropper, create_detector
-from agegen.faces.geometry import Detector, compute_scale, fit_similarity
-from agegen.faces.refinement import detect_with_margin
+from agegen.faces.geometry import DetectedFace, Detector, compute_scale, fit_similarity
+from agegen.faces.refinement import CoarseToFineDetector, detect_with_margin
 from agegen.options import ReadOptions
 
 # Images of a dataset that are searched for landmarks: enough to know their median to 0.2 % of the side.
@@ -64,10 +63,14 @@ class LandmarkStats:
         return len(self.landmarks) >= max(MIN_FACES, self.images * _MIN_SHARE)
 
     @property
+    def sure(self) -> bool:
+        """Whether faces were detected in nearly all images, so that they are certainly faces."""
+        return self.conclusive and len(self.landmarks) >= _SURE_SHARE * self.images
+
+    @property
     def sides(self) -> tuple[float, float]:
         """The least and the greatest side of the squares that may be cut out of the images."""
-        sure = len(self.landmarks) >= _SURE_SHARE * self.images
-        return _MIN_SIDE if sure else _UNSURE_MIN_SIDE, _MAX_SIDE
+        return _MIN_SIDE if self.sure else _UNSURE_MIN_SIDE, _MAX_SIDE
 
     @property
     def scattered(self) -> bool:
@@ -105,6 +108,9 @@ def load_cropped(
     Raises:
         AgegenError: invalid data or detector.
     """
+    # Prediction checks crops without loading a dataset.
+    from agegen.data.loading import load_sources
+
     records = add_cropper(load_sources(data, reading), detector, template)
     if detector is not None:
         return records
@@ -173,6 +179,28 @@ def measure_images(images: Iterable[RGB], detector: Detector, tight: bool = Fals
             largest = max(faces, key=lambda face: face.box[2] - face.box[0])
             landmarks.append(largest.landmarks / (image.shape[1], image.shape[0]))
     return LandmarkStats(count, np.array(landmarks).reshape(-1, 5, 2), detector.reference, tight=tight)
+
+
+def measure_expected(images: Iterable[RGB], wanted: AlignmentTemplate) -> LandmarkStats:
+    """Detect the landmarks of faces only where crops of the template ``wanted`` have them, until they are conclusive.
+
+    The position and size that are found may differ from those expected, but not by much: faces elsewhere, as in
+    photos, count as not detected.
+    """
+    detector = create_detector(BUNDLED_DETECTOR)
+    assert isinstance(detector, CoarseToFineDetector)
+    target = compute_target_landmarks(detector, wanted)
+    landmarks: list[Any] = []
+    count = 0
+    for image in images:
+        count += 1
+        size = (image.shape[1], image.shape[0])
+        face = detector.refine_landmarks(image, DetectedFace((0.0, 0.0, *map(float, size)), target * size, 0.0))
+        if face.refined_score is not None:
+            landmarks.append(face.landmarks / size)
+        if len(landmarks) == MIN_FACES:
+            break
+    return LandmarkStats(count, np.array(landmarks).reshape(-1, 5, 2), detector.reference)
 
 
 def make_crop_notices(stats: LandmarkStats) -> list[str]:

@@ -402,7 +402,10 @@ def compute_probability_under(limit: float, age: float, sigma: float) -> float:
 
 def choose_thresholds(age: Floats, calibration: Calibration) -> Floats:
     """Return the gender threshold (n,) of each face by its estimated age (n,) in years."""
-    thresholds = np.full(len(age), calibration.min_confidence)
-    for low, high, least in calibration.doubtful:
-        thresholds[(age >= low) & (age < high)] = max(least, calibration.min_confidence)
-    return thresholds
+    return np.array([choose_threshold(value, calibration) for value in age.tolist()], dtype=np.float64)
+
+
+def choose_threshold(age: float, calibration: Calibration) -> float:
+    """Return the gender threshold of a face by its estimated age in years."""
+    least = [least for low, high, least in calibration.doubtful if low <= age < high]
+    return float(max([calibration.min_confidence, *least[-1:]]))

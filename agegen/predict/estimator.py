@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from agegen.machine import count_cores
 from agegen.model.calibration import bound_ages, compute_sigma, read_calibration
 from agegen.model.metadata import CheckpointInfo
 from agegen.model.weights import find_checkpoint, is_hub_run
-from agegen.predict.extraction import FaceExtractor, open_image
+from agegen.predict.extraction import NO_DETECTOR, FaceExtractor, open_image
 from agegen.predict.inputs import FileContent, ImageSource
 from agegen.predict.results import (
     KEEP_NOTHING,
@@ -45,6 +46,10 @@ Result = TypeVar("Result")
 
 # Larger batches are not faster per face.
 BATCH_FACES = 64
+# Images that a thread reads, decodes and estimates together, if each is a crop: larger groups are not faster, but would
+# leave threads without work at the end. Photos are processed one at a time: detecting their faces takes much longer
+# than all the rest.
+_GROUP_CROPS = 16
 _BATCH_PHOTOS = 128
 # Decoded photos that wait for their estimates, if they are kept.
 _BATCH_BYTES = 200_000_000
@@ -199,8 +204,9 @@ class Estimator:
     ) -> Iterator[PhotoPrediction]:
         """Yield one result per image (or page), in the order given, as soon as it is ready.
 
-        Unreadable images give a result with the status ``unreadable``. Worker threads decode and detect while the
-        model runs on batches of faces; memory use does not depend on the number of images.
+        Unreadable images give a result with the status ``unreadable``. Each worker thread decodes images, detects their
+        faces and estimates them; torch, which computes on all cores or on a GPU, estimates the faces of all threads
+        together. Memory use does not depend on the number of images.
 
         Args:
             pictures: what :meth:`predict` takes, or pairs of a name and one of these, or of a name and a function that
@@ -244,12 +250,31 @@ class Estimator:
     def _run(
         self, extract: Callable[[Item], list[ExtractedFaces]], items: Iterable[Item], keep: KeepOptions
     ) -> Iterator[PhotoPrediction]:
-        """Extract in threads, and estimate whenever a batch is full or the next item is not ready."""
+        """Extract and estimate in threads, each a group of items at a time."""
         threads = count_cores()
         # Kept photos take up to 50 MB each while they wait: then allow only one per thread.
         ahead = threads if keep.images else 4 * threads
+        groups = group_items(items, _GROUP_CROPS if self.detector == NO_DETECTOR and not keep.full_crops else 1)
+        closed = threading.Event()
+
+        def extract_group(group: list[Item]) -> list[ExtractedFaces]:
+            # After the reader has stopped, the rest of a group would only delay the end of the program.
+            return [extracted for item in group if not closed.is_set() for extracted in extract(item)]
+
+        try:
+            if self.model.engine.concurrent:
+                results = stream_in_order(lambda group: self._estimate(extract_group(group)), groups, threads, ahead)
+                for photos in results:
+                    yield from () if isinstance(photos, Waiting) else photos
+            else:
+                yield from self._estimate_together(stream_in_order(extract_group, groups, threads, ahead))
+        finally:
+            closed.set()
+
+    def _estimate_together(self, stream: Iterator[list[ExtractedFaces] | Waiting]) -> Iterator[PhotoPrediction]:
+        """Estimate whenever a batch is full or the next group is not ready."""
         batch: list[ExtractedFaces] = []
-        for extracted in stream_in_order(extract, items, threads, ahead):
+        for extracted in stream:
             if not isinstance(extracted, Waiting):
                 batch.extend(extracted)
             if _is_full(batch) or isinstance(extracted, Waiting):
@@ -350,6 +375,64 @@ def _is_full(batch: list[ExtractedFaces]) -> bool:
     return faces >= BATCH_FACES or len(batch) >= _BATCH_PHOTOS or size >= _BATCH_BYTES
 
 
+def group_items(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of at most ``size`` items, in order, without waiting for further items of a slow source (a pipe).
+
+    Images in memory, which may be large, are each in a list of their own.
+    """
+    # Only the items of a list are all ready.
+    parts = ([item] for item in items) if size == 1 else [items] if isinstance(items, list) else _draw(items, size)
+    group: list[Item] = []
+    for part in parts:
+        for item in part:
+            group.append(item)
+            if len(group) == size or not _is_reference(item):
+                yield group
+                group = []
+        if group:
+            yield group
+            group = []
+
+
+def _is_reference(item: Any) -> bool:
+    """Return whether an image is only named: by a path, or by the function that returns its content."""
+    content = item[1] if isinstance(item, tuple) else item
+    return isinstance(content, str | os.PathLike) or callable(content)
+
+
+def _draw(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
+    """Yield the items that another thread has drawn from a source meanwhile, at most so many."""
+    # Pairs: an item and no error, or at the end no item and perhaps the error of the source.
+    drawn: queue.Queue[tuple[list[Item], BaseException | None]] = queue.Queue(maxsize=most)
+    closed = threading.Event()
+
+    def draw() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                if not _put(drawn, ([item], None), closed):
+                    return
+        except BaseException as raised:
+            error = raised
+        _put(drawn, ([], error), closed)
+
+    threading.Thread(target=draw, daemon=True).start()
+    try:
+        while True:
+            ready = [drawn.get()]
+            with suppress(queue.Empty):
+                while ready[-1][0]:
+                    ready.append(drawn.get_nowait())
+            yield [item for part, _ in ready for item in part]
+            last, error = ready[-1]
+            if error is not None:
+                raise error
+            if not last:
+                return
+    finally:
+        closed.set()
+
+
 class Waiting:
     """In a stream of results: the next one is not ready yet, so there is time for other work."""
 
@@ -412,11 +495,11 @@ def _feed(
     _put(futures, None, closed)
 
 
-def _put(futures: queue.Queue[Future[Result] | None], future: Future[Result] | None, closed: threading.Event) -> bool:
-    """Put a future into the queue; return False if the reader stopped before there was room."""
+def _put(waiting: queue.Queue[Item], item: Item, closed: threading.Event) -> bool:
+    """Put an item into a queue; return False if the reader stopped before there was room."""
     while not closed.is_set():
         try:
-            futures.put(future, timeout=_POLL_SECONDS)
+            waiting.put(item, timeout=_POLL_SECONDS)
             return True
         except queue.Full:
             continue

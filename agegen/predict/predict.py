@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +17,6 @@ from typing import BinaryIO
 from agegen.data.images import RGB, decode_photo, read_image_file
 from agegen.data.remote import is_remote
 from agegen.errors import DataError
-from agegen.faces.matching import MIN_FACES, make_crop_notices, make_margin_notices, measure_crops
 from agegen.machine import count_cores
 from agegen.predict.annotation import ImageWriter, annotate_video
 from agegen.predict.boxes import GivenFaces, NoDetector, read_boxes
@@ -36,7 +36,7 @@ from agegen.predict.rows import list_extra_columns, load_resume_state, open_writ
 from agegen.predict.tracking import predict_video
 from agegen.predict.video import Sampling, VideoOptions, is_video
 
-# Crops to search for faces: enough for their median size, and a few seconds of work.
+# Crops to search for faces: enough for their median size, and at most a few seconds of work.
 _SAMPLED_CROPS = 30
 # The longer side, in pixels, to which they are decoded: detectors search no larger images.
 _SAMPLED_SIDE = 1024
@@ -54,7 +54,7 @@ class PredictStart:
         calibrated: whether the model was calibrated.
         skipped: the number of images finished before.
         ignored: one line about the files in folders that are not images.
-        notices: about an ONNX file that could not be used, and about images that are processed as crops.
+        notices: about an ONNX file that could not be used.
     """
 
     photos: int | None
@@ -74,7 +74,6 @@ class PredictStart:
         photos: int | None,
         skipped: int,
         ignored: str | None = None,
-        notices: tuple[str, ...] = (),
     ) -> PredictStart:
         """Describe an estimator and its work."""
         model = estimator.model
@@ -87,8 +86,15 @@ class PredictStart:
             calibrated=model.calibration.faces > 0,
             skipped=skipped,
             ignored=ignored,
-            notices=(*filter(None, [model.engine.notice]), *notices),
+            notices=tuple(filter(None, [model.engine.notice])),
         )
+
+
+@dataclass(frozen=True)
+class PredictNotice:
+    """What the user should know, found while images are predicted."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,10 @@ class PhotoList:
 
 def predict_photos(
     config: PredictConfig, estimator: Estimator, photos: PhotoList, stdout: BinaryIO
-) -> Iterator[PredictStart | PhotoPrediction]:
+) -> Iterator[PredictStart | PredictNotice | PhotoPrediction]:
     """Predict photos and write the requested outputs; yields the start, then the result of each photo.
+
+    Meanwhile another thread checks images that are processed as crops: what is wrong with them follows when it is known.
 
     Raises:
         AgegenError: an output cannot be written.
@@ -124,11 +132,13 @@ def predict_photos(
         origin = {"model": estimator.model.name, "detector": estimator.detector, "options": options}
         finished = load_resume_state(kind, Path(target), origin, columns)
     is_checked = estimator.detector == NoDetector.name and photos.boxes is None
-    notices = check_crops(estimator, photos.images) if is_checked else ()
     images, count, skipped = skip_finished(photos.images, photos.count, finished)
-    yield PredictStart.create(estimator, None if config.frames else count, skipped, photos.ignored, notices)
+    yield PredictStart.create(estimator, None if config.frames else count, skipped, photos.ignored)
     copies = ImageWriter.create(config.annotate, config.crops, config.inputs)
     with ExitStack() as stack:
+        pool = ThreadPoolExecutor(1)
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        check = pool.submit(check_crops, estimator, photos.images if is_checked else ())
         writers = [
             stack.enter_context(open_writer(kind, target, stdout, config.resume, columns))
             for kind, target in config.outputs.items()
@@ -137,6 +147,11 @@ def predict_photos(
             for writer in writers:
                 writer.write(photo)
             yield photo
+            if check is not None and check.done():
+                yield from map(PredictNotice, check.result())
+                check = None
+        if check is not None:
+            yield from map(PredictNotice, check.result())
 
 
 def load_estimator(config: PredictConfig) -> Estimator:
@@ -152,13 +167,21 @@ def check_crops(estimator: Estimator, images: Iterable[ImageSource]) -> tuple[st
     """Return what is wrong with the crops to process: photos, or faces of another size than the model expects.
 
     Images that can be read only once are not checked. Each image is estimated independently, so none is cut to match.
+    Faces are first looked for only where the model expects them, which takes a tenth of the time of a search: with
+    nearly all of them there, nothing is wrong.
     """
+    from agegen.faces.matching import MIN_FACES, make_crop_notices, make_margin_notices, measure_crops, measure_expected
+
     paths = [image for image in images if isinstance(image, str)] if isinstance(images, list) else []
     if len(paths) < MIN_FACES:
         return ()
     sample = random.Random(0).sample(paths, min(len(paths), _SAMPLED_CROPS))
+    wanted = estimator.model.template
+    stats = measure_expected(_decode_readable(sample), wanted)
+    if stats.sure and not (stats.scattered or make_margin_notices(stats, wanted, trimmed=False)):
+        return ()
     stats = measure_crops(lambda: _decode_readable(sample), "these images")
-    return (*make_crop_notices(stats), *make_margin_notices(stats, estimator.model.template, trimmed=False))
+    return (*make_crop_notices(stats), *make_margin_notices(stats, wanted, trimmed=False))
 
 
 def _decode_readable(paths: Iterable[str]) -> Iterator[RGB]:
@@ -253,9 +276,9 @@ def predict_images(
         options: the column ``options``: non-default options that affect the rows.
         copies: writes annotated copies and crops.
     """
-    photos = (
-        replace(photo, options=options or None) for photo in _predict_all(estimator, images, boxes, video, copies)
-    )
+    photos = _predict_all(estimator, images, boxes, video, copies)
+    if options:
+        photos = (replace(photo, options=options) for photo in photos)
     if not copies.writes:
         yield from photos
         return
@@ -284,7 +307,9 @@ def _predict_all(
             for image in group:
                 yield from _predict_video(estimator, get_name(image), video, copies)
         else:
-            yield from estimator.predict_many(group, keep_images=keep.images, keep_crops=keep.crops, boxes=find_boxes)
+            # Of a list, all images are ready; those of a generator may come from a pipe.
+            photos = list(group) if isinstance(images, list) else group
+            yield from estimator.predict_many(photos, keep_images=keep.images, keep_crops=keep.crops, boxes=find_boxes)
 
 
 def _predict_video(

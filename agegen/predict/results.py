@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from agegen.data.images import RGB, Photo
 from agegen.data.labels import MAX_AGE
 from agegen.faces.geometry import DetectedFace
 from agegen.faces.refinement import scale_points
-from agegen.model.calibration import Calibration, choose_thresholds, compute_probability_under
+from agegen.model.calibration import Calibration, choose_threshold, choose_thresholds, compute_probability_under
 
 OK, NO_FACE, UNREADABLE = "ok", "no_face", "unreadable"
 UNCERTAIN = "uncertain"
@@ -150,9 +150,13 @@ class FacePrediction:
     reason: str | None = None
     gender_threshold: float | None = None
 
+    def list_values(self) -> dict[str, Any]:
+        """Return the values by name; unlike ``asdict`` without copies, which would take longer than the estimate."""
+        return dict(vars(self))
+
     def to_json(self) -> dict[str, Any]:
         """Return the stable JSON form; see :data:`RARE` for the keys that it contains only if they are known."""
-        content = asdict(self)
+        content = self.list_values()
         shares = {f"under_{age}": share for age, share in content.pop("under")}
         return {name: value for name, value in content.items() if value is not None or name not in RARE} | shares
 
@@ -256,7 +260,7 @@ class RowBuilder:
         """Return the gender threshold for an estimated age in years: the requested one or the model's."""
         if self.min_confidence is not None:
             return self.min_confidence
-        return float(choose_thresholds(np.array([age]), self.calibration)[0])
+        return choose_threshold(age, self.calibration)
 
     def _build_row(
         self, extracted: ExtractedFaces, number: int, face: DetectedFace | None, estimate: FaceEstimate

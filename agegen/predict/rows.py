@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -28,6 +28,8 @@ CSV_COLUMNS = [
 ]
 # Spreadsheets execute cells that begin like this, and file names may; an apostrophe in front marks them as text.
 _FORMULA = ("=", "+", "-", "@")
+# json.dumps would create an encoder for each row.
+_encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 # The columns that must be the same in all rows of a resumed output.
 ORIGIN_COLUMNS = ("model", "detector", "options")
 
@@ -78,12 +80,12 @@ def list_extra_columns(under: Sequence[int], distribution: bool) -> list[str]:
 def make_cells(row: FacePrediction) -> dict[str, Any]:
     """Return the values of a row by column, the bounding box and the shares in separate columns."""
     shares = {f"under_{age}": share for age, share in row.under}
-    return asdict(row) | dict(zip(BOX_COLUMNS, row.box or (None,) * 4, strict=True)) | shares
+    return row.list_values() | dict(zip(BOX_COLUMNS, row.box or (None,) * 4, strict=True)) | shares
 
 
 def format_row(row: FacePrediction) -> str:
     """Return a row as JSON on one line; file names that are not UTF-8 are escaped."""
-    text = json.dumps(row.to_json(), ensure_ascii=False, allow_nan=False)
+    text = _encode_json(row.to_json())
     return text if _is_utf8(text) else json.dumps(row.to_json(), allow_nan=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -93,16 +94,16 @@ def is_video(name: str, animations: bool) -> bool:
 
 def is_image(name: str) -> bool:
     """Return whether a file is an image by its content; Motion JPEG, a series of JPEGs, is a video by its name."""
-    return begins_as_image(name) and Path(name).suffix.lower() not in _MOTION_JPEG
+    return begins_as_image(name) and not name.lower().endswith(_MOTION_JPEG)
 
 
 def begins_as_image(path: str) -> bool:
     """Return whether a file has the signature of a supported image format."""
     try:
-        # Opening a named pipe would wait for its writer.
-        if not Path(path).is_file():
+        # Opening a named pipe would wait for its writer. These functions are faster than Path for a million files.
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
             return False
-        with open(path, "rb") as file:  # noqa: PTH123 - faster than Path for a million files
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
             return looks_like_image(file.read(HEADER_BYTES))
     except (OSError, ValueError):
         return False
