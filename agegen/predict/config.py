@@ -98,6 +98,14 @@ class PredictConfig:
     crops: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the aligned crops.", rich_help_panel=OUTPUT)
     ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Write one self-contained page with the crops of all faces.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
     resume: Annotated[
         bool,
         typer.Option(
@@ -258,7 +266,7 @@ def check_options(config: PredictConfig) -> None:
     if config.cluster is not None and config.parquet is None:
         raise AgegenError("--cluster requires --parquet OUT")
     if config.parquet is not None:
-        others = [name for name in (*_ROW_FORMATS, "annotate", "crops") if getattr(config, name) is not None]
+        others = [name for name in (*_ROW_FORMATS, "annotate", "crops", "report") if getattr(config, name) is not None]
         if others:
             raise AgegenError(f"--parquet cannot be combined with --{others[0]}")
         return

@@ -168,6 +168,8 @@ $("filters").addEventListener("reset", () => setTimeout(applyFilters));
 const grid = $("grid");
 const cells = new Map();
 let columns = 1;
+// The face that the viewer shows.
+let viewed = 0;
 
 function layOut() {
   columns = Math.max(1, Math.floor(grid.clientWidth / CELL_WIDTH));
@@ -267,6 +269,7 @@ function openViewer() {
 }
 
 function showFace(face) {
+  viewed = active;
   $("viewer-title").textContent = `${describeAge(face)}, ${face.gender}`;
   $("previous").disabled = active === 0;
   $("next").disabled = active === chosen.length - 1;
@@ -345,7 +348,8 @@ viewer.addEventListener("keydown", (event) => {
   if (event.key === "ArrowLeft") step(-1);
   if (event.key === "ArrowRight") step(1);
 });
-viewer.addEventListener("close", () => { $("stage").replaceChildren(); showCells(); if (chosen.length) moveTo(active); });
+// Browsers first focus the face from which the viewer was opened, not the last one that it showed.
+viewer.addEventListener("close", () => { $("stage").replaceChildren(); showCells(); moveTo(viewed); });
 
 fillFilters();
 applyFilters();
