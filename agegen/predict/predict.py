@@ -120,7 +120,7 @@ def predict_photos(
 ) -> Generator[PredictStart | PredictNotice | PhotoPrediction, None, None]:
     """Predict photos and write the requested outputs; yields the start, then the result of each photo.
 
-    Meanwhile another thread checks images that are processed as crops: what is wrong with them follows once it is known.
+    Meanwhile another thread checks images that are processed as crops: what is wrong with them follows when it is known.
 
     Raises:
         AgegenError: an output cannot be written.

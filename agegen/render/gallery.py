@@ -46,8 +46,10 @@ BIN_YEARS = 5
 _LOW_SCORE = 0.8
 UNCERTAIN_GENDER, LOW_SCORE = "uncertain gender", "low detection score"
 # What the page shows of a row, if it is known.
-_SHOWN = ("face", "page", "person", "time", "first", "last", "frames", "age", "age_low", "age_high", "gender")
-_SHOWN += ("p_female", "score", "box")
+_SHOWN = (
+    *("face", "page", "person", "time", "first", "last", "frames"),
+    *("age", "age_low", "age_high", "gender", "p_female", "score", "box"),
+)
 # Where the faces and the hashes of the scripts are inserted into the rendered page.
 _DATA_MARK, _CSP_MARK = "%%FACES%%", "%%SCRIPTS%%"
 

@@ -146,9 +146,8 @@ let chosen = faces;
 let active = 0;
 
 function applyFilters() {
-  const current = chosen[active];
   chosen = faces.filter(makeTest()).sort(ORDERS[$("sort").value]);
-  active = Math.max(0, chosen.indexOf(current));
+  active = 0;
   $("count").textContent = chosen.length === faces.length ? `All ${format(faces.length)} faces shown` : `${format(chosen.length)} of ${format(faces.length)} faces shown`;
   const [from, to] = [$("age-from").value, $("age-to").value];
   bars.forEach((bar, index) => {
@@ -271,8 +270,9 @@ function openViewer() {
 function showFace(face) {
   viewed = active;
   $("viewer-title").textContent = `${describeAge(face)}, ${face.gender}`;
-  $("previous").disabled = active === 0;
-  $("next").disabled = active === chosen.length - 1;
+  // A disabled button would lose the focus, and with it the keys.
+  $("previous").ariaDisabled = String(active === 0);
+  $("next").ariaDisabled = String(active === chosen.length - 1);
   $("facts").replaceChildren(...listFacts(face).flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", {}, value)]));
   if (face.href) showPhoto(face);
   else showCrop(face, "The photo does not lie in the folder of this page or below; this is the crop that the model saw.");
