@@ -91,7 +91,9 @@ def make_metrics_table(evaluation: Evaluation, title: str) -> PlainTable:
         _list_metric_rows("age bracket", counts["bracket"], [evaluation.bracket], baseline[1]),
         _list_metric_rows("gender", counts["gender"], [evaluation.gender, evaluation.confident], baseline[2]),
     ]
-    return make_sectioned_table(title, ["metric", "value", "95 % interval", "baseline"], [part for part in parts if part])
+    return make_sectioned_table(
+        title, ["metric", "value", "95 % interval", "baseline"], [part for part in parts if part]
+    )
 
 
 def make_sectioned_table(title: str, columns: list[str], parts: list[list[list[str]]], left: int = 1) -> PlainTable:
@@ -215,9 +217,7 @@ def draw_bands(evaluation: Evaluation, name: str) -> list[Any]:
 def _draw_band_axis(axis: Any, groups: list[GroupMetrics], name: str) -> None:
     """Draw a metric of groups with its intervals."""
     metrics = [_pick_metric(group, name) for group in groups]
-    values, lows, highs = (
-        np.array([getattr(metric, part) for metric in metrics]) for part in ("value", "low", "high")
-    )
+    values, lows, highs = (np.array([getattr(metric, part) for metric in metrics]) for part in ("value", "low", "high"))
     # Rounding can put a share of 0 or 1 just outside Wilson's interval.
     lengths = np.array([values - lows, highs - values]).clip(min=0)
     places = np.arange(len(groups))

@@ -182,7 +182,7 @@ def _parse_color(color: str) -> tuple[float, ...]:
 
 def draw_errors(tables: dict[str, pd.DataFrame], signed: bool) -> list[Any]:
     """Draw the mean absolute error, or the mean signed error, by true age in bands of ten years."""
-    figure, axis = make_panel(WIDE_PANEL)
+    figure, axis = make_panel()
     for color, (name, table) in zip(COLORS * 9, tables.items(), strict=False):
         error = table["estimated_age"] - table["age"]
         bands = (table["age"] // 10 * 10).clip(upper=90) + 5
