@@ -376,7 +376,8 @@ def write_verdict(
             for place, (name, count) in enumerate(zip(names, counts, strict=True))
         ]
         scope = f"This compares the models, with {join_words(each)}"
-    return f"On {n:,} {faces}, {found}; {spent}. {scope}."
+    # The costs of many models are a sentence of their own.
+    return f"On {n:,} {faces}, {found}{'; ' if pair else '. '}{spent}. {scope}."
 
 
 def join_words(words: Sequence[str]) -> str:
@@ -406,7 +407,7 @@ def _phrase_many(rows: Sequence[tuple[str, MetricRow]], names: tuple[str, ...]) 
             verdict = "not clearly different" if better is None else "better" if better == name else "worse"
             parts.append(f"{verdict} at {task} ({_format_measure(row.name, row.values[place])})")
         phrases.append(f"{name} is {join_words(parts)}")
-    return f"compared to {names[0]} ({first}), {join_words(phrases)}"
+    return f"compared to {names[0]} ({first}): {'; '.join(phrases)}"
 
 
 def _format_measure(name: str, metric: Metric) -> str:

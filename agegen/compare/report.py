@@ -13,11 +13,18 @@ from rich.text import Text
 from agegen.compare.compare import Comparison, join_words
 from agegen.data.loading import load_sources
 from agegen.errors import AgegenError, format_count
-from agegen.evaluate.report import format_interval, make_sectioned_table
+from agegen.evaluate.report import format_interval
 from agegen.files import write_text
 from agegen.render.figures import draw_calibration, draw_curves, draw_errors, draw_scatter
 from agegen.render.html import Figure, Gallery, encode_panels, render_page, show_worst_faces
-from agegen.render.tables import METRIC_TITLES, PlainTable, format_size, format_value, render_table
+from agegen.render.tables import (
+    METRIC_TITLES,
+    PlainTable,
+    format_size,
+    format_value,
+    make_sectioned_table,
+    render_table,
+)
 
 if TYPE_CHECKING:
     from agegen.compare.costs import Cost
@@ -161,18 +168,21 @@ def _make_bias_table(comparison: Comparison) -> PlainTable:
 
 
 def _make_group_table(comparison: Comparison) -> PlainTable:
-    """Return the clearest differences of each later model to the first one."""
+    """Return the clearest differences of each later model to the first one, under a heading if there are several."""
     first, *others = comparison.names
     columns = ["group", "metric", "faces", first, "other" if others[1:] else others[0], "difference (95 %)", "better"]
     parts = []
     for name in others:
         shown = [group for group in comparison.groups.rows if group.model == name][:_GROUPS_SHOWN]
-        heading = [f"{name} − {first}: the {len(shown)} clearest", *[""] * (len(columns) - 1)]
-        parts.append([heading, *(_list_group_cells(group) for group in shown)])
+        parts.append(
+            [[f"{name} − {first}", *[""] * (len(columns) - 1)], *(_list_group_cells(group) for group in shown)]
+        )
     count = comparison.groups.count
+    title = f"By group: the {len(parts[0]) - 1} clearest of {count // len(others)} differences"
     caption = f"The intervals hold simultaneously, at 95 % for all {count} differences together."
-    table = make_sectioned_table(f"By group: the clearest of {count} differences", columns, parts, left=2)
-    return replace(table, caption=caption)
+    if not others[1:]:
+        return PlainTable(title, columns, parts[0][1:], left=2, caption=caption)
+    return replace(make_sectioned_table(f"{title} of each model", columns, parts, left=2), caption=caption)
 
 
 def _list_group_cells(group: GroupDifference) -> list[str]:
@@ -216,14 +226,15 @@ def _draw_curves(comparison: Comparison) -> Figure:
     captions = []
     if comparison.curves:
         captions.append(
-            "Validation loss, MAE and accuracy after each epoch, against epochs and then against minutes; dotted: the "
+            "Validation loss, MAE and accuracy after each epoch, against epochs and against minutes; dotted: the "
             "training loss."
         )
     missing = comparison.missing_curves
     for reason in dict.fromkeys(missing.values()):
         names = [name for name, given in missing.items() if given == reason]
         captions.append(f"No curves of {join_words(names)}: {reason}.")
-    panels = encode_panels(draw_curves(comparison.curves)) if comparison.curves else []
+    curves = {name: comparison.curves.get(name) for name in comparison.names}
+    panels = encode_panels(draw_curves(curves)) if comparison.curves else []
     return Figure("Learning curves", " ".join(captions), panels)
 
 

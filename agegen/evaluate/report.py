@@ -16,7 +16,7 @@ from agegen.files import write_text
 from agegen.model.calibration import COVERAGE
 from agegen.render.figures import COLORS, SOFT, draw_calibration, draw_scatter, make_panel
 from agegen.render.html import Figure, encode_panels, render_page, show_worst_faces
-from agegen.render.tables import METRIC_TITLES, PlainTable, format_bounds, format_value
+from agegen.render.tables import METRIC_TITLES, PlainTable, format_bounds, format_value, make_sectioned_table
 
 if TYPE_CHECKING:
     from agegen.evaluate.metrics import AnyMetrics, Metric
@@ -93,19 +93,6 @@ def make_metrics_table(evaluation: Evaluation, title: str) -> PlainTable:
     ]
     return make_sectioned_table(
         title, ["metric", "value", "95 % interval", "baseline"], [part for part in parts if part]
-    )
-
-
-def make_sectioned_table(title: str, columns: list[str], parts: list[list[list[str]]], left: int = 1) -> PlainTable:
-    """Return a table of parts, lists of rows, the first row of each of which is its heading."""
-    starts = list(itertools.accumulate((len(part) for part in parts), initial=0))[:-1]
-    return PlainTable(
-        title,
-        columns,
-        [row for part in parts for row in part],
-        left=left,
-        sections=frozenset(start - 1 for start in starts[1:]),
-        headings=frozenset(starts),
     )
 
 
