@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from agegen.errors import format_count
 from agegen.files import write_text
 from agegen.render.figures import COLORS, WIDE_PANEL, make_panel
 from agegen.render.html import Face, Figure, encode_face, encode_panels, render_page
-from agegen.render.tables import PlainTable, render_table
+from agegen.render.tables import PlainTable, make_sectioned_table, render_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,8 @@ def render_check_page(report: DataReport) -> str:
     return render_page(
         "data_check.html.j2",
         report=report,
+        # Paths are long; the page gives them below the title.
+        name=" + ".join(Path(source).name or source for source in report.source.split(" + ")),
         findings=list_findings(report),
         figures=_draw_figures(report),
         tables=make_tables(report),
@@ -127,8 +130,11 @@ def _list_leakage(report: DataReport) -> list[str]:
 
 def make_tables(report: DataReport) -> list[PlainTable]:
     """Return the tables: groups, heaped ages, clusters, conflicting duplicates and likely label errors."""
-    groups = [[group.column, group.value, f"{group.n:,}{'*' if group.small else ''}"] for group in report.groups]
-    tables = [PlainTable("Groups (* fewer than 30 faces)", ["group", "value", "faces"], groups, left=2)]
+    parts = [
+        [[column, ""], *([group.value, f"{group.n:,}{'*' if group.small else ' '}"] for group in groups)]
+        for column, groups in itertools.groupby(report.groups, lambda group: group.column)
+    ]
+    tables = [make_sectioned_table("Groups (* fewer than 30 faces)", ["group", "faces"], parts)]
     if report.heaped:
         rows = [[str(age.age), f"{age.n:,}", f"{age.expected:,.0f}"] for age in report.heaped]
         tables.append(PlainTable("Heaped ages", ["age", "faces", "expected"], rows, left=0))
@@ -209,13 +215,16 @@ def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
     for color, (chosen, label) in zip(COLORS, genders, strict=False):
         counts = count_ages(labels.pick(chosen))
         if counts.any() or label != "gender unknown":
-            axis.bar(range(AGE_CLASSES), counts, bottom=below, width=1.0, color=color, label=label)
+            # One outline: years of a bracket are one bar, without seams.
+            edges = np.arange(AGE_CLASSES + 1) - 0.5
+            axis.stairs(below + counts, edges, baseline=below.copy(), fill=True, color=color, label=label)
         below += counts
     for age in heaped:
         axis.annotate(str(age), (age, below[age]), ha="center", va="bottom", fontsize=8)
-    axis.set_xlabel("age (years); heaped ages are labelled")
+    axis.set_xlabel("age (years); heaped ages are labelled" if heaped else "age (years)")
+    axis.set_ylim(bottom=0)
     axis.set_ylabel("faces per year of age" if labels.bracketed.any() else "faces")
-    axis.legend(frameon=False)
+    axis.legend(fontsize=8, frameon=False)
     return figure
 
 

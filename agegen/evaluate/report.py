@@ -16,7 +16,7 @@ from agegen.files import write_text
 from agegen.model.calibration import COVERAGE
 from agegen.render.figures import COLORS, SOFT, draw_calibration, draw_scatter, make_panel
 from agegen.render.html import Figure, encode_panels, render_page, show_worst_faces
-from agegen.render.tables import METRIC_TITLES, PlainTable, format_bounds, format_value
+from agegen.render.tables import METRIC_TITLES, PlainTable, format_bounds, format_value, make_sectioned_table
 
 if TYPE_CHECKING:
     from agegen.evaluate.metrics import AnyMetrics, Metric
@@ -91,19 +91,8 @@ def make_metrics_table(evaluation: Evaluation, title: str) -> PlainTable:
         _list_metric_rows("age bracket", counts["bracket"], [evaluation.bracket], baseline[1]),
         _list_metric_rows("gender", counts["gender"], [evaluation.gender, evaluation.confident], baseline[2]),
     ]
-    return make_sectioned_table(title, ["metric", "value", "95 % interval", "baseline"], [part for part in parts if part])
-
-
-def make_sectioned_table(title: str, columns: list[str], parts: list[list[list[str]]], left: int = 1) -> PlainTable:
-    """Return a table of parts, lists of rows, the first row of each of which is its heading."""
-    starts = list(itertools.accumulate((len(part) for part in parts), initial=0))[:-1]
-    return PlainTable(
-        title,
-        columns,
-        [row for part in parts for row in part],
-        left=left,
-        sections=frozenset(start - 1 for start in starts[1:]),
-        headings=frozenset(starts),
+    return make_sectioned_table(
+        title, ["metric", "value", "95 % interval", "baseline"], [part for part in parts if part]
     )
 
 
@@ -215,9 +204,7 @@ def draw_bands(evaluation: Evaluation, name: str) -> list[Any]:
 def _draw_band_axis(axis: Any, groups: list[GroupMetrics], name: str) -> None:
     """Draw a metric of groups with its intervals."""
     metrics = [_pick_metric(group, name) for group in groups]
-    values, lows, highs = (
-        np.array([getattr(metric, part) for metric in metrics]) for part in ("value", "low", "high")
-    )
+    values, lows, highs = (np.array([getattr(metric, part) for metric in metrics]) for part in ("value", "low", "high"))
     # Rounding can put a share of 0 or 1 just outside Wilson's interval.
     lengths = np.array([values - lows, highs - values]).clip(min=0)
     places = np.arange(len(groups))

@@ -227,7 +227,7 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """Options of ``agegen explain``; ``face`` is its number in the photo, from 1, from left to right."""
+    """Options of ``agegen explain``; ``face`` is its number in the photo, from 1, as in the rows of ``predict``."""
 
     picture: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo with a face.")]
     out: Annotated[
@@ -238,7 +238,13 @@ class ExplainConfig:
     run: RunOption = None
     detector: DetectorOption = "auto"
     face: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Which face, from left to right.", rich_help_panel=FACES)
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Which face, by its number in predict: by rows, left to right.",
+            rich_help_panel=FACES,
+        ),
     ] = 1
     method: Annotated[
         Literal["occlusion", "grad-cam"],

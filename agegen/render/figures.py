@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,30 +113,35 @@ def render_svg(figure: Any) -> str:
 def plot_curves(path: Path, epochs: dict[str, pd.DataFrame]) -> None:
     """Write the learning curves of runs (name: table of epochs) as an image: by epoch above, by minute below."""
     figure, axes = make_figure(2, 3, 11, 6)
-    _draw_curves(axes.ravel(), epochs)
+    _draw_curves(axes.T.ravel(), epochs)
     with replace_atomically(path) as temporary:
         save_figure(figure, temporary, dpi=110)
 
 
-def draw_curves(epochs: dict[str, pd.DataFrame]) -> list[Any]:
-    """Draw loss, MAE and accuracy of each run against epochs, then against minutes: six panels."""
+def draw_curves(epochs: Mapping[str, pd.DataFrame | None]) -> list[Any]:
+    """Draw the loss of each run against epochs and against minutes, then MAE, then accuracy: six panels.
+
+    None stands for a model without curves, which keeps its colour: all figures of a page use the same ones.
+    """
     panels = [make_panel() for _ in range(2 * len(_CURVES))]
     _draw_curves([axis for _, axis in panels], epochs)
     return [figure for figure, _ in panels]
 
 
-def _draw_curves(axes: Sequence[Any], epochs: dict[str, pd.DataFrame]) -> None:
-    """Draw on six axes: loss, MAE and accuracy against epochs, then against minutes."""
+def _draw_curves(axes: Sequence[Any], epochs: Mapping[str, pd.DataFrame | None]) -> None:
+    """Draw on six axes: loss against epochs and against minutes, then MAE, then accuracy."""
     for index, axis in enumerate(axes):
-        column, title = _CURVES[index % 3]
+        (column, title), by_epoch = _CURVES[index // 2], index % 2 == 0
         for color, (name, table) in zip(COLORS * 9, epochs.items(), strict=False):
-            times = table["epoch"] if index < 3 else table["seconds"] / 60
+            if table is None:
+                continue
+            times = table["epoch"] if by_epoch else table["seconds"] / 60
             axis.plot(times, table[column], color=color, label=name, marker="o", markersize=2.5)
             if column == "val_loss":
                 axis.plot(times, table["train_loss"], color=color, linestyle=":", label=f"{name}, training")
-        axis.set_xlabel("epoch" if index < 3 else "minutes")
+        axis.set_xlabel("epoch" if by_epoch else "minutes")
         axis.set_ylabel(title)
-        if index < 3:
+        if by_epoch:
             axis.xaxis.get_major_locator().set_params(integer=True)
         if column == "val_loss" or len(epochs) > 1:
             _add_legend(axis)
@@ -152,7 +157,7 @@ def draw_scatter(tables: dict[str, pd.DataFrame]) -> list[Any]:
     from matplotlib.colors import LinearSegmentedColormap
 
     # Of one hue, from faint to opaque: more faces stand out on light and dark pages alike.
-    colors = LinearSegmentedColormap.from_list("faces", [(*_parse_color(COLORS[0]), alpha) for alpha in (0.18, 1.0)])
+    colors = LinearSegmentedColormap.from_list("faces", [(*_parse_color(COLORS[0]), alpha) for alpha in (0.25, 1.0)])
     panels = []
     for name, table in tables.items():
         figure, axis = make_panel(PANEL_WIDTH, PANEL_WIDTH)
@@ -182,7 +187,7 @@ def _parse_color(color: str) -> tuple[float, ...]:
 
 def draw_errors(tables: dict[str, pd.DataFrame], signed: bool) -> list[Any]:
     """Draw the mean absolute error, or the mean signed error, by true age in bands of ten years."""
-    figure, axis = make_panel(WIDE_PANEL)
+    figure, axis = make_panel()
     for color, (name, table) in zip(COLORS * 9, tables.items(), strict=False):
         error = table["estimated_age"] - table["age"]
         bands = (table["age"] // 10 * 10).clip(upper=90) + 5

@@ -107,7 +107,7 @@ def encode_panels(panels: Sequence[Any]) -> list[Markup]:
     from markupsafe import Markup
 
     # matplotlib escapes the text in it.
-    return [Markup(render_svg(panel)) for panel in panels]  # noqa: S704
+    return [Markup(render_svg(panel)) for panel in panels]
 
 
 def _encode_uri(media_type: str, content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import textwrap
@@ -111,6 +112,19 @@ class PlainTable:
     def is_text(self, index: int) -> bool:
         """Return whether a column holds text, which is aligned left, rather than numbers."""
         return index < self.left or self.columns[index] in _TEXT_COLUMNS
+
+
+def make_sectioned_table(title: str, columns: list[str], parts: list[list[list[str]]], left: int = 1) -> PlainTable:
+    """Return a table of parts, lists of rows, the first row of each of which is its heading."""
+    starts = list(itertools.accumulate((len(part) for part in parts), initial=0))[:-1]
+    return PlainTable(
+        title,
+        columns,
+        [row for part in parts for row in part],
+        left=left,
+        sections=frozenset(start - 1 for start in starts[1:]),
+        headings=frozenset(starts),
+    )
 
 
 @dataclass(frozen=True)
