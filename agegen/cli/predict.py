@@ -23,6 +23,7 @@ from agegen.cli.app import (
     show_work,
 )
 from agegen.errors import escape_controls, format_count
+from agegen.machine import postpone_garbage_collection
 from agegen.options import FACES, OfflineOption, with_options
 from agegen.predict.config import PredictConfig, check_options
 from agegen.render.progress import ProgressDisplay, show_notices
@@ -58,7 +59,7 @@ class PredictDisplay:
         """Render one event."""
         from agegen.machine import use_one_thread_each
         from agegen.predict.predict import PredictNotice, PredictStart
-        from agegen.predict.shards import ShardResult
+        from agegen.predict.results import PhotoPrediction
 
         if isinstance(event, PredictNotice):
             show_notices(self._notices, (event.text,))
@@ -69,14 +70,14 @@ class PredictDisplay:
             if event.photos != 1:
                 use_one_thread_each()
             return
-        if isinstance(event, ShardResult):
-            self._counts.update(event.statuses)
-            self._faces += event.faces
-        else:
+        if isinstance(event, PhotoPrediction):
             self._counts[event.status] += 1
             self._faces += len(event.faces)
             if len(self._rows) < _ROWS_SHOWN:
                 self._rows.extend(event.list_rows()[: _ROWS_SHOWN - len(self._rows)])
+        else:
+            self._counts.update(event.statuses)
+            self._faces += event.faces
         done = self._counts.total()
         rate = done / max(time.monotonic() - self._started, 1e-6)
         total = self._start.photos if self._start else None
@@ -150,10 +151,9 @@ def predict(
     """
     obey_offline(offline)
     notices = make_notice_console()
-    with show_work(notices):
+    with show_work(notices), postpone_garbage_collection():
         from agegen.files import find_portrait
         from agegen.predict.predict import list_photos, load_estimator, predict_photos
-        from agegen.predict.shards import predict_shards
 
     if demo:
         config = replace(config, inputs=(*config.inputs, str(find_portrait())))
@@ -162,6 +162,8 @@ def predict(
     with _explain_interruption(config, notices), ProgressDisplay(notices) as progress:
         display = PredictDisplay(notices, progress)
         if config.parquet is not None:
+            from agegen.predict.shards import predict_shards
+
             for made in predict_shards(config, sys.stdin.buffer):
                 display.show(made)
         else:

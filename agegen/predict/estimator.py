@@ -423,7 +423,7 @@ def _draw(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
         while True:
             ready = [drawn.get()]
             with suppress(queue.Empty):
-                while ready[-1][0]:
+                while ready[-1][0] and len(ready) < most:
                     ready.append(drawn.get_nowait())
             yield [item for part, _ in ready for item in part]
             last, error = ready[-1]

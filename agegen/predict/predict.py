@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from inspect import signature
@@ -120,7 +120,7 @@ def predict_photos(
 ) -> Generator[PredictStart | PredictNotice | PhotoPrediction, None, None]:
     """Predict photos and write the requested outputs; yields the start, then the result of each photo.
 
-    Meanwhile another thread checks images that are processed as crops: what is wrong with them follows when it is known.
+    Meanwhile another thread checks images that are processed as crops; what is wrong with them follows later.
 
     Raises:
         AgegenError: an output cannot be written.
@@ -139,9 +139,7 @@ def predict_photos(
     if config.report is not None:
         copies = replace(copies, keep=replace(copies.keep, thumbnails=True))
     with ExitStack() as stack:
-        pool = ThreadPoolExecutor(1)
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        check = pool.submit(check_crops, estimator, photos.images if is_checked else ())
+        check = stack.enter_context(_start_check(estimator, photos.images)) if is_checked else None
         writers = [
             stack.enter_context(open_writer(kind, target, stdout, config.resume, columns))
             for kind, target in config.outputs.items()
@@ -170,6 +168,16 @@ def _open_report(config: PredictConfig, path: Path, estimator: Estimator) -> Abs
     )
     earlier = chain.from_iterable(read_rows(*output) for output in config.outputs.items() if config.resume)
     return open_report(path, about, earlier, config.resume)
+
+
+@contextmanager
+def _start_check(estimator: Estimator, images: Iterable[ImageSource]) -> Iterator[Future[tuple[str, ...]]]:
+    """Check crops in a thread for the context; nothing waits for it after an interruption."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool.submit(check_crops, estimator, images)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def load_estimator(config: PredictConfig) -> Estimator:
@@ -325,10 +333,8 @@ def _predict_all(
             for image in group:
                 yield from _predict_video(estimator, get_name(image), video, copies)
         else:
-            # Of a list, all images are ready; those of a generator may come from a pipe.
-            photos = list(group) if isinstance(images, list) else group
             yield from estimator.predict_many(
-                photos,
+                group,
                 keep_images=keep.images,
                 keep_crops=keep.crops,
                 keep_thumbnails=keep.thumbnails,

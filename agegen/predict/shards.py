@@ -116,7 +116,7 @@ class ShardJob:
         Raises:
             AgegenError: the images cannot be listed, or the shard cannot be written.
         """
-        images = list(read_shard(shard))
+        images = read_shard(shard)
         photos = list(predict_images(self.estimator, images, self.boxes, self.video, self.options, ImageWriter()))
         self.folder.write(number, make_table(photos, self.extra_columns, self.describe_origin()))
         statuses = Counter(photo.status for photo in photos)

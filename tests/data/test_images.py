@@ -15,6 +15,7 @@ from profiles import SPACES, make_profile
 
 from agegen.data.images import (
     WorkerPool,
+    _read_simple_header,
     convert_to_srgb,
     count_pages,
     decode_image,
@@ -250,3 +251,29 @@ assert decode_image(stream.getvalue()).shape == (10, 20, 3)
     # A script without `if __name__ == "__main__"`: a worker process does not run it again.
     (tmp_path / "script.py").write_text(code)
     subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=60)
+
+
+def test_plain_jpegs_have_the_pixels_that_pillow_decodes(utkface):
+    """In full size and reduced, in color and gray; whatever is not plain or not complete is left to Pillow."""
+    path = next(utkface.iterdir())
+    original = Image.open(path).convert("RGB")
+    stored = {"color": path.read_bytes()}
+    for name, image, options in (
+        ("gray", original.convert("L"), {}),
+        ("progressive", original, {"progressive": True}),
+        ("oriented", original, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"}),
+        ("inks", original.convert("CMYK"), {}),
+    ):
+        stored[name] = encode(image, "JPEG", **options)
+    plain = {name: _read_simple_header(content, "JPEG").plain for name, content in stored.items()}
+    assert plain == {"color": True, "gray": True, "progressive": False, "oriented": False, "inks": False}
+    for name in ("color", "gray"):
+        assert not _read_simple_header(stored[name][:-20], "JPEG").plain
+        with pytest.raises(DataError):
+            decode_image(stored[name][:-20])
+        for side, divisor in ((200, 1), (100, 2), (50, 4), (25, 8)):
+            expected = Image.open(io.BytesIO(stored[name]))
+            expected.draft(None, (side, side))
+            found = decode_photo(stored[name], None, lambda *_, side=side: side)
+            assert found.image.shape == (200 // divisor, 200 // divisor, 3)
+            assert np.array_equal(found.image, np.asarray(expected.convert("RGB")))

@@ -23,7 +23,7 @@ from agegen.engines.torch_engine import load_torch
 from agegen.errors import AgegenError, DataError
 from agegen.model.calibration import UNCALIBRATED
 from agegen.model.weights import find_weights
-from agegen.predict.estimator import WAITING, FaceModel, Waiting, stream_in_order
+from agegen.predict.estimator import WAITING, FaceModel, Waiting, group_items, stream_in_order
 
 # The face of the portrait.
 BOX = (175, 115, 355, 335)
@@ -451,3 +451,54 @@ def test_errors_are_raised_in_their_place(place):
         for item in stream_in_order(work, source(), 2, 4):
             results += [] if item is WAITING else [item]
     assert results == [1, 2]
+
+
+def test_groups_hold_what_is_ready():
+    paths = [f"{number}.jpg" for number in range(10)]
+    assert [len(group) for group in group_items(paths, 4)] == [4, 4, 2]
+    assert [len(group) for group in group_items(iter(paths), 1)] == [1] * 10
+    pictures = [("a", b"1"), ("b", lambda: b"2"), "c", np.zeros((2, 2))]
+    assert [len(group) for group in group_items(pictures, 4)] == [1, 3]
+    gate = threading.Event()
+
+    def source():
+        yield from paths
+        gate.wait(5)
+        yield "last"
+
+    groups, drawn = group_items(source(), 4), []
+    while len(drawn) < 10:
+        group = next(groups)
+        assert len(group) <= 4
+        drawn += group
+    assert not gate.is_set()
+    gate.set()
+    assert [*drawn, *next(groups)] == [*paths, "last"]
+    assert next(groups, None) is None
+
+
+def test_an_error_of_a_source_comes_after_its_items():
+    def source():
+        yield from ("a", "b")
+        raise ValueError("broken")
+
+    drawn = []
+    with pytest.raises(ValueError, match="broken"):
+        for group in group_items(source(), 4):
+            drawn += group
+    assert drawn == ["a", "b"]
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_crops_are_estimated_alike_from_lists_generators_and_one_by_one(trained_run, faces_folder, tmp_path, engine):
+    paths = [str(path) for path in sorted(faces_folder.rglob("*.jpg"))[:37]]
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    paths.insert(20, str(tmp_path / "broken.jpg"))
+    estimator = Estimator.load(run=trained_run, detector="none", engine=engine, device="cpu", precision="fp32")
+    listed, generated = list(estimator.predict_many(paths)), list(estimator.predict_many(iter(paths)))
+    assert [photo.file for photo in listed] == [photo.file for photo in generated] == paths
+    assert listed[20].status == "unreadable"
+    for photo, other in zip(listed, generated, strict=True):
+        expected = [] if photo.status == "unreadable" else estimator.predict(photo.file)
+        for faces in (photo.faces, other.faces):
+            assert [face.age for face in faces] == pytest.approx([face.age for face in expected], abs=0.11)

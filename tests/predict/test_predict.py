@@ -346,3 +346,30 @@ def test_a_model_that_was_trained_without_ages_gives_none(agegen, faces_folder, 
     assert "no age" in agegen("explain", portrait, "--run", run, "-o", tmp_path / "map.png").stdout
     refused = agegen("calibrate", run, "--data", faces_folder, "--out", tmp_path / "c.safetensors")
     assert "no age intervals to calibrate" in refused.stderr
+
+
+def test_images_that_are_not_such_crops_are_reported(agegen, utkface, tmp_path):
+    """Crops of another size and uncropped photos are reported with the rows; right crops are not."""
+    paths = [path for path in sorted(utkface.iterdir()) if not path.name.startswith(("0_", "1_"))][::800]
+    rng = np.random.default_rng(0)
+    for name in ("plain", "tiny", "photos"):
+        (tmp_path / name).mkdir()
+    for path in paths:
+        image = Image.open(path)
+        image.save(tmp_path / "plain" / path.name)
+        framed = Image.new("RGB", (500, 500), "gray")
+        framed.paste(image, (150, 150))
+        framed.save(tmp_path / "tiny" / path.name)
+        photo = Image.new("RGB", (700, 500), "gray")
+        side = int(rng.integers(90, 260))
+        photo.paste(image.resize((side, side)), tuple(int(rng.integers(0, most - side)) for most in photo.size))
+        photo.save(tmp_path / "photos" / path.name)
+    for name, text in (
+        ("plain", None),
+        ("tiny", "times smaller than the model expects"),
+        ("photos", "uncropped photos"),
+    ):
+        done = agegen("predict", tmp_path / name, "--no-detect", "--jsonl", "-")
+        assert len(done.stdout.splitlines()) == len(paths)
+        assert ("note: " in done.stderr) == (text is not None), done.stderr
+        assert text is None or text in done.stderr
