@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from agegen.data.images import RGB, resize_image
 from agegen.data.labels import MAX_AGE
-from agegen.errors import AgegenError, escape_controls
+from agegen.errors import AgegenError, escape_controls, shorten
 from agegen.files import replace_atomically
 from agegen.render.html import render_page
 
@@ -40,9 +40,11 @@ _QUALITY = 75
 MAX_BYTES = 50_000_000
 # Files in the list of those without a face; more would not be read.
 MAX_PROBLEMS = 1000
+# Inputs in the title.
+_INPUTS_SHOWN = 3
 # Years per bar of the histogram.
 BIN_YEARS = 5
-# Below it, many detections are not faces: shadows, patterns, statues.
+# Upright faces in close-ups score above 0.9 with yunet. Below this, they are turned or covered, or are not faces.
 _LOW_SCORE = 0.8
 UNCERTAIN_GENDER, LOW_SCORE = "uncertain gender", "low detection score"
 # What the page shows of a row, if it is known.
@@ -255,7 +257,7 @@ class GalleryWriter:
         about = self._about
         page = render_page(
             "gallery.html.j2",
-            title=_clean(", ".join(about.inputs)),
+            title=_list_inputs(about.inputs),
             model=_clean(about.model),
             detector=about.detector,
             options=_clean(about.options),
@@ -374,7 +376,17 @@ def _hash_face(row: Mapping[str, Any]) -> int:
 
 def _clean(text: str) -> str:
     """Return untrusted text without control characters and without bytes that are not UTF-8."""
+    # Few names have any, and this test takes a hundredth of the time.
+    if text.isprintable():
+        return text
     return escape_controls(text.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace"))
+
+
+def _list_inputs(inputs: Sequence[str]) -> str:
+    """Return the names of the first inputs for the title; a shell may have expanded a glob to thousands."""
+    names = ["stdin" if name == "-" else shorten(_clean(name)) for name in inputs[:_INPUTS_SHOWN]]
+    more = len(inputs) - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more else "")
 
 
 def _list_shares(tally: GalleryTally) -> list[tuple[str, int, float]]:

@@ -91,6 +91,12 @@ def test_untrusted_text_is_escaped(tmp_path):
     assert read_text(page).count(shown) == 6
 
 
+def test_thousands_of_inputs_are_not_listed(tmp_path):
+    with open_gallery(tmp_path / "page.html", GalleryAbout([f"{n}.jpg" for n in range(2000)], "", "")):
+        pass
+    assert "Faces in 0.jpg, 1.jpg, 2.jpg and 1,997 more 0 faces" in read_text(tmp_path / "page.html")
+
+
 def test_only_the_scripts_of_the_page_may_run(tmp_path):
     write(tmp_path / "page.html", [make_face()])
     content = (tmp_path / "page.html").read_text()

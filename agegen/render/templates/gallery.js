@@ -129,6 +129,11 @@ function makeTest() {
 }
 
 const compareNames = new Intl.Collator("en", { numeric: true }).compare;
+// Comparing names takes long, so they are ranked once, when they are first needed.
+const rankOf = (face) => {
+  if (face.rank === undefined) [...faces].sort((a, b) => compareNames(a.file, b.file) || a.index - b.index).forEach((one, rank) => { one.rank = rank; });
+  return face.rank;
+};
 // Faces without the value are last.
 const by = (value) => (a, b) => (value(a) ?? Infinity) - (value(b) ?? Infinity) || a.index - b.index;
 const ORDERS = {
@@ -139,7 +144,7 @@ const ORDERS = {
   most: by((face) => -probabilityOf(face)),
   widest: by((face) => hasAge(face) ? face.age_low - face.age_high : undefined),
   score: by((face) => face.score),
-  name: (a, b) => compareNames(a.file, b.file) || a.index - b.index,
+  name: (a, b) => rankOf(a) - rankOf(b),
 };
 
 let chosen = faces;
