@@ -376,7 +376,7 @@ def write_verdict(
             for place, (name, count) in enumerate(zip(names, counts, strict=True))
         ]
         scope = f"This compares the models, with {join_words(each)}"
-    # The costs of many models are a sentence of their own.
+    # The costs of many models make a second sentence.
     return f"On {n:,} {faces}, {found}{'; ' if pair else '. '}{spent}. {scope}."
 
 

@@ -300,6 +300,9 @@ def _draw_leader(canvas: ImageDraw.ImageDraw, label: Label, box: _Box) -> None:
     line = _connect(label.place, box)
     canvas.line(line, fill="black", width=3 * width)
     canvas.line(line, fill="white", width=width)
+    # A dot says which of the boxes along the line is meant.
+    x, y, radius = *line[2:], 3 * width
+    canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill="white", outline="black", width=width)
 
 
 def _connect(place: _Box, box: _Box) -> _Box:

@@ -1,7 +1,7 @@
 """Matplotlib figures of reports: learning curves, scatter plots, errors by age, calibration.
 
-A figure of a page is one or several panels, each a matplotlib figure of its own, which the page places side by side or,
-on a narrow window, one below the other. :func:`render_svg` makes them adapt to light and dark pages.
+A figure of a page is one or several panels, each a matplotlib figure. The page places them side by side or, in a narrow
+window, one below the other. :func:`render_svg` makes them adapt to light and dark pages.
 """
 
 from __future__ import annotations
