@@ -195,7 +195,9 @@ def measure_expected(images: Iterable[RGB], wanted: AlignmentTemplate) -> Landma
     for image in images:
         count += 1
         size = (image.shape[1], image.shape[0])
-        face = detector.refine_landmarks(image, DetectedFace((0.0, 0.0, *map(float, size)), target * size, 0.0))
+        face = detector.refine_landmarks(
+            image, DetectedFace((0.0, 0.0, float(size[0]), float(size[1])), target * size, 0.0)
+        )
         if face.refined_score is not None:
             landmarks.append(face.landmarks / size)
         if len(landmarks) == MIN_FACES:

@@ -139,7 +139,9 @@ def predict_photos(
     if config.report is not None:
         copies = replace(copies, keep=replace(copies.keep, thumbnails=True))
     with ExitStack() as stack:
-        check = stack.enter_context(_start_check(estimator, photos.images)) if is_checked else None
+        check: Future[tuple[str, ...]] | None = None
+        if is_checked:
+            check = stack.enter_context(_start_check(estimator, photos.images))
         writers = [
             stack.enter_context(open_writer(kind, target, stdout, config.resume, columns))
             for kind, target in config.outputs.items()

@@ -348,6 +348,7 @@ def test_a_model_that_was_trained_without_ages_gives_none(agegen, faces_folder, 
     assert "no age intervals to calibrate" in refused.stderr
 
 
+@pytest.mark.slow
 def test_images_that_are_not_such_crops_are_reported(agegen, utkface, tmp_path):
     """Crops of another size and uncropped photos are reported with the rows; right crops are not."""
     paths = [path for path in sorted(utkface.iterdir()) if not path.name.startswith(("0_", "1_"))][::800]
