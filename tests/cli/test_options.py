@@ -140,7 +140,9 @@ def test_report_is_the_option_for_html_pages():
         name: [option.opts for option in command.params if option.metavar == "FILE.html"]
         for name, command in list_commands()
     }
-    assert {name for name, found in pages.items() if found} == {"agegen eval", "agegen compare", "agegen data check"}
+    assert {name for name, found in pages.items() if found} == {
+        *("agegen predict", "agegen eval", "agegen compare", "agegen data check")
+    }
     assert all(options == ["--report"] for found in pages.values() for options in found)
     hidden = [option for option in COMMANDS["agegen data check"].params if "--html" in option.opts]
     assert [option.hidden for option in hidden] == [True]
