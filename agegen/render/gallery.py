@@ -56,6 +56,10 @@ _SHOWN = (
 _DATA_MARK, _CSP_MARK = "%%FACES%%", "%%SCRIPTS%%"
 
 
+# json.dumps would create an encoder for each face. Its JSON is ASCII.
+_encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
 @dataclass(frozen=True)
 class GalleryAbout:
     """What the page says about the prediction: its inputs, model, detector and non-default options."""
@@ -342,7 +346,7 @@ def make_link(file: str, folder: str) -> str | None:
 
 def dump_safely(value: Any) -> str:
     """Return JSON in ASCII that can stand in a ``<script>`` element: nothing in it ends the element."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    text = _encode_json(value)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
