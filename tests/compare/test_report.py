@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from browsing import show_page
 from rich.console import Console
@@ -60,7 +61,9 @@ def test_three_models_are_all_in_the_tables(comparison):
     first, second = comparison.names
     third = "a-third-model-with-a-long-name"
     names = (first, second, third)
-    predictions = {**comparison.predictions, third: comparison.predictions[second]}
+    # Enough faces for groups.
+    predictions = {name: pd.concat([table] * 4, ignore_index=True) for name, table in comparison.predictions.items()}
+    predictions[third] = predictions[second]
     age, gender = measure_rows(names, {name: [table] for name, table in predictions.items()})
     three = replace(
         comparison,
