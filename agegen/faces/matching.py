@@ -194,12 +194,11 @@ def measure_expected(images: Iterable[RGB], wanted: AlignmentTemplate) -> Landma
     count = 0
     for image in images:
         count += 1
-        size = (image.shape[1], image.shape[0])
-        face = detector.refine_landmarks(
-            image, DetectedFace((0.0, 0.0, float(size[0]), float(size[1])), target * size, 0.0)
-        )
+        height, width = image.shape[:2]
+        expected = DetectedFace((0.0, 0.0, float(width), float(height)), target * (width, height), 0.0)
+        face = detector.refine_landmarks(image, expected)
         if face.refined_score is not None:
-            landmarks.append(face.landmarks / size)
+            landmarks.append(face.landmarks / (width, height))
         if len(landmarks) == MIN_FACES:
             break
     return LandmarkStats(count, np.array(landmarks).reshape(-1, 5, 2), detector.reference)

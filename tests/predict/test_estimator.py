@@ -491,7 +491,7 @@ def test_an_error_of_a_source_comes_after_its_items():
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
 def test_crops_are_estimated_alike_from_lists_generators_and_one_by_one(trained_run, faces_folder, tmp_path, engine):
-    paths = [str(path) for path in sorted(faces_folder.rglob("*.jpg"))[:37]]
+    paths = [str(path) for path in sorted(faces_folder.iterdir())[:37]]
     (tmp_path / "broken.jpg").write_bytes(b"broken")
     paths.insert(20, str(tmp_path / "broken.jpg"))
     estimator = Estimator.load(run=trained_run, detector="none", engine=engine, device="cpu", precision="fp32")
