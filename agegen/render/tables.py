@@ -141,7 +141,17 @@ class _FittedTable:
         elif self.plain.min_width <= options.max_width:
             yield _make_table(self.plain, narrow=True)
         else:
-            yield _make_table(self.plain.stack())
+            yield self._make_list(options.max_width)
+
+    def _make_list(self, width: int) -> Table:
+        """Return the stacked table, at most ``width`` characters wide; the names give way to the numbers."""
+        plain = self.plain
+        numbers = [cell_len(row[i]) for row in plain.rows for i in range(len(row)) if not plain.is_text(i)]
+        # Four characters of a name are the least, and the lines and spaces between two columns take seven.
+        least = max(1, min(max(numbers, default=1), width - 11))
+        table = _make_table(plain.stack())
+        table.columns[0].max_width, table.columns[1].min_width = max(4, width - 7 - least), least
+        return table
 
 
 def render_table(plain: PlainTable) -> _FittedTable:

@@ -216,7 +216,7 @@ def test_numbers_in_tables_are_never_broken(width):
     assert listed == (width < 80)
     for value in values:
         assert sum(value in line for line in lines) == 1
-    assert ("age, 5 faces: mean" in stream.getvalue()) == listed
+    assert any(values[0] in line and values[1] in line for line in lines) != listed
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 faces"), (1, "1 face"), (2, "2 faces"), (1200, "1,200 faces")])
