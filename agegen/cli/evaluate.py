@@ -16,9 +16,9 @@ from agegen.cli.app import (
     show_work,
     write_output,
 )
-from agegen.errors import AgegenError, format_count
+from agegen.errors import AgegenError
 from agegen.evaluate.config import EvalConfig
-from agegen.options import OUTPUT, JsonOption, with_options
+from agegen.options import OUTPUT, JsonOption, ReportOption, with_options
 
 if TYPE_CHECKING:
     from agegen.evaluate.evaluation import Evaluation
@@ -34,12 +34,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Write one row per face, .parquet or .csv.", rich_help_panel=OUTPUT),
     ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.html", help="Write a page: tables, figures, largest errors.", rich_help_panel=OUTPUT
-        ),
-    ] = None,
+    report: ReportOption = None,
 ) -> None:
     """Evaluate a model: metrics with 95 % intervals, also by group."""
     notices = make_notice_console()
@@ -66,8 +61,7 @@ def evaluate(
 
         write_eval_report(report, result)
         confirm_report(report)
-    title = f"{result.path} on the {result.split} split of {result.source}: {format_count(result.evaluation.n, 'face')}"
-    _show(result.evaluation, title, json_out)
+    _show(result.evaluation, result.name, f"{result.split} split of {result.source}", json_out)
 
 
 def _show_folds(path: Path, data: tuple[str, ...], json_out: str | None, predictions: Path | None) -> None:
@@ -80,11 +74,12 @@ def _show_folds(path: Path, data: tuple[str, ...], json_out: str | None, predict
     result = evaluate_study(path)
     if predictions:
         write_predictions(predictions, result.predictions)
-    _show(result.evaluation, f"{path}, out of fold: {format_count(result.evaluation.n, 'face')}", json_out)
+    _show(result.evaluation, path.resolve().name, "out of fold", json_out)
 
 
-def _show(evaluation: Evaluation, title: str, json_out: str | None) -> None:
-    from agegen.evaluate.report import make_groups_table, make_metrics_table
+def _show(evaluation: Evaluation, name: str, faces: str, json_out: str | None) -> None:
+    """Show a verdict and tables; ``name`` is the model's, and ``faces`` says which faces it was evaluated on."""
+    from agegen.evaluate.report import make_groups_table, make_metrics_table, write_verdict
     from agegen.files import format_json
     from agegen.render.tables import render_table
 
@@ -92,5 +87,6 @@ def _show(evaluation: Evaluation, title: str, json_out: str | None) -> None:
         write_output(json_out, format_json(evaluation.to_json()))
     if json_out != "-":
         output = make_output_console()
-        output.print(render_table(make_metrics_table(evaluation, title)))
+        output.print(write_verdict(name, evaluation))
+        output.print(render_table(make_metrics_table(evaluation, f"{name}, {faces}")))
         output.print(render_table(make_groups_table(evaluation)))

@@ -6,14 +6,22 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from agegen.cli.app import USE, add_command, make_notice_console, make_output_console, obey_offline, show_work
+from agegen.cli.app import (
+    USE,
+    add_command,
+    confirm_report,
+    make_notice_console,
+    make_output_console,
+    obey_offline,
+    show_work,
+)
 from agegen.errors import escape_controls, format_count
 from agegen.machine import postpone_garbage_collection
 from agegen.options import FACES, OfflineOption, with_options
@@ -162,21 +170,27 @@ def predict(
             check_options(config)
             # Listed first: a name that does not exist is reported without waiting for the model.
             photos = list_photos(config.inputs, config.boxes, sys.stdin.buffer, config.copies)
-            for event in predict_photos(config, load_estimator(config), photos, sys.stdout.buffer):
-                display.show(event)
+            # Closed here, so that its outputs are complete before anything is said about them.
+            with closing(predict_photos(config, load_estimator(config), photos, sys.stdout.buffer)) as events:
+                for event in events:
+                    display.show(event)
     if config.parquet is None and not config.outputs:
         make_output_console().print(render_table(display.make_table()))
     display.show_summary(always=config.writes_only_files)
+    if config.report is not None:
+        confirm_report(config.report)
     if display.unreadable:
         raise typer.Exit(1)
 
 
 @contextmanager
 def _explain_interruption(config: PredictConfig, notices: Console) -> Iterator[None]:
-    """Say after Ctrl-C how to continue, if the output can be continued."""
+    """Say after Ctrl-C where the page is, and how to continue, if the output can be continued."""
     try:
         yield
     except KeyboardInterrupt:
+        if config.report is not None and config.report.exists():
+            confirm_report(config.report)
         if config.is_resumable:
             notices.print("to continue, repeat the command with --resume")
         raise

@@ -43,6 +43,8 @@ from agegen.runs import RunFolder, describe_damaged_runs, list_sources
 if TYPE_CHECKING:
     import pandas as pd
 
+# Of the metrics that a verdict is about.
+_MEASURES = {"mae": "MAE", "in_bracket": "share in the bracket", "accuracy": "accuracy"}
 _LABEL_COLUMNS = ("age", "female", *AGE_BOUNDS)
 
 
@@ -81,11 +83,12 @@ class Comparison:
         age: the rows of the age table, and ``gender`` those of the gender table.
         costs: of the first training of each model.
         biases: the bias of each model by true age.
-        groups: differences between the first two models.
-        verdict: a sentence about the first two models.
+        groups: differences of each later model to the first.
+        verdict: a sentence about all models.
         notices: what the user should know about the data.
         predictions: of the first training of each model, on the same faces in the same order.
         curves: the epochs of each model's first training; weights without a run have none.
+        missing_curves: why a model (name: reason) has no curves.
         data: the datasets, and ``reading`` how they are read, to show images of.
         sources: the metrics by dataset; empty for a single one.
     """
@@ -104,6 +107,7 @@ class Comparison:
     notices: tuple[str, ...]
     predictions: dict[str, pd.DataFrame]
     curves: dict[str, pd.DataFrame]
+    missing_curves: dict[str, str]
     data: tuple[str, ...]
     reading: ReadOptions
     sources: list[SourceRow]
@@ -193,6 +197,9 @@ def compare_runs(config: CompareConfig, on_progress: ProgressHook = ignore_progr
         notices=tuple(dict.fromkeys(notices)),
         predictions=tables,
         curves={name: run.read_epochs() for name, run in runs.items()},
+        missing_curves={
+            name: reason for name, model in zip(names, models, strict=True) if (reason := model.missing_curves)
+        },
         data=data,
         reading=reading,
         sources=measure_sources(names, tables),
@@ -334,10 +341,10 @@ def write_verdict(
     age: list[MetricRow],
     gender: list[MetricRow],
     costs: list[Cost],
-    trainings: tuple[int, ...] = (1, 1),
+    trainings: tuple[int, ...] = (),
     trained: bool = False,
 ) -> str:
-    """Return a sentence about the first two models, derived from the numbers alone.
+    """Return a sentence about all models, derived from the numbers alone; each later model is compared to the first.
 
     Args:
         names: of all models.
@@ -345,37 +352,66 @@ def write_verdict(
         age: the rows of the age table, and ``gender`` those of the gender table.
         gender: see ``age``.
         costs: of each model.
-        trainings: the number of trainings of each model.
+        trainings: the number of trainings of each model; by default one.
         trained: whether the faces are those of the training set.
     """
-    several = min(trainings[:2]) > 1
-    prefix = "" if several else "this training of "
-    parts = []
-    if row := next((row for row in age if row.name in ("mae", "in_bracket")), None):
-        parts.append(_phrase_difference("age", row, names, prefix))
-    if gender:
-        parts.append(_phrase_difference("gender", gender[0], names, prefix))
-    spent = [_phrase_cost(name, cost) for name, cost in zip(names[:2], costs[:2], strict=True)]
-    faces = "faces that both were trained on" if trained else "faces that neither was trained on"
-    scope = (
-        f"This compares the models, with {trainings[0]} trainings of {names[0]} and {trainings[1]} of {names[1]}"
-        if several
-        else "This compares one training of each model, not the models in general"
-    )
-    more = f" (the first two of {len(names)} models)" if len(names) > 2 else ""
-    return f"On {n:,} {faces}, {', and '.join(parts)}; {spent[0]}, {spent[1]}. {scope}{more}."
+    counts = trainings or (1,) * len(names)
+    several = min(counts) > 1
+    rows = [("age", row) for row in age if row.name in ("mae", "in_bracket")][:1]
+    rows += [("gender", row) for row in gender[:1]]
+    pair = len(names) == 2
+    faces = f"faces that {'both were' if pair else 'all were'} trained on"
+    if not trained:
+        faces = f"faces that {'neither' if pair else 'none of them'} was trained on"
+    if pair:
+        prefix = "" if several else "this training of "
+        found = ", and ".join(_phrase_difference(task, row, names, prefix) for task, row in rows)
+    else:
+        found = _phrase_many(rows, names)
+    spent = ", ".join(_phrase_cost(name, cost) for name, cost in zip(names, costs, strict=True))
+    scope = "This compares one training of each model, not the models in general"
+    if several:
+        each = [
+            f"{count} {'trainings ' * (not place)}of {name}"
+            for place, (name, count) in enumerate(zip(names, counts, strict=True))
+        ]
+        scope = f"This compares the models, with {join_words(each)}"
+    # The costs of many models make a second sentence.
+    return f"On {n:,} {faces}, {found}{'; ' if pair else '. '}{spent}. {scope}."
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: a, b and c."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def _phrase_difference(task: str, row: MetricRow, names: tuple[str, ...], prefix: str) -> str:
-    measure = {"mae": "MAE", "in_bracket": "share in the bracket", "accuracy": "accuracy"}[row.name]
-    values = [
-        f"{metric.value:.2f} years" if row.name == "mae" else f"{metric.value * 100:.1f} %" for metric in row.values[:2]
-    ]
+    """Return which of two models is better at a task."""
+    measure = _MEASURES[row.name]
+    values = [_format_measure(row.name, metric) for metric in row.values]
     better = row.better[0]
     if better is None:
         return f"{task} shows no clear difference ({measure} {values[0]} for {names[0]} and {values[1]} for {names[1]})"
     best, other = (0, 1) if better == names[0] else (1, 0)
     return f"{prefix}{better} is better at {task} ({measure} {values[best]} versus {values[other]})"
+
+
+def _phrase_many(rows: Sequence[tuple[str, MetricRow]], names: tuple[str, ...]) -> str:
+    """Return how each later model compares to the first at each task."""
+    first = ", ".join(f"{_MEASURES[row.name]} {_format_measure(row.name, row.values[0])}" for _, row in rows)
+    phrases = []
+    for place, name in enumerate(names[1:], start=1):
+        parts = []
+        for task, row in rows:
+            better = row.better[place - 1]
+            verdict = "not clearly different" if better is None else "better" if better == name else "worse"
+            parts.append(f"{verdict} at {task} ({_format_measure(row.name, row.values[place])})")
+        phrases.append(f"{name} is {join_words(parts)}")
+    return f"compared to {names[0]} ({first}): {'; '.join(phrases)}"
+
+
+def _format_measure(name: str, metric: Metric) -> str:
+    return f"{metric.value:.2f} years" if name == "mae" else f"{metric.value * 100:.1f} %"
 
 
 def _phrase_cost(name: str, cost: Cost) -> str:

@@ -54,12 +54,16 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """The difference of the second to the first model in a group of n faces, for one metric."""
+    """The difference of a later ``model`` to the first one in a group of n faces, for one metric.
+
+    ``first`` and ``second`` are the values of the first model and of ``model``.
+    """
 
     column: str
     value: str
     n: int
     metric: str
+    model: str
     first: float
     second: float
     difference: Metric
@@ -68,7 +72,7 @@ class GroupDifference:
 
 @dataclass(frozen=True)
 class GroupDifferences:
-    """The differences by group, clearest first; ``count`` is the number of differences that were computed."""
+    """The differences by group, clearest first, of all models; ``count`` is the number of differences computed."""
 
     rows: list[GroupDifference]
     count: int
@@ -202,41 +206,49 @@ def measure_biases(tables: dict[str, pd.DataFrame]) -> list[BiasRow]:
 
 
 def find_group_differences(names: tuple[str, ...], tables: dict[str, pd.DataFrame]) -> GroupDifferences:
-    """Return how the second model differs from the first in each group of at least 30 faces, in MAE and accuracy.
+    """Return how each later model differs from the first in each group of at least 30 faces, in MAE and accuracy.
 
     The intervals hold simultaneously, at 95 % for all differences together: of thirty differences, each at 95 %, one or
     two would be "clear" by chance. Over bootstrap samples of all faces, the half-width is the 95th percentile of the
     largest |t|. Source: Westfall & Young, "Resampling-Based Multiple Testing", 1993.
     """
-    first, second = (tables[name] for name in names[:2])
-    cells = list(_iter_cells(first))
+    cells = list(_iter_cells(tables[names[0]]))
     if not cells:
         return GroupDifferences([], 0)
-    before, after = _compute_face_values(first), _compute_face_values(second)
-    inside = np.stack([cell.inside for cell in cells], axis=1).astype(float)
-    gains = np.stack([np.nan_to_num(after[cell.metric] - before[cell.metric]) for cell in cells], axis=1) * inside
+    before, *others = (_compute_face_values(tables[name]) for name in names)
+    compared = [(name, after, cell) for name, after in zip(names[1:], others, strict=True) for cell in cells]
+    inside = np.stack([cell.inside for _, _, cell in compared], axis=1).astype(float)
+    gains = np.stack([np.nan_to_num(after[cell.metric] - before[cell.metric]) for _, after, cell in compared], axis=1)
+    differences = _bound_differences(gains * inside, inside)
+    rows = [
+        GroupDifference(
+            column=cell.column,
+            value=cell.value,
+            n=int(cell.inside.sum()),
+            metric=cell.metric,
+            model=name,
+            first=float(before[cell.metric][cell.inside].mean()),
+            second=float(after[cell.metric][cell.inside].mean()),
+            difference=difference,
+            better=_choose_better(cell.metric, names[0], name, difference),
+        )
+        for (name, after, cell), difference in zip(compared, differences, strict=True)
+    ]
+    return GroupDifferences(sorted(rows, key=lambda row: -_compute_clarity(row.difference)), len(rows))
+
+
+def _bound_differences(gains: Floats, inside: Floats) -> list[Metric]:
+    """Return the mean of each column of gains (N, D) over the faces ``inside`` (N, D), with simultaneous intervals."""
     values = gains.sum(axis=0) / inside.sum(axis=0)
-    samples = resample(len(first), {"difference": lambda weights: (weights @ gains) / np.maximum(weights @ inside, 1)})[
+    samples = resample(len(gains), {"difference": lambda weights: (weights @ gains) / np.maximum(weights @ inside, 1)})[
         "difference"
     ]
     errors = np.maximum(samples.std(axis=0), 1e-12)
     reach = float(np.percentile(np.abs((samples - values) / errors).max(axis=1), 95))
-    rows = []
-    for cell, value, error in zip(cells, values, errors, strict=True):
-        difference = Metric(float(value), float(value - reach * error), float(value + reach * error))
-        rows.append(
-            GroupDifference(
-                column=cell.column,
-                value=cell.value,
-                n=int(cell.inside.sum()),
-                metric=cell.metric,
-                first=float(before[cell.metric][cell.inside].mean()),
-                second=float(after[cell.metric][cell.inside].mean()),
-                difference=difference,
-                better=_choose_better(cell.metric, names[0], names[1], difference),
-            )
-        )
-    return GroupDifferences(sorted(rows, key=lambda row: -_compute_clarity(row.difference)), len(rows))
+    return [
+        Metric(float(value), float(value - reach * error), float(value + reach * error))
+        for value, error in zip(values, errors, strict=True)
+    ]
 
 
 class _Cell(NamedTuple):

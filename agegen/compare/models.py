@@ -44,6 +44,17 @@ class ComparedModel:
         """The name of the run folder; for weights without a run, the short name."""
         return self.short_name if self.trainings[0].run is None else Path(self.given).resolve().name
 
+    @property
+    def missing_curves(self) -> str | None:
+        """Why the model has no learning curves; None if it has some."""
+        if self.trainings[0].run is not None:
+            return None
+        if is_hub_run(self.given):
+            return "weights from the Hub have no record of their epochs"
+        if parse_weights_name(self.given):
+            return "bundled weights have no record of their epochs"
+        return "a checkpoint outside its run folder has no record of its epochs"
+
 
 def choose_models(given: Sequence[str]) -> list[ComparedModel]:
     """Return the named models, or the newest finished run of each backbone under ``./runs``.

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.text import Text
 
-from agegen.compare.compare import Comparison
+from agegen.compare.compare import Comparison, join_words
 from agegen.data.loading import load_sources
 from agegen.errors import AgegenError, format_count
 from agegen.evaluate.report import format_interval
 from agegen.files import write_text
 from agegen.render.figures import draw_calibration, draw_curves, draw_errors, draw_scatter
-from agegen.render.html import Figure, Gallery, encode_figure, render_page, show_worst_faces
-from agegen.render.tables import METRIC_TITLES, PlainTable, format_size, format_value, render_table
+from agegen.render.html import Figure, Gallery, encode_panels, render_page, show_worst_faces
+from agegen.render.tables import (
+    METRIC_TITLES,
+    PlainTable,
+    format_size,
+    format_value,
+    make_sectioned_table,
+    render_table,
+)
 
 if TYPE_CHECKING:
     from agegen.compare.costs import Cost
-    from agegen.compare.differences import MetricRow
+    from agegen.compare.differences import GroupDifference, MetricRow
     from agegen.evaluate.metrics import Metric
 
 NO_DIFFERENCE = "no clear difference"
@@ -47,6 +56,7 @@ def render_html(comparison: Comparison) -> str:
     return render_page(
         "compare.html.j2",
         comparison=comparison,
+        title=f"Comparison of {join_words(comparison.names)}",
         tables=make_tables(comparison),
         figures=draw_figures(comparison),
         galleries=show_galleries(comparison),
@@ -66,18 +76,42 @@ def make_tables(comparison: Comparison) -> list[PlainTable]:
 
 
 def _make_metric_table(title: str, names: tuple[str, ...], rows: list[MetricRow]) -> PlainTable:
-    columns = ["metric", *(part for name in names for part in (name, "95 %"))]
-    for name in names[1:]:
-        columns += [f"{name} − {names[0]} (95 %)", "better"]
-    cells = []
-    for row in rows:
-        line = [METRIC_TITLES[row.name]]
-        for value in row.values:
-            line += [format_value(row.name, value.value), format_interval(row.name, value)]
-        for difference, better in zip(row.differences, row.better, strict=True):
-            line += [format_difference(row.name, difference), better or NO_DIFFERENCE]
-        cells.append(line)
+    """Return a column per model and a row per metric; of more than two models, a row per metric and model."""
+    if len(names) > 2:
+        return _make_long_table(title, names, rows)
+    columns = ["metric", *(f"{name} (95 %)" for name in names), f"{names[1]} − {names[0]} (95 %)", "better"]
+    cells = [
+        [
+            METRIC_TITLES[row.name],
+            *(format_estimate(row.name, value) for value in row.values),
+            format_difference(row.name, row.differences[0]),
+            row.better[0] or NO_DIFFERENCE,
+        ]
+        for row in rows
+    ]
     return PlainTable(title, columns, cells)
+
+
+def _make_long_table(title: str, names: tuple[str, ...], rows: list[MetricRow]) -> PlainTable:
+    columns = ["model", "value (95 %)", f"difference to {names[0]} (95 %)", "better"]
+    parts = []
+    for row in rows:
+        shown = [format_difference(row.name, difference) for difference in row.differences]
+        better = [name or NO_DIFFERENCE for name in row.better]
+        part = zip(names, row.values, ["", *shown], ["", *better], strict=True)
+        parts.append(
+            [
+                [METRIC_TITLES[row.name], "", "", ""],
+                *([name, format_estimate(row.name, value), difference, best] for name, value, difference, best in part),
+            ]
+        )
+    return make_sectioned_table(title, columns, parts)
+
+
+def format_estimate(name: str, metric: Metric) -> str:
+    """Return a metric with its interval in brackets, if it is defined."""
+    value = format_value(name, metric.value)
+    return value if math.isnan(metric.low) else f"{value} ({format_interval(name, metric)})"
 
 
 def format_difference(name: str, metric: Metric) -> str:
@@ -113,81 +147,95 @@ def _format_number(value: float | None, digits: int) -> str:
 
 
 def _make_source_table(comparison: Comparison) -> PlainTable:
-    rows, ends = [], []
+    columns = ["model", "MAE in years (95 %)", "in the bracket (95 %)", "accuracy (95 %)"]
+    parts = []
     for row in comparison.sources:
-        for place, cell in enumerate(row.cells):
-            shown = [cell.mae, cell.in_bracket, cell.accuracy]
-            cells = []
-            for name, metric in zip(("mae", "in_bracket", "accuracy"), shown, strict=True):
-                cells += [format_value(name, metric.value), format_interval(name, metric)]
-            rows.append([*((row.source, f"{row.n:,}") if not place else ("", "")), cell.name, *cells])
-        ends.append(len(rows) - 1)
-    columns = ["data", "faces", "model", "MAE (years)", "95 %", "in the bracket", "95 %", "accuracy", "95 %"]
-    return PlainTable("Table 4: by dataset", columns, rows, left=3, sections=frozenset(ends[:-1]))
+        part = [[f"{row.source}, {format_count(row.n, 'face')}", "", "", ""]]
+        for cell in row.cells:
+            shown = (("mae", cell.mae), ("in_bracket", cell.in_bracket), ("accuracy", cell.accuracy))
+            part.append([cell.name, *(format_estimate(name, metric) for name, metric in shown)])
+        parts.append(part)
+    return make_sectioned_table("Table 4: by dataset", columns, parts)
 
 
 def _make_bias_table(comparison: Comparison) -> PlainTable:
-    columns = ["true age", "faces", *(part for name in comparison.names for part in (name, "95 %"))]
-    rows = []
-    for row in comparison.biases:
-        cells = [(format_value("bias", value.value), format_interval("bias", value)) for value in row.values]
-        rows.append([row.band, f"{row.n:,}", *(part for cell in cells for part in cell)])
+    columns = ["true age", "faces", *(f"{name} (95 %)" for name in comparison.names)]
+    rows = [
+        [row.band, f"{row.n:,}", *(format_estimate("bias", value) for value in row.values)] for row in comparison.biases
+    ]
     caption = "Mean of estimate − true age; above 0, ages are overestimated."
     return PlainTable("Bias by true age (years)", columns, rows, caption=caption)
 
 
 def _make_group_table(comparison: Comparison) -> PlainTable:
-    first, second = comparison.names[:2]
-    columns = ["group", "value", "metric", "faces", first, second, f"{second} − {first} (95 %)", "better"]
-    rows = [
-        [
-            group.column,
-            group.value,
-            METRIC_TITLES[group.metric],
-            f"{group.n:,}",
-            format_value(group.metric, group.first),
-            format_value(group.metric, group.second),
-            format_difference(group.metric, group.difference),
-            group.better or NO_DIFFERENCE,
-        ]
-        for group in comparison.groups.rows[:_GROUPS_SHOWN]
-    ]
+    """Return the clearest differences of each later model to the first one, under a heading if there are several."""
+    first, *others = comparison.names
+    columns = ["group", "metric", "faces", first, "other" if others[1:] else others[0], "difference (95 %)", "better"]
+    parts = []
+    for name in others:
+        shown = [group for group in comparison.groups.rows if group.model == name][:_GROUPS_SHOWN]
+        parts.append(
+            [[f"{name} − {first}", *[""] * (len(columns) - 1)], *(_list_group_cells(group) for group in shown)]
+        )
     count = comparison.groups.count
-    title = f"By group: the {len(rows)} clearest of {count} differences"
+    title = f"By group: the {len(parts[0]) - 1} clearest of {count // len(others)} differences"
     caption = f"The intervals hold simultaneously, at 95 % for all {count} differences together."
-    return PlainTable(title, columns, rows, left=3, caption=caption)
+    if not others[1:]:
+        return PlainTable(title, columns, parts[0][1:], left=2, caption=caption)
+    return replace(make_sectioned_table(f"{title} of each model", columns, parts, left=2), caption=caption)
+
+
+def _list_group_cells(group: GroupDifference) -> list[str]:
+    return [
+        f"{group.column}: {group.value}",
+        METRIC_TITLES[group.metric],
+        f"{group.n:,}",
+        format_value(group.metric, group.first),
+        format_value(group.metric, group.second),
+        format_difference(group.metric, group.difference),
+        group.better or NO_DIFFERENCE,
+    ]
 
 
 def draw_figures(comparison: Comparison) -> list[Figure]:
     """Return the learning curves, estimates against labels, errors by age, and calibration."""
     tables = comparison.predictions
     return [
-        *_draw_curves(comparison),
+        _draw_curves(comparison),
         Figure(
             "Estimated against true age",
-            "Hexagons count faces; darker ones contain more. Estimates on the line are correct.",
-            encode_figure(draw_scatter(tables)),
+            "Hexagons count faces; stronger ones contain more. Estimates on the line are correct.",
+            encode_panels(draw_scatter(tables)),
         ),
+        Figure("Error by age", "Mean absolute error by true age.", encode_panels(draw_errors(tables, signed=False))),
         Figure(
-            "Error by age",
-            "Left: mean absolute error by true age. Right: mean signed error; above 0, ages are overestimated.",
-            encode_figure(draw_errors(tables)),
+            "Bias by age",
+            "Mean of estimate − true age, by true age; above 0, ages are overestimated.",
+            encode_panels(draw_errors(tables, signed=True)),
         ),
         Figure(
             "Calibration of gender",
             "On the line, a share x of the faces with P(female) = x is labelled female. Larger dots are more faces.",
-            encode_figure(draw_calibration(tables)),
-            width=40,
+            encode_panels(draw_calibration(tables)),
         ),
     ]
 
 
-def _draw_curves(comparison: Comparison) -> list[Figure]:
-    """Return the learning curves; none for weights without a run."""
-    if not comparison.curves:
-        return []
-    caption = "Validation loss, MAE and accuracy after each epoch, against epochs (above) and minutes (below)."
-    return [Figure("Learning curves", caption, encode_figure(draw_curves(comparison.curves)))]
+def _draw_curves(comparison: Comparison) -> Figure:
+    """Return the learning curves of all models that have some, and say which have none."""
+    captions = []
+    if comparison.curves:
+        captions.append(
+            "Validation loss, MAE and accuracy after each epoch, against epochs and against minutes; dotted: the "
+            "training loss."
+        )
+    missing = comparison.missing_curves
+    for reason in dict.fromkeys(missing.values()):
+        names = [name for name, given in missing.items() if given == reason]
+        captions.append(f"No curves of {join_words(names)}: {reason}.")
+    curves = {name: comparison.curves.get(name) for name in comparison.names}
+    panels = encode_panels(draw_curves(curves)) if comparison.curves else []
+    return Figure("Learning curves", " ".join(captions), panels)
 
 
 def show_galleries(comparison: Comparison) -> list[Gallery]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from agegen.data.labels import AGE_CLASSES, Labels, read_labels
 from agegen.datatools.check import TINY_SIDE, DataReport, Pair
 from agegen.errors import format_count
 from agegen.files import write_text
-from agegen.render.figures import COLORS, make_figure
-from agegen.render.html import Face, Figure, encode_face, encode_figure, render_page
-from agegen.render.tables import PlainTable, render_table
+from agegen.render.figures import COLORS, WIDE_PANEL, make_panel
+from agegen.render.html import Face, Figure, encode_face, encode_panels, render_page
+from agegen.render.tables import PlainTable, make_sectioned_table, render_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,8 @@ def render_check_page(report: DataReport) -> str:
     return render_page(
         "data_check.html.j2",
         report=report,
+        # Paths are long; the page gives them below the title.
+        name=" + ".join(Path(source).name or source for source in report.source.split(" + ")),
         findings=list_findings(report),
         figures=_draw_figures(report),
         tables=make_tables(report),
@@ -127,8 +130,11 @@ def _list_leakage(report: DataReport) -> list[str]:
 
 def make_tables(report: DataReport) -> list[PlainTable]:
     """Return the tables: groups, heaped ages, clusters, conflicting duplicates and likely label errors."""
-    groups = [[group.column, group.value, f"{group.n:,}{'*' if group.small else ''}"] for group in report.groups]
-    tables = [PlainTable("Groups (* fewer than 30 faces)", ["group", "value", "faces"], groups, left=2)]
+    parts = [
+        [[column, ""], *([group.value, f"{group.n:,}{'*' if group.small else ' '}"] for group in groups)]
+        for column, groups in itertools.groupby(report.groups, lambda group: group.column)
+    ]
+    tables = [make_sectioned_table("Groups (* fewer than 30 faces)", ["group", "faces"], parts)]
     if report.heaped:
         rows = [[str(age.age), f"{age.n:,}", f"{age.expected:,.0f}"] for age in report.heaped]
         tables.append(PlainTable("Heaped ages", ["age", "faces", "expected"], rows, left=0))
@@ -190,8 +196,8 @@ def _draw_figures(report: DataReport) -> list[Figure]:
     heaped = [age.age for age in report.heaped]
     groups = [(f"{group.column} {group.value}", group.n) for group in report.groups]
     return [
-        Figure("Ages", _describe_ages(report.frame), encode_figure(draw_ages(report.frame, heaped))),
-        Figure("Groups", "Number of faces by group.", encode_figure(draw_groups(groups)), width=40),
+        Figure("Ages", _describe_ages(report.frame), encode_panels([draw_ages(report.frame, heaped)]), wide=True),
+        Figure("Groups", "Number of faces by group.", encode_panels([draw_groups(groups)])),
     ]
 
 
@@ -202,21 +208,23 @@ def _describe_ages(frame: pd.DataFrame) -> str:
 
 def draw_ages(frame: pd.DataFrame, heaped: list[int]) -> Any:
     """Draw the number of faces by age and gender of labelled faces, brackets as bars; heaped ages are labelled."""
-    figure, axes = make_figure(1, 1, 11, 3.6)
-    axis = axes[0][0]
+    figure, axis = make_panel(WIDE_PANEL)
     labels = read_labels(frame)
     below = np.zeros(AGE_CLASSES)
     genders = ((labels.female == 0, "male"), (labels.female == 1, "female"), (~labels.gendered, "gender unknown"))
     for color, (chosen, label) in zip(COLORS, genders, strict=False):
         counts = count_ages(labels.pick(chosen))
         if counts.any() or label != "gender unknown":
-            axis.bar(range(AGE_CLASSES), counts, bottom=below, width=1.0, color=color, label=label)
+            # One outline: years of a bracket are one bar, without seams.
+            edges = np.arange(AGE_CLASSES + 1) - 0.5
+            axis.stairs(below + counts, edges, baseline=below.copy(), fill=True, color=color, label=label)
         below += counts
     for age in heaped:
         axis.annotate(str(age), (age, below[age]), ha="center", va="bottom", fontsize=8)
-    axis.set_xlabel("age (years); heaped ages are labelled")
+    axis.set_xlabel("age (years); heaped ages are labelled" if heaped else "age (years)")
+    axis.set_ylim(bottom=0)
     axis.set_ylabel("faces per year of age" if labels.bracketed.any() else "faces")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, frameon=False)
     return figure
 
 
@@ -232,8 +240,7 @@ def count_ages(labels: Labels) -> NDArray[np.float64]:
 
 def draw_groups(counts: list[tuple[str, int]]) -> Any:
     """Draw the number of faces by group as horizontal bars, from top to bottom: (name, faces)."""
-    figure, axes = make_figure(1, 1, 7, 0.8 + 0.26 * len(counts))
-    axis = axes[0][0]
+    figure, axis = make_panel(height=0.6 + 0.2 * len(counts))
     names, values = zip(*reversed(counts), strict=True)
     axis.barh(names, values, color=COLORS[0])
     for row, value in enumerate(values):

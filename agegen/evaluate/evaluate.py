@@ -16,6 +16,7 @@ from agegen.evaluate.config import EvalConfig
 from agegen.evaluate.evaluation import Evaluation, describe_swapped_genders, evaluate_faces
 from agegen.evaluate.subject import EvaluationSubject, open_subject
 from agegen.machine import choose_compute
+from agegen.model.weights import DEFAULT_WEIGHTS, is_hub_run
 from agegen.runs import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class EvalResult:
 
     Attributes:
         path: the run folder, or the checkpoint of weights without one.
+        name: a title for people: the name of the run's folder, of bundled weights, of a repository, or of a file.
         model: the name of the backbone.
         source: the names of the datasets, and ``split`` the part of them.
         predictions: a row per face; see :func:`agegen.evaluate.estimates.make_predictions`.
@@ -38,6 +40,7 @@ class EvalResult:
     """
 
     path: Path
+    name: str
     model: str
     source: str
     split: str
@@ -72,6 +75,7 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
     seen = subject.seen[chosen]
     return EvalResult(
         path=subject.path,
+        name=_name_subject(config, subject),
         model=subject.info.model,
         source=subject.source,
         split=config.split,
@@ -82,6 +86,14 @@ def evaluate_run(config: EvalConfig, on_progress: ProgressHook = ignore_progress
         notices=tuple(notices),
         seen=seen,
     )
+
+
+def _name_subject(config: EvalConfig, subject: EvaluationSubject) -> str:
+    if subject.run is not None:
+        return subject.run.path.resolve().name
+    if config.run is not None:
+        return str(config.run).removeprefix("hf:").strip("/") if is_hub_run(config.run) else config.run.name
+    return "/".join(part for part in (subject.info.model, config.weights) if part not in (None, DEFAULT_WEIGHTS))
 
 
 def _describe_data(subject: EvaluationSubject, bundled_by_default: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,8 @@ Matrix = NDArray[np.float64]
 
 # Below this scale a bilinear warp aliases, so the image is first downsampled by area.
 _ALIASING_SCALE = 0.7
+# Of a face's height: heads in one row of a group differ by less, and rows are farther apart.
+_ROW_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,25 @@ class Detector(Protocol):
     reference: Points
 
     def detect(self, image: RGB) -> list[DetectedFace]:
-        """Return the faces in an image (height, width, 3), from left to right."""
+        """Return the faces in an image (height, width, 3), in the order of :func:`order_by_rows`."""
+
+
+def order_by_rows(faces: Sequence[DetectedFace]) -> list[DetectedFace]:
+    """Return faces as people read: by rows from top to bottom, each from left to right.
+
+    A face belongs to the row above it if its centre is less than half a face below that row's.
+    """
+    rows: list[list[DetectedFace]] = []
+    for face in sorted(faces, key=lambda face: (face.box[1] + face.box[3], face.box[0])):
+        boxes = [member.box for member in rows[-1]] if rows else []
+        center = sum(box[1] + box[3] for box in boxes) / 2
+        height = sum(box[3] - box[1] for box in boxes)
+        # Sums over the row on both sides, instead of means.
+        if boxes and len(boxes) * (face.box[1] + face.box[3]) / 2 - center < _ROW_SHARE * height:
+            rows[-1].append(face)
+        else:
+            rows.append([face])
+    return [face for row in rows for face in sorted(row, key=lambda face: (face.box[0], face.box[1]))]
 
 
 def fit_similarity(source: Points, target: Points) -> Matrix:

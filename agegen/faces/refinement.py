@@ -18,6 +18,7 @@ from agegen.faces.geometry import (
     compute_rotation,
     fit_similarity,
     invert_matrix,
+    order_by_rows,
     warp_square,
 )
 
@@ -80,14 +81,14 @@ class CoarseToFineDetector:
         """Return the detections in an image as it is; ``close_up``: one large face is expected."""
 
     def detect(self, image: RGB) -> list[DetectedFace]:
-        """Return the faces in an image (height, width, 3), from left to right."""
+        """Return the faces in an image (height, width, 3), by rows from left to right."""
         side = self.choose_side(max(image.shape[:2]))
         found = self._detect_at(image, side)
         if 0 < self.coarse_side < min(side, max(image.shape[:2])):
             found = merge_scales(found, self._detect_at(image, self.coarse_side))
         refined = [self.refine_landmarks(image, face) for face in found]
         faces = [face for face in refined if face.refined_score is not None or face.score >= self.trusted_score]
-        return sorted(remove_duplicates(faces), key=lambda face: (face.box[0], face.box[1]))
+        return order_by_rows(remove_duplicates(faces))
 
     def choose_side(self, longest: int) -> int:
         """Return the longer side of the image to search so that faces of ``min_face`` are detected.
@@ -256,7 +257,7 @@ def _detect_rotated(detector: Detector, image: RGB, quarters: int) -> list[Detec
         3: np.array([[0.0, -1.0, width - 1.0], [1.0, 0.0, 0.0]]),
     }[quarters]
     found = [_transform_face(face, inverse) for face in detector.detect(rotated)]
-    return sorted(found, key=lambda face: (face.box[0], face.box[1]))
+    return order_by_rows(found)
 
 
 def _transform_face(face: DetectedFace, matrix: Matrix) -> DetectedFace:

@@ -35,8 +35,14 @@ _CODECS = ("libx264", "mpeg4")
 _TIME_BASE = Fraction(1, 60_000)
 # H.264's constant rate factor: its default is 23, and 18 is visually lossless.
 _CRF = "20"
-# Smaller letters are illegible.
-_MIN_FONT_SIZE = 10
+# Smaller letters are illegible, in pixels and in an image that is shown 1,100 pixels wide.
+_MIN_FONT_SIZE, _FONTS_PER_SIDE = 10, 110
+# Larger letters only cover more; of a face's height, two lines of this size fill a third.
+_LARGE_FONTS_PER_SIDE, _FONT_SHARE = 30, 0.13
+# A label inside its box covers no more than the chin.
+_INSIDE_SHARE = 0.3
+# Places farther away are tried on a grid, and lines to that many of the nearest ones.
+_GRID, _LINES_TRIED = 48, 100
 
 _Box = tuple[float, float, float, float]
 
@@ -186,20 +192,36 @@ def draw_annotation(photo: PhotoPrediction) -> RGB:
     assert photo.image is not None
     image = Image.fromarray(photo.image)
     canvas = ImageDraw.Draw(image)
-    occupied: list[_Box] = []
-    for face in photo.faces:
-        whole = (0, 0, image.width / photo.scale, image.height / photo.scale)
-        box = tuple(value * photo.scale for value in (face.box or whole))
+    whole = (0, 0, image.width / photo.scale, image.height / photo.scale)
+    boxes = [_scale_box(face.box or whole, photo.scale) for face in photo.faces]
+    several = len(photo.faces) > 1
+    labels = arrange_labels([format_label(face, several) for face in photo.faces], boxes, image.size)
+    for box in boxes:
         _draw_box(canvas, box, image.size)
-        occupied.append(_draw_label(canvas, format_label(face), box, image.size, occupied))
+    # Labels come last, so that no line runs through one.
+    for label, box in zip(labels, boxes, strict=True):
+        if label.moved:
+            _draw_leader(canvas, label, box)
+    for label in labels:
+        _draw_label(canvas, label)
     return np.asarray(image)
 
 
-def format_label(face: FacePrediction) -> str:
-    """Return the label of a face: age and interval, if known, then gender and the probability of the likelier one."""
+def _scale_box(box: Sequence[float], scale: float) -> _Box:
+    left, top, right, bottom = (float(value) * scale for value in box)
+    return left, top, right, bottom
+
+
+def format_label(face: FacePrediction, several: bool = False) -> str:
+    """Return the label of a face: age and interval, if known, then gender and the probability of the likelier one.
+
+    It starts with the person of a video or, if a photo has ``several`` faces, the number of the face in its row.
+    """
     assert face.p_female is not None
     probability = max(face.p_female, 1 - face.p_female)
-    person = f"#{face.person} " if face.person is not None else ""
+    person = f"{face.face}: " if several else ""
+    if face.person is not None:
+        person = f"#{face.person} "
     age = "" if face.age is None else f"{face.age:.0f} ({face.age_low:.0f}-{face.age_high:.0f})"
     return "\n".join(part for part in (f"{person}{age}".strip(), f"{face.gender} {probability:.2f}") if part)
 
@@ -272,49 +294,154 @@ def _draw_box(canvas: ImageDraw.ImageDraw, box: Sequence[float], size: tuple[int
             canvas.rectangle(corners, outline=color, width=width)
 
 
-def _draw_label(
-    canvas: ImageDraw.ImageDraw, text: str, box: Sequence[float], size: tuple[int, int], occupied: list[_Box]
-) -> _Box:
-    """Draw a label where it covers no other one, if possible; return the area that it covers."""
-    font, width, height, padding = _fit_text(canvas, text, box, size)
-    place = _choose_place(box, width, height, size, occupied)
-    canvas.rectangle(place, fill="black", outline="white", width=max(1, padding // 3))
-    canvas.multiline_text((place[0] + padding, place[1] + padding), text, fill="white", font=font, spacing=padding)
-    return place
+def _draw_leader(canvas: ImageDraw.ImageDraw, label: Label, box: _Box) -> None:
+    """Draw the line from a label to its box, between the points of both that are closest to each other."""
+    width = max(1, label.padding // 3)
+    line = _connect(label.place, box)
+    canvas.line(line, fill="black", width=3 * width)
+    canvas.line(line, fill="white", width=width)
+    # A dot says which of the boxes along the line is meant.
+    x, y, radius = *line[2:], 3 * width
+    canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill="white", outline="black", width=width)
 
 
-def _fit_text(
-    canvas: ImageDraw.ImageDraw, text: str, box: Sequence[float], size: tuple[int, int]
-) -> tuple[Any, float, float, int]:
-    """Return (font, width, height, padding) of a label that fits into the image."""
-    font_size = max(_MIN_FONT_SIZE, max(size) / 60, (box[3] - box[1]) * 0.1)
-    while True:
-        font = ImageFont.load_default(font_size)
-        padding = max(2, round(font_size / 4))
-        _, _, right, bottom = canvas.multiline_textbbox((0, 0), text, font=font, spacing=padding)
-        width, height = right + 2 * padding, bottom + 2 * padding
-        if font_size <= _MIN_FONT_SIZE or (width <= size[0] and height <= size[1] / 2):
-            return font, width, height, padding
-        font_size = max(_MIN_FONT_SIZE, font_size * 0.8)
+def _connect(place: _Box, box: _Box) -> _Box:
+    """Return the line (x, y, x, y) between the closest points of two rectangles."""
+    ends = []
+    for low, high in ((0, 2), (1, 3)):
+        inner = max(place[low], box[low]), min(place[high], box[high])
+        # Where the sides overlap, the line is straight; otherwise it joins the sides that face each other.
+        middle = sum(inner) / 2
+        ends.append(
+            (middle, middle) if inner[0] <= inner[1] else (inner[1], inner[0]) if place[high] < box[low] else inner
+        )
+    (x, box_x), (y, box_y) = ends
+    return x, y, box_x, box_y
 
 
-def _choose_place(
-    box: Sequence[float], width: float, height: float, size: tuple[int, int], occupied: list[_Box]
-) -> _Box:
-    """Return where to draw a label: above the box, below, right, left, or inside, if it is free."""
+def _draw_label(canvas: ImageDraw.ImageDraw, label: Label) -> None:
+    left, top, _, _ = label.place
+    padding = label.padding
+    canvas.rectangle(label.place, fill="black", outline="white", width=max(1, padding // 3))
+    font = ImageFont.load_default(label.font_size)
+    canvas.multiline_text((left + padding, top + padding), label.text, fill="white", font=font, spacing=padding)
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label in an image.
+
+    Attributes:
+        text: in one or two lines.
+        place: the rectangle that it covers (left, top, right, bottom), in pixels of the image.
+        font_size: in pixels, and ``padding`` around the text.
+        padding: see ``font_size``.
+        moved: whether it is so far from its box that a line must connect them.
+    """
+
+    text: str
+    place: _Box
+    font_size: float
+    padding: int
+    moved: bool = False
+
+
+def arrange_labels(texts: Sequence[str], boxes: Sequence[_Box], size: tuple[int, int]) -> list[Label]:
+    """Return a label for each face, placed so that it covers no other label and no face, if there is room.
+
+    Args:
+        texts: of the labels.
+        boxes: of the faces, in pixels of the image.
+        size: width and height of the image.
+    """
+    labels: list[Label] = []
+    for index, (text, box) in enumerate(zip(texts, boxes, strict=True)):
+        others = [_clip(other, size) for place, other in enumerate(boxes) if place != index]
+        labels.append(_place_label(text, _clip(box, size), size, others, [label.place for label in labels]))
+    return labels
+
+
+def _place_label(
+    text: str, box: _Box, size: tuple[int, int], others: Sequence[_Box], occupied: Sequence[_Box]
+) -> Label:
+    """Return the label of a box: next to it, in smaller letters if need be, or else inside or farther away."""
+    sizes = _choose_font_sizes(box, size)
+    obstacles = [*others, *occupied]
+    for font_size in sizes:
+        label = _fit_text(text, font_size)
+        for place in _list_near_places(box, label.place[2], label.place[3], size):
+            if not any(_overlap(place, other) for other in obstacles):
+                return replace(label, place=place)
+    width, height = label.place[2:]
+    inside = _shift_inside((box[0], box[3] - height, box[0] + width, box[3]), size)
+    # It covers a chin at most, and only its own.
+    roomy = height <= _INSIDE_SHARE * (box[3] - box[1]) and width <= box[2] - box[0]
+    if roomy and not any(_overlap(inside, other) for other in obstacles):
+        return replace(label, place=inside)
+    distant = _find_distant_place(box, width, height, size, obstacles)
+    if distant is not None:
+        return replace(label, place=distant, moved=True)
+    places = [*_list_near_places(box, width, height, size), inside]
+    return replace(
+        label, place=min(places, key=lambda place: sum(_measure_overlap(place, other) for other in obstacles))
+    )
+
+
+def _choose_font_sizes(box: _Box, size: tuple[int, int]) -> list[float]:
+    """Return font sizes in pixels, the preferred one first: it grows with the face, within readable bounds."""
+    smallest = max(_MIN_FONT_SIZE, max(size) / _FONTS_PER_SIDE)
+    largest = max(smallest, max(size) / _LARGE_FONTS_PER_SIDE)
+    preferred = min(max(smallest, _FONT_SHARE * (box[3] - box[1])), largest)
+    return [preferred, *(share * preferred for share in (0.8, 0.65) if share * preferred > smallest), smallest]
+
+
+def _fit_text(text: str, font_size: float) -> Label:
+    """Return a label at the origin, as large as its text."""
+    font = ImageFont.load_default(font_size)
+    padding = max(2, round(font_size / 4))
+    canvas = ImageDraw.Draw(Image.new("L", (1, 1)))
+    _, _, right, bottom = canvas.multiline_textbbox((0, 0), text, font=font, spacing=padding)
+    return Label(text, (0.0, 0.0, right + 2 * padding, bottom + 2 * padding), font_size, padding)
+
+
+def _list_near_places(box: _Box, width: float, height: float, size: tuple[int, int]) -> list[_Box]:
+    """Return where a label touches its box: below, above, right and left, as far as that is inside the image."""
     left, top, right, bottom = box
-    inside = (left, bottom - height)
-    candidates = [(left, top - height), (left, bottom), (right, top), (left - width, top), inside]
-    fitting = [
-        (x, y, x + width, y + height)
-        for x, y in candidates
-        if y >= 0 and y + height <= size[1] and x + width <= size[0] + width / 2 and x >= -width / 2
-    ]
-    shifted = [_shift_inside(place, size) for place in fitting] or [
-        _shift_inside((left, bottom - height, left + width, bottom), size)
-    ]
-    free = [place for place in shifted if not any(_overlap(place, other) for other in occupied)]
-    return (free or shifted)[0]
+    middle, center = (left + right - width) / 2, (top + bottom - height) / 2
+    across, down = (left, middle, right - width), (top, center, bottom - height)
+    corners = [(x, y) for y in (bottom, top - height) for x in across]
+    corners += [(x, y) for x in (right, left - width) for y in down]
+    # Along its side, a label may be shifted into the image.
+    places = [_shift_inside((x, y, x + width, y + height), size) for x, y in corners]
+    return [place for place in places if not _overlap(place, box) and _is_inside(place, size)]
+
+
+def _find_distant_place(
+    box: _Box, width: float, height: float, size: tuple[int, int], obstacles: Sequence[_Box]
+) -> _Box | None:
+    """Return the free place nearest to a box, preferably one whose line to the box crosses nothing; None if full."""
+    if width > size[0] or height > size[1]:
+        return None
+    xs, ys = (np.linspace(0, side - 1 - length, _GRID) for side, length in ((size[0], width), (size[1], height)))
+    x, y = (values.ravel() for values in np.meshgrid(xs, ys))
+    free = np.ones(len(x), dtype=bool)
+    for left, top, right, bottom in [box, *obstacles]:
+        free &= ~((x < right) & (x + width > left) & (y < bottom) & (y + height > top))
+    distance = np.hypot(
+        np.maximum(0, np.maximum(x - box[2], box[0] - x - width)),
+        np.maximum(0, np.maximum(y - box[3], box[1] - y - height)),
+    )
+    nearest = [index for index in np.argsort(distance, kind="stable") if free[index]]
+    places = [(float(x[i]), float(y[i]), float(x[i]) + width, float(y[i]) + height) for i in nearest[:_LINES_TRIED]]
+    clear = (place for place in places if not any(_crosses(_connect(place, box), other) for other in obstacles))
+    return next(clear, places[0] if places else None)
+
+
+def _crosses(line: _Box, box: _Box) -> bool:
+    """Return whether a line (x, y, x, y) passes through a box, by points along it."""
+    along = np.linspace(0.02, 0.98, 25)
+    x, y = (line[axis] + along * (line[axis + 2] - line[axis]) for axis in (0, 1))
+    return bool(((x > box[0]) & (x < box[2]) & (y > box[1]) & (y < box[3])).any())
 
 
 def _shift_inside(place: _Box, size: tuple[int, int]) -> _Box:
@@ -323,8 +450,19 @@ def _shift_inside(place: _Box, size: tuple[int, int]) -> _Box:
     return (x, y, x + place[2] - place[0], y + place[3] - place[1])
 
 
+def _is_inside(place: _Box, size: tuple[int, int]) -> bool:
+    return place[0] >= 0 and place[1] >= 0 and place[2] <= size[0] and place[3] <= size[1]
+
+
 def _overlap(first: _Box, second: _Box) -> bool:
-    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+    return _measure_overlap(first, second) > 0
+
+
+def _measure_overlap(first: _Box, second: _Box) -> float:
+    """Return the area that two rectangles share, in pixels."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return max(0.0, width) * max(0.0, height)
 
 
 def _clip(box: Sequence[float], size: tuple[int, int]) -> _Box:

@@ -98,6 +98,14 @@ class PredictConfig:
     crops: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the aligned crops.", rich_help_panel=OUTPUT)
     ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Write one self-contained page with the crops of all faces.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
     resume: Annotated[
         bool,
         typer.Option(
@@ -219,7 +227,7 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """Options of ``agegen explain``; ``face`` is its number in the photo, from 1, from left to right."""
+    """Options of ``agegen explain``; ``face`` is its number in the photo, from 1, as in the rows of ``predict``."""
 
     picture: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo with a face.")]
     out: Annotated[
@@ -230,7 +238,13 @@ class ExplainConfig:
     run: RunOption = None
     detector: DetectorOption = "auto"
     face: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Which face, from left to right.", rich_help_panel=FACES)
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Which face, by its number in predict: by rows, left to right.",
+            rich_help_panel=FACES,
+        ),
     ] = 1
     method: Annotated[
         Literal["occlusion", "grad-cam"],
@@ -258,7 +272,7 @@ def check_options(config: PredictConfig) -> None:
     if config.cluster is not None and config.parquet is None:
         raise AgegenError("--cluster requires --parquet OUT")
     if config.parquet is not None:
-        others = [name for name in (*_ROW_FORMATS, "annotate", "crops") if getattr(config, name) is not None]
+        others = [name for name in (*_ROW_FORMATS, "annotate", "crops", "report") if getattr(config, name) is not None]
         if others:
             raise AgegenError(f"--parquet cannot be combined with --{others[0]}")
         return

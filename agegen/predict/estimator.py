@@ -200,6 +200,7 @@ class Estimator:
         *,
         keep_images: bool = False,
         keep_crops: bool = False,
+        keep_thumbnails: bool = False,
         boxes: Callable[[str], Sequence[GivenFace]] | None = None,
     ) -> Iterator[PhotoPrediction]:
         """Yield one result per image (or page), in the order given, as soon as it is ready.
@@ -214,9 +215,10 @@ class Estimator:
                 memory without a name are called ``picture``.
             keep_images: keep the decoded photo and the crops in each result.
             keep_crops: keep the crops in each result.
+            keep_thumbnails: keep the crops as the model takes them, which are smaller.
             boxes: a function that returns the known faces of a file; then images are not searched.
         """
-        keep = KeepOptions(keep_images, keep_crops)
+        keep = KeepOptions(keep_images, keep_crops, thumbnails=keep_thumbnails)
 
         def extract(picture: ImageSource) -> list[ExtractedFaces]:
             name, image = _split_source(picture)

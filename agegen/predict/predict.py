@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from inspect import signature
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,10 +31,11 @@ from agegen.predict.inputs import (
     read_shard,
     read_stdin,
 )
-from agegen.predict.results import UNREADABLE, PhotoPrediction, add_reason
-from agegen.predict.rows import list_extra_columns, load_resume_state, open_writer
+from agegen.predict.results import GIVEN, UNREADABLE, PhotoPrediction, add_reason
+from agegen.predict.rows import RowWriter, list_extra_columns, load_resume_state, open_report, open_writer, read_rows
 from agegen.predict.tracking import predict_video
 from agegen.predict.video import Sampling, VideoOptions, is_video
+from agegen.render.gallery import GalleryAbout
 
 # Crops to search for faces: enough for their median size, and at most a few seconds of work.
 _SAMPLED_CROPS = 30
@@ -116,7 +117,7 @@ class PhotoList:
 
 def predict_photos(
     config: PredictConfig, estimator: Estimator, photos: PhotoList, stdout: BinaryIO
-) -> Iterator[PredictStart | PredictNotice | PhotoPrediction]:
+) -> Generator[PredictStart | PredictNotice | PhotoPrediction, None, None]:
     """Predict photos and write the requested outputs; yields the start, then the result of each photo.
 
     Meanwhile another thread checks images that are processed as crops; what is wrong with them follows later.
@@ -135,6 +136,8 @@ def predict_photos(
     images, count, skipped = skip_finished(photos.images, photos.count, finished)
     yield PredictStart.create(estimator, None if config.frames else count, skipped, photos.ignored)
     copies = ImageWriter.create(config.annotate, config.crops, config.inputs)
+    if config.report is not None:
+        copies = replace(copies, keep=replace(copies.keep, thumbnails=True))
     with ExitStack() as stack:
         check: Future[tuple[str, ...]] | None = None
         if is_checked:
@@ -143,6 +146,9 @@ def predict_photos(
             stack.enter_context(open_writer(kind, target, stdout, config.resume, columns))
             for kind, target in config.outputs.items()
         ]
+        if config.report is not None:
+            # The last one, because the page is resumed by the rows.
+            writers.append(stack.enter_context(_open_report(config, config.report, estimator)))
         for photo in predict_images(estimator, images, photos.boxes, make_video_options(config), options, copies):
             for writer in writers:
                 writer.write(photo)
@@ -152,6 +158,18 @@ def predict_photos(
                 check = None
         if check is not None:
             yield from map(PredictNotice, check.result())
+
+
+def _open_report(config: PredictConfig, path: Path, estimator: Estimator) -> AbstractContextManager[RowWriter]:
+    """Open the page of ``--report``, with the faces of the earlier part if the prediction is resumed."""
+    about = GalleryAbout(
+        inputs=config.inputs or (str(config.boxes),),
+        model=estimator.model.name,
+        detector=estimator.detector if config.boxes is None else GIVEN,
+        options=config.format_row_options(),
+    )
+    earlier = chain.from_iterable(read_rows(*output) for output in config.outputs.items() if config.resume)
+    return open_report(path, about, earlier, config.resume)
 
 
 @contextmanager
@@ -317,7 +335,13 @@ def _predict_all(
             for image in group:
                 yield from _predict_video(estimator, get_name(image), video, copies)
         else:
-            yield from estimator.predict_many(group, keep_images=keep.images, keep_crops=keep.crops, boxes=find_boxes)
+            yield from estimator.predict_many(
+                group,
+                keep_images=keep.images,
+                keep_crops=keep.crops,
+                keep_thumbnails=keep.thumbnails,
+                boxes=find_boxes,
+            )
 
 
 def _predict_video(

@@ -25,16 +25,25 @@ RARE = ("page", "person", "time", "first", "last", "frames", "options", "distrib
 
 @dataclass(frozen=True)
 class KeepOptions:
-    """What to keep beyond the estimates: decoded photos, full-size crops, the bounding boxes of a video's tracks."""
+    """What to keep beyond the estimates: decoded photos, full-size crops, the bounding boxes of a video's tracks.
+
+    ``thumbnails``: keep crops of any size, which cost nothing, because the model takes them.
+    """
 
     images: bool = False
     crops: bool = False
     tracks: bool = False
+    thumbnails: bool = False
 
     @property
     def full_crops(self) -> bool:
         """Whether crops are kept in full size: results with the photo always include them."""
         return self.images or self.crops
+
+    @property
+    def any_crops(self) -> bool:
+        """Whether results have crops, of the size of the model's input unless it is the full one."""
+        return self.full_crops or self.thumbnails
 
 
 KEEP_NOTHING = KeepOptions()
@@ -171,7 +180,8 @@ class PhotoPrediction:
         faces: one prediction per face, from left to right.
         reason: why the file, or the rest of a video, is unreadable.
         image: the decoded photo, if requested; ``scale`` is its size divided by that of the file.
-        crops: the aligned crops (200, 200, 3) of the faces, if requested.
+        crops: the aligned crops (side, side, 3) of the faces, if requested: of 200 pixels, or the model's input size.
+        photo_size: width and height of the upright photo, in pixels of the file, if they are known.
         page: of a file with several pages, from 1; ``time`` of a video frame, in seconds.
         detector: that searched for faces, and the ``model`` that estimated; None if nothing could be read.
         options: non-default options that affect the rows; see :class:`FacePrediction`.
@@ -185,6 +195,7 @@ class PhotoPrediction:
     image: RGB | None = None
     scale: float = 1.0
     crops: tuple[RGB, ...] = ()
+    photo_size: tuple[int, int] | None = None
     page: int | None = None
     time: float | None = None
     detector: str | None = None
@@ -241,7 +252,8 @@ class RowBuilder:
             reason=extracted.reason,
             image=None if extracted.photo is None else extracted.photo.image,
             scale=extracted.scale,
-            crops=extracted.crops if extracted.keep.full_crops else (),
+            crops=extracted.crops if extracted.keep.any_crops else (),
+            photo_size=None if extracted.reason is not None else _measure_file(extracted),
             page=extracted.page,
             time=extracted.time,
             detector=None if extracted.reason is not None else self.detector,
@@ -311,6 +323,11 @@ def choose_gender(p_female: float, min_confidence: float) -> str:
     if min_confidence >= 1 or max(p_female, 1 - p_female) < min_confidence:
         return UNCERTAIN
     return "female" if p_female >= 0.5 else "male"
+
+
+def _measure_file(extracted: ExtractedFaces) -> tuple[int, int]:
+    width, height = extracted.size
+    return round(width / extracted.scale), round(height / extracted.scale)
 
 
 def _round_box(face: DetectedFace, extracted: ExtractedFaces) -> tuple[int, int, int, int]:

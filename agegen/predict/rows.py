@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from agegen.data.records import BOX_COLUMNS
 from agegen.errors import AgegenError, DataError
 from agegen.files import replace_atomically
 from agegen.predict.results import GIVEN, UNREADABLE, FacePrediction, PhotoPrediction
+from agegen.render.gallery import GalleryAbout, GalleryWriter, open_gallery
 
 # The columns that CSV always has: fields of a row, without those of JSON only, in separate columns or on request.
 CSV_COLUMNS = [
@@ -26,6 +28,7 @@ CSV_COLUMNS = [
     ),
     *BOX_COLUMNS,
 ]
+_TEXT_COLUMNS = {field.name for field in fields(FacePrediction) if "str" in str(field.type)}
 # Spreadsheets execute cells that begin like this, and file names may; an apostrophe in front marks them as text.
 _FORMULA = ("=", "+", "-", "@")
 # json.dumps would create an encoder for each row.
@@ -106,6 +109,37 @@ class _StreamWriter:
             raise
         except OSError as error:
             raise AgegenError(f"cannot write {self._name}: {error.strerror or error}") from error
+
+
+class ReportWriter:
+    """The page of ``--report``, in addition to rows."""
+
+    def __init__(self, gallery: GalleryWriter) -> None:
+        self._gallery = gallery
+
+    def write(self, photo: PhotoPrediction) -> None:
+        """Add the faces of a photo with their crops, or the reason why it has none."""
+        for row, crop in zip_longest(photo.list_rows(), photo.crops):
+            self._gallery.add(vars(row), crop, photo.photo_size)
+        self._gallery.flush()
+
+    def close(self) -> None:
+        """Do nothing: the page is written when its context ends."""
+
+
+@contextmanager
+def open_report(
+    path: Path, about: GalleryAbout, earlier: Iterable[Mapping[str, Any]] = (), resume: bool = False
+) -> Iterator[ReportWriter]:
+    """Open the page of ``--report``; ``earlier`` are the rows of the part that is finished, if it is resumed.
+
+    Raises:
+        AgegenError: the page cannot be written.
+    """
+    with open_gallery(path, about, resume) as gallery:
+        for row in earlier:
+            gallery.add(row)
+        yield ReportWriter(gallery)
 
 
 class JsonLinesWriter(_StreamWriter):
@@ -230,6 +264,31 @@ def load_resume_state(
     with replace_atomically(path) as temporary:
         temporary.write_bytes((header + lines).encode("utf-8", errors="surrogateescape"))
     return {record.file for record in finished}
+
+
+def read_rows(kind: str, target: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an output that :func:`load_resume_state` has prepared, in their JSON form.
+
+    Args:
+        kind: ``jsonl`` or ``csv``, of which numbers and bounding boxes are parsed.
+        target: the file; it need not exist.
+    """
+    if not Path(target).exists():
+        return
+    with Path(target).open(encoding="utf-8", errors="surrogateescape", newline="\n" if kind == "jsonl" else "") as file:
+        if kind == "jsonl":
+            yield from map(json.loads, file)
+            return
+        for row in csv.DictReader(file):
+            cells = {name: _parse_cell(name, cell) for name, cell in row.items() if cell}
+            box = tuple(cells.get(name) for name in BOX_COLUMNS)
+            yield cells | ({} if None in box else {"box": box})
+
+
+def _parse_cell(name: str, cell: str) -> Any:
+    if name in _TEXT_COLUMNS:
+        return cell[1:] if cell[:1] == "'" and _looks_like_formula(cell) else cell
+    return json.loads(cell) if name in CSV_COLUMNS else cell
 
 
 def _check_origin(records: list[_Record], path: Path, origin: Mapping[str, str]) -> None:

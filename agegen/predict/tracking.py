@@ -142,7 +142,7 @@ def predict_video(
             numbers = tracker.update(frame.time, list(frame.faces), list(frame.crops))
             if options.frames:
                 faces = tuple(replace(face, person=person) for face, person in zip(frame.faces, numbers, strict=True))
-                yield replace(frame, faces=faces, crops=frame.crops if keep.full_crops else ())
+                yield replace(frame, faces=faces, crops=frame.crops if keep.any_crops else ())
         reason = video.reason if video is not None else None
     except DataError as error:
         reason = str(error)
@@ -297,7 +297,7 @@ def _make_video_prediction(
     """Return the result with one row per person, and the reason why the rest of the video is missing, if any."""
     status = UNREADABLE if reason is not None else OK if persons else NO_FACE
     rows = tuple(replace(person, face=number) for number, (person, _) in enumerate(persons, start=1))
-    crops = tuple(track.crop for _, track in persons if track.crop is not None) if keep.full_crops else ()
+    crops = tuple(track.crop for _, track in persons if track.crop is not None) if keep.any_crops else ()
     return PhotoPrediction(
         name,
         status,

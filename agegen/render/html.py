@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ from agegen.data.images import RGB, resize_image
 from agegen.data.labels import format_gender
 from agegen.data.records import FaceRecords
 from agegen.errors import AgegenError
-from agegen.render.figures import save_figure
+from agegen.render.figures import COLORS, DARK_COLORS, render_svg
 
 if TYPE_CHECKING:
     import pandas as pd
+    from markupsafe import Markup
 
 # The side of a face on a page in pixels: large enough to recognise, small enough for dozens of faces.
 _FACE_SIZE = 160
@@ -24,12 +26,12 @@ FACES_SHOWN = 12
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as a data URI, with its title, its caption and its greatest ``width`` in CSS rem."""
+    """A figure: its title, its caption, and its panels as SVG elements; ``wide`` panels have no neighbour."""
 
     title: str
     caption: str
-    uri: str
-    width: int = 68
+    panels: list[Markup]
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def render_page(template: str, **content: Any) -> str:
     environment = Environment(
         loader=PackageLoader("agegen.render"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(template).render(version=version("agegen"), **content)
+    series = list(zip(COLORS, DARK_COLORS, strict=True))
+    return environment.get_template(template).render(version=version("agegen"), series=series, **content)
 
 
 def show_worst_faces(name: str, table: pd.DataFrame, records: FaceRecords) -> Gallery:
@@ -99,11 +102,12 @@ def encode_image(image: RGB) -> str:
     return _encode_uri("image/jpeg", stream.getvalue())
 
 
-def encode_figure(figure: Any) -> str:
-    """Return a matplotlib figure as a PNG data URI."""
-    stream = io.BytesIO()
-    save_figure(figure, stream, dpi=130, format="png")
-    return _encode_uri("image/png", stream.getvalue())
+def encode_panels(panels: Sequence[Any]) -> list[Markup]:
+    """Return matplotlib figures as SVG elements whose colours follow the page's scheme."""
+    from markupsafe import Markup
+
+    # matplotlib escapes the text in it.
+    return [Markup(render_svg(panel)) for panel in panels]
 
 
 def _encode_uri(media_type: str, content: bytes) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from dataclasses import dataclass, field
+import textwrap
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.cells import cell_len
@@ -46,6 +48,8 @@ _PATH = re.compile(r"\S+|[^:;]*/[^:;]*\.\w{1,5}(?:#\S*)?|[^/:;]+\.(?:jpe?g|png|w
 
 # The narrowest column, in characters, to which paths are shortened.
 _MIN_PATH = 24
+# Wider than any table.
+_UNLIMITED = 10_000
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class PlainTable:
         caption: shown below the table.
         sections: indices of rows that a line is drawn under.
         alarms: indices of rows that report a failure.
+        headings: indices of rows that are the heading of those below them: their first cell has text, the others none.
     """
 
     title: str
@@ -69,14 +74,93 @@ class PlainTable:
     caption: str = ""
     sections: frozenset[int] = field(default_factory=frozenset)
     alarms: frozenset[int] = field(default_factory=frozenset)
+    headings: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def min_width(self) -> int:
+        """The columns of a terminal in which no number has to be broken; text wraps between its words."""
+        # Each column has a space on both sides and a line on its left; a last line ends the table.
+        return sum(self.measure_column(index) for index in range(len(self.columns))) + 3 * len(self.columns) + 1
+
+    def measure_column(self, index: int) -> int:
+        """Return the smallest width of a column: of its longest word or, of numbers, its longest cell."""
+        measure = _measure_words if self.is_text(index) else cell_len
+        return max(_measure_words(self.columns[index]), *(measure(row[index]) for row in self.rows), 1)
+
+    def stack(self) -> PlainTable:
+        """Return the table with two columns: the name and the value of each cell, row by row, for narrow terminals."""
+        rows: list[list[str]] = []
+        headings = set()
+        section = ""
+        for index, row in enumerate(self.rows):
+            if index in self.headings:
+                section = row[0]
+                continue
+            headings.add(len(rows))
+            rows.append([": ".join(part for part in (section, row[0]) if part), ""])
+            rows += [[name, cell] for name, cell in zip(self.columns[1:], row[1:], strict=True) if cell]
+        return replace(
+            self,
+            columns=[self.columns[0], ""],
+            rows=rows,
+            left=2,
+            sections=frozenset(start - 1 for start in headings if start),
+            alarms=frozenset(),
+            headings=frozenset(headings),
+        )
 
     def is_text(self, index: int) -> bool:
         """Return whether a column holds text, which is aligned left, rather than numbers."""
         return index < self.left or self.columns[index] in _TEXT_COLUMNS
 
 
-def render_table(plain: PlainTable) -> Table:
-    """Return a table for the terminal."""
+def make_sectioned_table(title: str, columns: list[str], parts: list[list[list[str]]], left: int = 1) -> PlainTable:
+    """Return a table of parts, lists of rows, the first row of each of which is its heading."""
+    starts = list(itertools.accumulate((len(part) for part in parts), initial=0))[:-1]
+    return PlainTable(
+        title,
+        columns,
+        [row for part in parts for row in part],
+        left=left,
+        sections=frozenset(start - 1 for start in starts[1:]),
+        headings=frozenset(starts),
+    )
+
+
+@dataclass(frozen=True)
+class _FittedTable:
+    """A table whose rows become lists where the terminal is too narrow for its numbers."""
+
+    plain: PlainTable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole = _make_table(self.plain)
+        # Measured without a limit: rich would return the width of the terminal at most.
+        if Measurement.get(console, options.update(width=_UNLIMITED), whole).maximum <= options.max_width:
+            yield whole
+        elif self.plain.min_width <= options.max_width:
+            yield _make_table(self.plain, narrow=True)
+        else:
+            yield self._make_list(options.max_width)
+
+    def _make_list(self, width: int) -> Table:
+        """Return the stacked table, at most ``width`` characters wide; the names give way to the numbers."""
+        plain = self.plain
+        numbers = [cell_len(row[i]) for row in plain.rows for i in range(len(row)) if not plain.is_text(i)]
+        # Four characters of a name are the least, and the lines and spaces between two columns take seven.
+        least = max(1, min(max(numbers, default=1), width - 11))
+        table = _make_table(plain.stack())
+        table.columns[0].max_width, table.columns[1].min_width = max(4, width - 7 - least), least
+        return table
+
+
+def render_table(plain: PlainTable) -> _FittedTable:
+    """Return a table for the terminal; it never breaks a number over two lines."""
+    return _FittedTable(plain)
+
+
+def _make_table(plain: PlainTable, narrow: bool = False) -> Table:
+    """``narrow``: wrap the names of columns of numbers, and let only columns of text shrink."""
     table = Table(
         title=_make_text(plain.title) if plain.title else None,
         title_justify="left",
@@ -84,12 +168,22 @@ def render_table(plain: PlainTable) -> Table:
         caption_justify="left",
     )
     for index, name in enumerate(plain.columns):
-        # Long words wrap instead of being cut off.
-        table.add_column(_make_text(name), justify="left" if plain.is_text(index) else "right", overflow="fold")
+        text = plain.is_text(index)
+        if narrow and not text:
+            name = "\n".join(textwrap.wrap(name, plain.measure_column(index), break_on_hyphens=False))
+        # Long words wrap instead of being cut off, numbers stay whole.
+        no_wrap = narrow and not text
+        table.add_column(_make_text(name), justify="left" if text else "right", overflow="fold", no_wrap=no_wrap)
     for index, row in enumerate(plain.rows):
         cells = (_make_cell(cell) for cell in row)
-        table.add_row(*cells, end_section=index in plain.sections, style="red" if index in plain.alarms else None)
+        style = "red" if index in plain.alarms else "bold" if index in plain.headings else None
+        table.add_row(*cells, end_section=index in plain.sections, style=style)
     return table
+
+
+def _measure_words(text: str) -> int:
+    """Return the width of the longest word; longer ones than the narrowest path may be folded."""
+    return min(max((cell_len(word) for word in text.split()), default=0), _MIN_PATH)
 
 
 def _make_text(content: str) -> Text:

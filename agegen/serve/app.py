@@ -38,6 +38,8 @@ _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 _SEPARATE = "under"
 _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+# Where the page takes in the stylesheet that it shares with the reports.
+_STYLE_PLACE = "/* style.css of the reports is inserted here */"
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 
 
@@ -200,6 +202,8 @@ async def _handle_unexpected(_: Request, error: Exception) -> Response:
 def load_page() -> tuple[str, str]:
     """Return the web page and its Content-Security-Policy, which allows its own script and style by their SHA-256."""
     page = files("agegen.serve").joinpath("page.html").read_text(encoding="utf-8")
+    style = files("agegen").joinpath("render", "templates", "style.css").read_text(encoding="utf-8")
+    page = page.replace(_STYLE_PLACE, style)
     policy = {
         "default-src": "'none'",
         "script-src": " ".join(_format_source(text) for text in _SCRIPT.findall(page)),

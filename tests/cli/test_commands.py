@@ -201,6 +201,24 @@ def test_long_paths_in_tables_stay_on_one_line():
     assert shorten_path(path, 40) == "/a/folder/of/…" + path[-26:]
 
 
+@pytest.mark.parametrize("width", [200, 120, 90, 70, 40])
+def test_numbers_in_tables_are_never_broken(width):
+    values = ["4.71 (4.50–4.93)", "-0.0131 (-0.0580 to +0.0279)", "1,234,567"]
+    columns = ["metric", "a model", "the difference of two models (95 %)", "parameters, trained"]
+    rows = [["age, 5 faces", "", "", ""], ["mean absolute error (years)", *values]]
+    stream = io.StringIO()
+    table = PlainTable("", columns, rows, headings=frozenset([0]))
+    EscapingConsole(file=stream, width=width).print(render_table(table))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    # Too narrow for its columns, the table lists the cells, each under the name of its row.
+    listed = table.min_width > width
+    assert listed == (width < 80)
+    for value in values:
+        assert sum(value in line for line in lines) == 1
+    assert any(values[0] in line and values[1] in line for line in lines) != listed
+
+
 @pytest.mark.parametrize(("number", "text"), [(0, "0 faces"), (1, "1 face"), (2, "2 faces"), (1200, "1,200 faces")])
 def test_numbers_agree_with_their_nouns(number, text):
     assert format_count(number, "face") == text

@@ -133,3 +133,16 @@ def test_a_wrong_choice_names_the_valid_ones_before_anything_heavy_is_imported(w
     assert words[-2] in done.stdout
     assert all(f"'{choice}'" in done.stdout for choice in choices)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_report_is_the_option_for_html_pages():
+    pages = {
+        name: [option.opts for option in command.params if option.metavar == "FILE.html"]
+        for name, command in list_commands()
+    }
+    assert {name for name, found in pages.items() if found} == {
+        *("agegen predict", "agegen eval", "agegen compare", "agegen data check")
+    }
+    assert all(options == ["--report"] for found in pages.values() for options in found)
+    hidden = [option for option in COMMANDS["agegen data check"].params if "--html" in option.opts]
+    assert [option.hidden for option in hidden] == [True]

@@ -102,7 +102,41 @@ def test_the_verdict_follows_from_the_numbers():
     assert "; first trained 1.00M parameters in 12 minutes, second trained" in verdict
     assert " 9.00M parameters in 31 minutes after 20 for its features. This compares one training of each" in verdict
     assert "faces that both were trained on" in write_verdict(NAMES, 400, age, gender, costs, trained=True)
-    assert "(the first two of 3 models)" in write_verdict((*NAMES, "third"), 400, age, gender, costs)
+
+
+def test_the_verdict_covers_all_models():
+    names = (*NAMES, "third")
+    tables = {"first": make_table(10, 0.9), "second": make_table(5, 0.9, seed=1), "third": make_table(20, 0.6, seed=2)}
+    age, gender = measure_rows(names, {name: [table] for name, table in tables.items()})
+    costs = [Cost(10**6, 10**6, 4 * 10**6, 9, 5, 3.0, 12.2, 0.0, 100.0)] * 3
+    verdict = write_verdict(names, 400, age, gender, costs)
+    years = [f"{value.value:.2f} years" for value in age[0].values]
+    shares = [f"{100 * value.value:.1f} %" for value in gender[0].values]
+    assert verdict.startswith(
+        f"On 400 faces that none of them was trained on, compared to first (MAE {years[0]}, accuracy {shares[0]}): "
+        f"second is better at age ({years[1]}) and not clearly different at gender ({shares[1]}); "
+        f"third is worse at age ({years[2]}) and worse at gender ({shares[2]}). first trained 1.00M"
+    )
+    assert verdict.count("trained 1.00M parameters in 12 minutes") == 3
+    assert "faces that all were trained on" in write_verdict(names, 400, age, gender, costs, trained=True)
+    several = write_verdict(names, 400, age, gender, costs, (2, 3, 4))
+    assert "with 2 trainings of first, 3 of second and 4 of third." in several
+
+
+def test_groups_of_all_models_are_compared_to_the_first():
+    tables = {name: make_table(5, 0.9, seed=seed) for seed, name in enumerate((*NAMES, "third"))}
+    tables["third"] = tables["third"].assign(estimated_age=tables["third"]["estimated_age"] + 30)
+    found = find_group_differences((*NAMES, "third"), tables)
+    alone = find_group_differences(NAMES, {name: tables[name] for name in NAMES})
+    assert found.count == len(found.rows) == 2 * alone.count
+    clear = [row for row in found.rows if row.better]
+    assert {row.model for row in clear if row.metric == "mae"} == {"third"}
+    # More differences at once need wider intervals.
+    pairs = {(row.column, row.value, row.metric): row for row in found.rows if row.model == "second"}
+    for row in alone.rows:
+        wider = pairs[row.column, row.value, row.metric].difference
+        assert wider.high - wider.low > row.difference.high - row.difference.low
+        assert wider.value == pytest.approx(row.difference.value)
 
 
 def test_groups_are_not_clear_by_chance():
@@ -247,16 +281,17 @@ def test_bundled_weights_are_compared_with_runs(two_runs, faces_folder, agegen):
     result = compare_runs(CompareConfig(names, data=(str(faces_folder),), split="all"))
     assert result.names == ("compact", "compact/open", "scratch")
     assert list(result.curves) == ["scratch"]
+    assert list(result.missing_curves) == ["compact", "compact/open"]
     assert [cost.epochs for cost in result.costs] == [None, None, 2]
     assert result.costs[0].parameters == 923_158
     assert result.costs[0].images_per_second > 0
-    assert "compact trained 0.92M parameters, compact/open trained 0.92M parameters. " in result.verdict
+    assert "compact trained 0.92M parameters, compact/open trained 0.92M parameters, " in result.verdict
     page = Path("page.html")
     done = agegen("compare", *names[:2], "--data", faces_folder, "--split", "all", "--report", page, "--json", "-")
     assert done.exit_code == 0, done.stderr
     assert [run["run"] for run in json.loads(done.stdout)["runs"]] == ["compact", "compact/open"]
     assert "minutes of training" not in page.read_text(encoding="utf-8")
-    assert "Learning curves" not in page.read_text(encoding="utf-8")
+    assert "No curves of compact and compact/open: bundled weights" in page.read_text(encoding="utf-8")
     assert "Estimated against true age" in page.read_text(encoding="utf-8")
 
 

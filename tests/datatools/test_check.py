@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from browsing import show_page
 from PIL import Image
 
 from agegen.data.loading import load_records
@@ -21,7 +22,7 @@ from agegen.datatools.check import (
     measure_leakage,
     write_clean_manifest,
 )
-from agegen.datatools.report import count_ages, draw_ages, list_findings, render_check_page
+from agegen.datatools.report import count_ages, draw_ages, list_findings, render_check_page, write_check_page
 from agegen.model.calibration import Calibration
 from agegen.model.checkpoint import load_checkpoint, save_checkpoint
 
@@ -87,7 +88,21 @@ def test_brackets_are_drawn_as_bars(mini_fairface):
     assert high > low
     assert np.allclose(counts[low : high + 1], counts[low])
     (axis,) = draw_ages(report.frame.assign(female=np.nan), []).axes
-    assert sum(bar.get_height() for bar in axis.patches) == pytest.approx(report.faces)
+    # One outline, of the faces of unknown gender, without seams between the years.
+    (outline,) = axis.patches
+    drawn, _, below = outline.get_data()
+    assert (drawn - below).sum() == pytest.approx(report.faces)
+
+
+@pytest.mark.slow
+def test_a_long_path_does_not_widen_the_page(faulty, tmp_path):
+    folder = shutil.copytree(faulty["folder"], tmp_path / ("a" * 60) / ("b" * 200))
+    page = tmp_path / "check.html"
+    write_check_page(page, check_data(CheckConfig((str(folder),))))
+    assert f"<h1>Check of {folder.name}</h1>" in page.read_text()
+    for shown in show_page(page):
+        assert (shown.overflow, shown.broken, shown.messages, shown.covered) == (0, 0, [], 0)
+        assert shown.hints == shown.wide
 
 
 def test_the_clean_manifest_is_clean(report, faulty, tmp_path):

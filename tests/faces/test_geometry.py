@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from agegen.faces.geometry import (
+    DetectedFace,
     apply_matrix,
     compute_rotation,
     compute_scale,
     fit_similarity,
     invert_matrix,
+    order_by_rows,
     warp_square,
 )
 
@@ -65,3 +67,18 @@ def test_pixels_beyond_the_edges_are_black():
     assert (square[60:140, 60:140] == 200).all()
     assert (warp_square(image, make_matrix(0, 1, (-1000, 0)), 50) == 0).all()
     assert warp_square(image, make_matrix(0, 1e-9, (0, 0)), 50).shape == (50, 50, 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_faces_are_ordered_by_rows(seed):
+    """Three rows of heads that are not level, some of them larger, in a random order."""
+    rng = np.random.default_rng(seed)
+    expected = []
+    for row in range(3):
+        for column in range(6):
+            half = rng.uniform(30, 45)
+            x, y = 120 * column + rng.uniform(-10, 10), 150 * row + rng.uniform(-14, 14)
+            expected.append(DetectedFace((x - half, y - half, x + half, y + half), np.zeros((5, 2)), 0.9))
+    mixed = [expected[index] for index in rng.permutation(len(expected))]
+    assert [face.box for face in order_by_rows(mixed)] == [face.box for face in expected]
+    assert order_by_rows([]) == []

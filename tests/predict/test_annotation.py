@@ -1,7 +1,21 @@
+from dataclasses import replace
+from itertools import combinations, product
+
 import numpy as np
 import pytest
+from composing import draw_background, paste_face
 
-from agegen.predict.annotation import ImageWriter, draw_annotation, find_common_folder, format_label, make_copy_path
+from agegen.data.demo import draw_records
+from agegen.data.images import decode_image
+from agegen.predict.annotation import (
+    ImageWriter,
+    _connect,
+    arrange_labels,
+    draw_annotation,
+    find_common_folder,
+    format_label,
+    make_copy_path,
+)
 from agegen.predict.results import FacePrediction, KeepOptions, PhotoPrediction
 
 
@@ -17,7 +31,11 @@ def annotate(size, color, boxes, scale=1.0):
 
 
 def test_label():
-    assert format_label(make_face((0, 0, 1, 1))) == "34 (27-41)\nfemale 0.98"
+    face = make_face((0, 0, 1, 1), number=7)
+    assert format_label(face) == "34 (27-41)\nfemale 0.98"
+    # In a group it starts with the number of the face in its row; a person of a video keeps its own number.
+    assert format_label(face, several=True) == "7: 34 (27-41)\nfemale 0.98"
+    assert format_label(replace(face, person=3), several=True) == "#3 34 (27-41)\nfemale 0.98"
 
 
 @pytest.mark.parametrize("color", [0, 128, 255])
@@ -43,18 +61,113 @@ def test_boxes_at_the_edges_are_drawn(box):
     assert (annotated != image).any()
 
 
-def test_labels_of_neighbours_do_not_overlap():
-    one, _ = annotate((800, 400), 60, [(200, 200, 260, 270)])
-    two, _ = annotate((800, 400), 60, [(200, 200, 260, 270), (265, 200, 325, 270)])
-    white = ((two == 255).all(axis=2)).sum() / ((one == 255).all(axis=2)).sum()
-    assert white == pytest.approx(2, abs=0.25)
+def make_group(count, size, rows, seed):
+    """Return a photo with faces in rows, as photographers arrange them, and their boxes."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    image = draw_background(width, height, rng)
+    columns = -(-count // rows)
+    side = min(width / (1.25 * columns), height / (1.5 * rows))
+    boxes = []
+    for index in range(count):
+        own = side * rng.uniform(0.75, 1.0)
+        center = (
+            width / columns * (index % columns + 0.5 + rng.uniform(-0.04, 0.04)),
+            height / rows * (index // columns + 0.55 + rng.uniform(-0.05, 0.05)),
+        )
+        face = decode_image(draw_records(20).read(index))
+        paste_face(image, face, center, own)
+        half = np.array([0.36, 0.42]) * own
+        boxes.append((*(center - half), *(center + half)))
+    return image, boxes
+
+
+def place(boxes, size):
+    texts = [format_label(make_face(box, number + 1), several=True) for number, box in enumerate(boxes)]
+    return arrange_labels(texts, boxes, size)
+
+
+def find_overlaps(labels, boxes):
+    """Return the pairs of labels that overlap, and of labels and boxes of other faces."""
+    rectangles = [(f"label {index}", label.place) for index, label in enumerate(labels)]
+    faces = [(f"face {index}", box) for index, box in enumerate(boxes)]
+    pairs = [*combinations(rectangles, 2), *product(rectangles, faces)]
+    return [
+        (first, second)
+        for (first, one), (second, two) in pairs
+        if first.split()[1] != second.split()[1]
+        and (one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3])
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("count", "size", "rows"),
+    [(5, (900, 600), 1), (9, (1200, 800), 2), (14, (1600, 1000), 3), (20, (640, 480), 4), (12, (800, 300), 1)],
+)
+def test_labels_of_groups_cover_no_label_and_no_other_face(count, size, rows, seed):
+    image, boxes = make_group(count, size, rows, seed)
+    labels = place(boxes, size)
+    assert find_overlaps(labels, boxes) == []
+    for label in labels:
+        assert min(label.place) >= 0
+        assert label.place[2] <= size[0]
+        assert label.place[3] <= size[1]
+        # Readable, but not larger than the faces need.
+        assert 10 <= label.font_size <= max(size) / 25
+    faces = tuple(make_face(box, number + 1) for number, box in enumerate(boxes))
+    drawn = draw_annotation(PhotoPrediction("a.jpg", "ok", faces, image=image))
+    for label in labels:
+        left, top, right, bottom = (round(value) for value in label.place)
+        # Black behind white letters, and no line of a box through it.
+        inner = drawn[top + 2 : bottom - 2, left + 2 : right - 2].mean(axis=2)
+        assert (inner < 40).mean() > 0.5
+
+
+def test_a_label_without_room_next_to_its_face_is_moved_and_connected():
+    # Nine faces side by side without gaps: the middle one is surrounded.
+    boxes = [
+        (200 + 60 * column, 200 + 60 * row, 260 + 60 * column, 260 + 60 * row)
+        for row in range(3)
+        for column in range(3)
+    ]
+    labels = place(boxes, (800, 600))
+    assert find_overlaps(labels, boxes) == []
+    assert labels[4].moved
+    image = np.full((600, 800, 3), 128, np.uint8)
+    faces = tuple(make_face(box, number + 1) for number, box in enumerate(boxes))
+    drawn = draw_annotation(PhotoPrediction("a.jpg", "ok", faces, image=image))
+    x, y, box_x, box_y = _connect(labels[4].place, boxes[4])
+    middle = drawn[round((y + box_y) / 2), round((x + box_x) / 2)]
+    assert middle.tolist() in ([0, 0, 0], [255, 255, 255])
+
+
+def test_a_face_that_fills_its_photo_has_its_label_inside():
+    (label,) = place([(0, 0, 600, 600)], (600, 600))
+    assert not label.moved
+    assert label.place[3] <= 600
+    assert label.place[1] > 400
+
+
+@pytest.mark.parametrize(
+    ("place", "box", "line"),
+    [
+        ((0, 0, 10, 10), (30, 4, 40, 20), (10, 7, 30, 7)),
+        ((50, 50, 60, 60), (0, 0, 20, 20), (50, 50, 20, 20)),
+        ((0, 30, 10, 40), (4, 0, 20, 10), (7, 30, 7, 10)),
+    ],
+)
+def test_leaders_join_the_closest_points(place, box, line):
+    assert _connect(place, box) == line
 
 
 def test_boxes_are_scaled_like_the_decoded_image():
     annotated, image = annotate((400, 400), 60, [(800, 800, 1200, 1200)], scale=0.25)
     changed = np.argwhere((annotated != image).any(axis=2))
-    assert changed.max() < 320
-    assert changed[:, 0].max() == pytest.approx(300, abs=4)
+    # The box is drawn from 200 to 300; the label is below it.
+    assert changed.min(axis=0).tolist() == [200, 200]
+    assert changed[:, 1].max() == pytest.approx(300, abs=4)
+    assert changed[:, 0].max() < 345
 
 
 def test_copies_have_the_relative_paths_of_the_inputs(tmp_path):

@@ -42,6 +42,8 @@ def test_video_options():
         ({"cluster": "local"}, "--cluster requires --parquet OUT"),
         ({"parquet": "out", "csv": "a.csv"}, "--parquet cannot be combined with --csv"),
         ({"parquet": "out", "annotate": Path("boxes")}, "--parquet cannot be combined with --annotate"),
+        ({"parquet": "out", "report": Path("faces.html")}, "--parquet cannot be combined with --report"),
+        ({"resume": True, "report": Path("faces.html")}, "--resume requires exactly one output"),
         ({"resume": True}, "--resume requires exactly one output"),
         ({"resume": True, "json": "a.json"}, "--resume requires exactly one output"),
         ({"resume": True, "csv": "a.csv", "jsonl": "a.jsonl"}, "--resume requires exactly one output"),

@@ -1,8 +1,13 @@
 """Explanation maps depend on the model's weights and on the image, and are drawn."""
 
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 from agegen import Estimator
@@ -14,7 +19,18 @@ from agegen.model.checkpoint import load_checkpoint
 from agegen.model.network import AgeGenderModel
 from agegen.model.weights import find_weights
 from agegen.plugins import load_backbone
-from agegen.predict.explain import ExplainConfig, compute_grad_cam, compute_occlusion, explain_face
+from agegen.predict.explain import (
+    ExplainConfig,
+    Explanation,
+    SanityCheck,
+    compare_maps,
+    compute_grad_cam,
+    compute_occlusion,
+    draw_explanation,
+    explain_face,
+    shuffle_weights,
+)
+from agegen.predict.results import FacePrediction
 
 COMPUTE = choose_compute("cpu", "fp32")
 
@@ -52,10 +68,15 @@ def test_random_weights_give_another_map(crop, method):
         found = getattr(trained, task)
         assert found.shape == (96, 96)
         assert np.isfinite(found).all()
-        assert found.max() > 0
+        assert np.abs(found).max() > 0
         assert np.array_equal(found, getattr(again, task))
         # The correlation of a constant map is NaN.
         assert not correlate(found, getattr(random, task)) >= 0.7
+    sanity = compare_maps(trained, random)
+    assert sanity.passed
+    assert compare_maps(trained, again) == SanityCheck(1.0, 1.0)
+    assert not compare_maps(trained, again).passed
+    assert "do not interpret these maps" in compare_maps(trained, again).describe()
 
 
 def test_a_blanked_mouth_changes_the_map_there(crop):
@@ -70,9 +91,49 @@ def test_a_blanked_mouth_changes_the_map_there(crop):
     # Every patch of 16 pixels that covers one of these is inside the blanked region, so it changes nothing.
     inner = slice(68, 77), slice(36, 60)
     for found, blank in zip(before, after, strict=True):
-        assert found[inner].mean() > 0
-        assert blank[inner].max() < 0.01 * found[inner].mean()
-        assert blank.max() > 0
+        size = np.abs(found[inner]).mean()
+        assert size > 0
+        assert np.abs(blank[inner]).max() < 0.01 * size
+        assert np.abs(blank).max() > 0
+
+
+class OneFeature:
+    """An engine whose age falls, and whose P(female) grows, with the brightness of the middle of a crop."""
+
+    input_size = 96
+
+    def run(self, crops):
+        middle = crops[:, 40:56, 40:56].reshape(len(crops), -1).mean(axis=1) / 255
+        return SimpleNamespace(age=80 - 60 * middle, p_female=0.9 * middle)
+
+
+def test_maps_have_the_direction_of_the_influence():
+    crop = np.zeros((96, 96, 3), np.uint8)
+    crop[40:56, 40:56] = 255
+    maps = compute_occlusion(OneFeature(), crop)
+    # The bright middle makes the estimate younger and more female.
+    assert maps.age[48, 48] == maps.age.min() < -10
+    assert maps.gender[48, 48] == maps.gender.max() > 0.1
+    assert maps.age[5, 5] == maps.gender[5, 5] == 0
+    face = FacePrediction("a.jpg", "ok", 1, (0, 0, 1, 1), 34.2, 27.0, 41.4, "female", 0.984, "mtcnn")
+    figure = draw_explanation(Explanation(face, crop, maps, sanity=SanityCheck(0.04, -0.1)))
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert "← makes the estimate younger | older → (years)" in texts
+    assert "← makes the estimate more male | more female → (P(female))" in texts
+    assert any("is 0.04 for age and -0.10 for gender; the maps depend" in text for text in texts)
+    # Without ages there is no map of them.
+    figure = draw_explanation(Explanation(replace(face, age=None), crop, maps, "grad-cam"))
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert not any("younger" in text for text in texts)
+    assert any("often mark the background" in text for text in texts)
+    assert any("not done" in text for text in texts)
+
+
+def test_shuffled_weights_keep_their_values_and_lose_their_places():
+    before, after = load_compact(), shuffle_weights(load_compact())
+    for one, two in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(one.flatten().sort().values, two.flatten().sort().values)
+    assert not torch.equal(next(before.parameters()), next(after.parameters()))
 
 
 @pytest.mark.parametrize("model", ["compact", "scratch"])
@@ -82,6 +143,8 @@ def test_the_command_draws_maps_of_the_bundled_models(agegen, portrait, tmp_path
         done = agegen("explain", portrait, "-o", out, "--model", model, "--method", method)
         assert done.exit_code == 0, done.stderr
         assert "years" in done.stdout
+        assert "Sanity check: the rank correlation with the maps of shuffled weights is" in done.stdout
+        assert ("often mark the background" in done.stdout) == (method == "grad-cam")
         assert Image.open(out).width > 1000
 
 
@@ -89,7 +152,17 @@ def test_the_command_draws_maps_of_the_bundled_models(agegen, portrait, tmp_path
 def test_grad_cam_works_with_a_frozen_backbone(crop):
     backbone = load_backbone("vgg16")[1](pretrained=False)
     maps = compute_grad_cam(AgeGenderModel(backbone), resize_image(crop, backbone.input_spec.size))
-    assert maps.age.max() > 0
+    assert np.abs(maps.age).max() == pytest.approx(1)
+
+
+def test_json_has_the_result_of_the_sanity_check(agegen, portrait, tmp_path):
+    done = agegen("explain", portrait, "-o", tmp_path / "map.png", "--json", "-")
+    content = json.loads(done.stdout)
+    assert content["face"] == 1
+    assert content["figure"] == str(tmp_path / "map.png")
+    assert content["sanity_check"].keys() == {"age", "gender", "passed"}
+    assert content["sanity_check"]["passed"] is True
+    assert content["remarks"][0].startswith("Sanity check: ")
 
 
 def test_errors_are_one_line(agegen, portrait, tmp_path):

@@ -1,9 +1,11 @@
 """``agegen predict`` as a user runs it."""
 
+import base64
 import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -55,6 +57,46 @@ def test_json_rows(agegen, trained_run, folder):
     assert rows[0]["gender"] in ("female", "male", "uncertain")
     assert rows[2]["reason"].startswith("not a readable image")
     assert done.exit_code == 1
+
+
+def read_report(page):
+    (text,) = re.findall('<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    return json.loads(text)["faces"]
+
+
+def test_report_shows_the_rows_and_links_the_photos(agegen, trained_run, folder, tmp_path):
+    done = agegen(
+        *(
+            "predict",
+            folder,
+            "--run",
+            trained_run,
+            "--report",
+            tmp_path / "faces.html",
+            "--json",
+            tmp_path / "rows.json",
+        )
+    )
+    assert "report: " in done.stderr
+    rows = [row for row in json.loads((tmp_path / "rows.json").read_text()) if row["status"] == "ok"]
+    faces = read_report(tmp_path / "faces.html")
+    for name in ("age", "age_low", "gender", "p_female", "box", "score"):
+        assert [face[name] for face in faces] == [row[name] for row in rows], name
+    assert [face["href"] for face in faces] == ["./photos/1.jpg", "./photos/sub/2.webp"]
+    assert [(face["width"], face["height"]) for face in faces] == [(512, 600)] * 2
+    assert "not a readable image" in (tmp_path / "faces.html").read_text()
+
+
+@pytest.mark.parametrize("words", [("--no-detect",), ("--crops", "crops"), ("--boxes", "boxes.csv")])
+def test_report_has_the_crops_that_the_model_saw(agegen, trained_run, portrait, tmp_path, words):
+    (tmp_path / "boxes.csv").write_text(f"file,left,top,right,bottom\n{portrait},173,116,357,340\n")
+    agegen("predict", portrait, "--run", trained_run, "--report", "faces.html", *words)
+    (face,) = read_report(tmp_path / "faces.html")
+    with Image.open(io.BytesIO(base64.b64decode(face["thumb"]))) as thumbnail:
+        assert thumbnail.size == (96, 96)
+        assert np.asarray(thumbnail).std() > 30
+    assert "href" not in face
+    assert ("box" in face) == (words != ("--no-detect",))
 
 
 def test_csv_and_json_lines_have_the_same_rows(agegen, trained_run, folder, tmp_path):
@@ -191,8 +233,9 @@ def test_names_that_are_not_utf8(trained_run, folder, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_leaves_complete_rows(trained_run, folder, tmp_path):
     """Interrupted while it waits for more names on stdin, after it has written the rows of the first."""
-    output = tmp_path / "rows.jsonl"
+    output, page = tmp_path / "rows.jsonl", tmp_path / "faces.html"
     command = [sys.executable, "-m", "agegen", "predict", "-", "--run", str(trained_run), "--jsonl", str(output)]
+    command += ["--report", str(page)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -213,6 +256,8 @@ def test_ctrl_c_leaves_complete_rows(trained_run, folder, tmp_path):
     process.stdin.close()
     assert process.wait(timeout=60) == 130
     assert b"Traceback" not in errors
+    assert len(read_report(page)) == 20
+    assert "Incomplete" in page.read_text()
     lines = output.read_text().splitlines()
     assert len(lines) == 20
     assert all(json.loads(line)["file"] for line in lines)

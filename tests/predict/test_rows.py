@@ -4,13 +4,16 @@ import csv
 import errno
 import io
 import json
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from agegen.errors import AgegenError
 from agegen.predict.results import FacePrediction, PhotoPrediction
-from agegen.predict.rows import CSV_COLUMNS, load_resume_state, open_writer
+from agegen.predict.rows import CSV_COLUMNS, load_resume_state, open_report, open_writer, read_rows
+from agegen.render.gallery import GalleryAbout
 
 
 def make_face(file, number):
@@ -163,3 +166,58 @@ def test_rows_of_another_model_detector_or_options_are_not_resumed(tmp_path, kin
             load_resume_state(kind, path, origin)
         assert path.read_bytes() == before
     assert load_resume_state(kind, path, {"model": "compact 1 abc", "detector": "mtcnn"}) == {"a.jpg", "b.jpg"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_rows_are_read_as_they_were_written(tmp_path, kind):
+    target = tmp_path / f"rows.{kind}"
+    person = replace(make_face("=clip.mp4", 1), person=2, time=2.0, score=0.5, turn=0, options="min_score=0.5")
+    photos = [*PHOTOS, PhotoPrediction("=clip.mp4", "ok", (person,), options="min_score=0.5")]
+    write(kind, target, photos)
+    known = {"file", "status", "face", "box", "age", "age_low", "person", "time", "score", "turn", "options", "reason"}
+    expected = [
+        {name: value for name, value in vars(row).items() if value is not None and name in known}
+        for photo in photos
+        for row in photo.list_rows()
+    ]
+    found = [
+        {name: tuple(value) if name == "box" else value for name, value in row.items() if value is not None}
+        for row in read_rows(kind, str(target))
+    ]
+    assert [{name: row[name] for name in row if name in known} for row in found] == expected
+    assert list(read_rows(kind, str(tmp_path / "missing"))) == []
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_an_interrupted_report_keeps_its_faces_when_it_is_resumed(tmp_path, kind):
+    rows, page = tmp_path / f"rows.{kind}", tmp_path / "page.html"
+    crops = [np.full((32, 32, 3), grey, np.uint8) for grey in (50, 100, 150, 200)]
+    photos = [replace(make_photo(f"{number}.jpg"), crops=(crop,)) for number, crop in enumerate(crops)]
+    about = GalleryAbout(("photos",), "compact", "mtcnn")
+
+    def predict(photos, resume):
+        earlier = read_rows(kind, str(rows)) if resume else ()
+        with (
+            open_writer(kind, str(rows), io.BytesIO(), resume) as writer,
+            open_report(page, about, earlier, resume) as report,
+        ):
+            for photo in photos:
+                writer.write(photo)
+                report.write(photo)
+            if not resume:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(photos[:3], resume=False)
+    text = page.read_text()
+    assert "Incomplete" in text
+    interrupted = re.findall('"thumb":"([^"]+)"', text)
+    # The last file is repeated.
+    assert load_resume_state(kind, rows) == {"0.jpg", "1.jpg"}
+    predict(photos[2:], resume=True)
+    text = page.read_text()
+    assert "Incomplete" not in text
+    assert "4 faces in 4 files" in text
+    thumbnails = re.findall('"thumb":"([^"]+)"', text)
+    assert thumbnails[:3] == interrupted
+    assert len(set(thumbnails)) == 4

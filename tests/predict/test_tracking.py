@@ -83,6 +83,14 @@ def test_each_face_of_each_frame_is_a_row_on_request(agegen, trained_run, clip):
     assert {row["options"] for row in rows} == {"fps=4.0 frames=True"}
 
 
+@pytest.mark.parametrize(("words", "count"), [((), 2), (("--frames",), 10)])
+def test_report_has_the_crops_of_persons_or_frames(agegen, trained_run, clip, tmp_path, words, count):
+    agegen("predict", clip, "--run", trained_run, "--report", tmp_path / "faces.html", *words)
+    text = (tmp_path / "faces.html").read_text()
+    assert text.count('"thumb":"') == text.count('"person":') >= count
+    assert " in 1 file; 0 without a face, 0 unreadable" in text
+
+
 def test_an_animation_is_a_video_on_request(agegen, trained_run, head, tmp_path):
     frames = [Image.fromarray(np.ascontiguousarray(np.roll(head, 10 * shift, axis=1))) for shift in range(3)]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=300)

@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from composing import draw_background, paste_face
 from PIL import Image
 from running import run_service
 
@@ -104,17 +106,66 @@ def check_box(figure, row):
 
 
 def test_images_without_a_face_and_files_that_are_not_images(page, service, tmp_path):
-    empty, text = tmp_path / "empty.png", tmp_path / "text.png"
+    empty, text, table = tmp_path / "empty.png", tmp_path / "text.png", tmp_path / "table.csv"
     Image.new("RGB", (300, 200), "navy").save(empty)
     text.write_text("not an image")
+    table.write_text("path,age\na.jpg,3\n")
     page.goto(service.address)
     page.locator("#model option").first.wait_for(state="attached")
-    page.locator("#files").set_input_files([empty, text])
-    page.get_by_text("0 faces in 2 images.").wait_for()
-    assert page.locator("#results article").nth(1).locator("tbody").inner_text() == "no face found"
-    assert "not a readable image" in page.locator("#results article").nth(0).inner_text()
+    page.locator("#files").set_input_files([empty, text, table])
+    page.get_by_text("0 faces in 1 image. 2 files could not be read.").wait_for()
+    articles = page.locator("#results article")
+    assert articles.nth(2).locator("tbody").inner_text() == "no face found"
+    assert articles.nth(1).inner_text().startswith("text.png")
+    assert "not a readable image" in articles.nth(1).inner_text()
+    assert articles.nth(0).inner_text().startswith("table.csv")
+    assert "not an image (text/csv)" in articles.nth(0).inner_text()
+    assert articles.nth(0).locator("table").count() == 0
     page.get_by_role("button", name="Clear").click()
     assert page.locator("#results article").count() == 0
+
+
+@pytest.fixture(scope="module")
+def crowd(portrait, tmp_path_factory):
+    """A photo of two rows of faces; the second face of the upper row is lower than the first."""
+    crop = np.asarray(Image.open(portrait).convert("RGB").crop((80, 40, 440, 400)))
+    image = draw_background(1200, 700, np.random.default_rng(0))
+    for x, y in ((150, 150), (450, 190), (750, 150), (1050, 190), (300, 520), (600, 490), (900, 520)):
+        paste_face(image, crop, (x, y), 240)
+    path = tmp_path_factory.mktemp("crowd") / "crowd.png"
+    Image.fromarray(image).save(path)
+    return path
+
+
+@pytest.mark.slow
+def test_labels_of_a_group_are_apart_and_numbered_by_rows(page, service, agegen, crowd):
+    page.goto(service.address)
+    page.locator("#model option").first.wait_for(state="attached")
+    page.locator("#files").set_input_files(crowd)
+    page.get_by_text("7 faces in 1 image.").wait_for()
+    labels, boxes = (
+        [item.bounding_box() for item in page.locator(f"#results {name}").all()] for name in (".box span", ".box")
+    )
+    for index, label in enumerate(labels):
+        others = [*labels[:index], *(box for place, box in enumerate(boxes) if place != index)]
+        assert not any(overlap(label, other) for other in others)
+    numbers = [label.inner_text().split(":")[0] for label in page.locator("#results .box span").all()]
+    assert numbers == list("1234567")
+    centers = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes]
+    assert centers[:4] == sorted(centers[:4])
+    assert centers[4:] == sorted(centers[4:])
+    assert max(y for _, y in centers[:4]) < min(y for _, y in centers[4:])
+    assert [row["face"] for row in predict(agegen, crowd, "compact")] == [1, 2, 3, 4, 5, 6, 7]
+    assert page.locator("html").evaluate("root => root.scrollWidth") == page.viewport_size["width"]
+    assert page.messages == []
+
+
+def overlap(first, second):
+    """Return whether two boxes share more than a rounded pixel."""
+    return all(
+        min(first[start] + first[side], second[start] + second[side]) - max(first[start], second[start]) > 1
+        for start, side in (("x", "width"), ("y", "height"))
+    )
 
 
 def press_for_files(page):
