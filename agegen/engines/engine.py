@@ -16,7 +16,7 @@ from agegen.model.metadata import CheckpointInfo, parse_info
 
 
 class CropOutputs(NamedTuple):
-    """The outputs of a model for N crops, averaged over each crop and its mirror image.
+    """The outputs of a model for N crops, averaged over its views of each: the crop and, with two, its mirror image.
 
     The fields are also the names of the outputs in ONNX files. ``age`` (N,) and ``spread`` (N,): mean and standard
     deviation of the age distribution in years; ``p_female`` (N,): 0–1; ``distribution`` (N, 117): P(age) for 0–116,

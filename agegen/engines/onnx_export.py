@@ -37,8 +37,8 @@ def export_onnx(checkpoint: Path, target: Path) -> None:
     """Write a checkpoint's model as ONNX, with float16 weights and the checkpoint's metadata.
 
     The input ``crops`` (N, size, size, 3) is uint8 RGB. The outputs ``age`` and ``spread`` (years), ``p_female`` (0–1),
-    (N,) each, and ``distribution`` (N, 117) are averaged over the crop and its mirror image. The computation is in
-    float32.
+    (N,) each, and ``distribution`` (N, 117) are averaged over the model's views: the crop and, with two, its mirror
+    image. The computation is in float32.
 
     Raises:
         AgegenError: the checkpoint cannot be loaded, the backbone cannot be exported, or the file cannot be written.
@@ -71,10 +71,10 @@ class DeployedModel(nn.Module):
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Map RGB crops (N, size, size, 3), uint8, to age (N,), spread (N,), P(female) (N,) and P(age) (N, 117)."""
         count = crops.shape[0]
-        images = torch.cat([crops, crops.flip(2)]).permute(0, 3, 1, 2)
-        outputs = self.model(images)
-        views = [Outputs(*(part[half] for part in outputs)) for half in (slice(None, count), slice(count, None))]
-        ages, p_female = average_outputs(views)
+        images = crops if self.model.views == 1 else torch.cat([crops, crops.flip(2)])
+        outputs = self.model(images.permute(0, 3, 1, 2))
+        parts = [slice(None)] if self.model.views == 1 else [slice(None, count), slice(count, None)]
+        ages, p_female = average_outputs([Outputs(*(values[part] for values in outputs)) for part in parts])
         return expect_age(ages), compute_std(ages), p_female, ages
 
 
