@@ -142,8 +142,8 @@ def _make_image_sources(
     workers = choose_workers(options.workers)
     augmentation = build_train_augmentation(model.backbone.input_spec, model.backbone.make_augmentation())
     batches = TrainBatches(train, augmentation, options.batch_size, options.seed, workers, weights, options.dist)
-    held_out = (EvalBatches(part, model.views) for part in (val, test))
-    return TrainSources(model, batches, *held_out, notices=_list_limits(batches, workers))
+    limits = _list_limits(batches, workers)
+    return TrainSources(model, batches, EvalBatches(val, model.views), EvalBatches(test, model.views), notices=limits)
 
 
 def _list_limits(batches: TrainBatches, workers: int) -> tuple[str, ...]:

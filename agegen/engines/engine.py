@@ -34,6 +34,9 @@ class CropOutputs(NamedTuple):
         return all(values is None or bool(np.isfinite(values).all()) for values in self)
 
 
+ONNX_SUFFIX = ".onnx"
+# Of the file that computes in int8, next to a checkpoint of the same name.
+INT8_SUFFIX = ".int8.onnx"
 # The name of the input in ONNX files, and the names of the outputs.
 INPUT = "crops"
 DISTRIBUTION = "distribution"
@@ -42,6 +45,8 @@ PLAIN_OUTPUTS = tuple(name for name in CropOutputs._fields if name != DISTRIBUTI
 SOURCE_KEY = "agegen_checkpoint"
 # Key in the metadata of ONNX files that end with a checksum, so that a damaged checksum is not mistaken for none.
 CHECKED_KEY = "agegen_checked"
+# Key in the metadata of ONNX files that compute in int8: how their estimates differ from those in float32, as JSON.
+INT8_KEY = "agegen_int8"
 # What precedes the checksum in a file: ONNX's encoding of one more entry of the metadata, `agegen_sha256`, with 64
 # characters. Readers merge it with the others.
 _CHECKSUM_START = b"\x72\x51\x0a\x0dagegen_sha256\x12\x40"
@@ -51,10 +56,12 @@ _CHECKSUM_LENGTH = len(_CHECKSUM_START) + 64
 class Engine(Protocol):
     """A loaded model.
 
-    ``input_size`` is the side of its input crops in pixels; ``notice`` says why another engine was not used.
+    ``input_size`` is the side of its input crops in pixels; ``precision`` is that of its matrix products, ``fp32``,
+    ``bf16`` or ``int8``; ``notice`` says why another engine was not used.
     """
 
     name: str
+    precision: str
     input_size: int
     notice: str
 
@@ -68,8 +75,9 @@ class OnnxEngine:
     name = "onnx"
     notice = ""
 
-    def __init__(self, session: Any, input_size: int, source: str = "") -> None:
+    def __init__(self, session: Any, input_size: int, source: str = "", precision: str = "fp32") -> None:
         """Wrap a session; ``source`` is the SHA-256 of the checkpoint that its file was exported from."""
+        self.precision = precision
         self.input_size = input_size
         self.source = source
         self._session = session
@@ -105,7 +113,8 @@ def load_onnx(
     if checkpoint is not None and metadata.get(SOURCE_KEY) != digest_file(checkpoint):
         raise CheckpointError(f"{path} was not exported from {checkpoint}. {_advise_export(path, checkpoint)}")
     try:
-        engine = OnnxEngine(session, int(info.input_spec["size"]), metadata.get(SOURCE_KEY, ""))
+        precision = "int8" if INT8_KEY in metadata else "fp32"
+        engine = OnnxEngine(session, int(info.input_spec["size"]), metadata.get(SOURCE_KEY, ""), precision)
         # A black crop shows whether the inputs and outputs are as expected.
         outputs = engine.run(np.zeros((1, engine.input_size, engine.input_size, 3), dtype=np.uint8))
         valid = outputs.finite and all(values is None or values.shape == (1,) for values in outputs)
@@ -138,7 +147,8 @@ def _verify_checksum(path: Path, content: bytes) -> bool:
 def _advise_export(path: Path, checkpoint: Path | None = None) -> str:
     """Return the command that writes an ONNX file anew; that of a run folder is next to its weights."""
     run = "RUN" if checkpoint is None else checkpoint.parent
-    return f"Run `agegen export {run} --onnx {path}` again."
+    int8 = " --int8" if path.name.endswith(INT8_SUFFIX) else ""
+    return f"Run `agegen export {run} --onnx {path}{int8}` again."
 
 
 def _make_change_error(path: Path) -> CheckpointError:

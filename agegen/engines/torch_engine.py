@@ -23,6 +23,7 @@ class TorchEngine:
     notice = ""
 
     def __init__(self, model: AgeGenderModel, compute: Compute) -> None:
+        self.precision = compute.precision
         self.input_size = model.backbone.input_spec.size
         self._model = model.to(compute.device).eval()
         self._compute = compute

@@ -1,4 +1,4 @@
-"""The number of views that estimates are averaged over: declared by the backbone, stored in checkpoints, used by all."""
+"""The number of views to average over: declared by the backbone, stored in checkpoints, used by all."""
 
 from importlib.metadata import EntryPoint
 
