@@ -145,7 +145,7 @@ def _verify_checksum(path: Path, content: bytes) -> bool:
 
 
 def _advise_export(path: Path, checkpoint: Path | None = None) -> str:
-    """Return the command that writes an ONNX file anew; that of a run folder is next to its weights."""
+    """Return the command that writes an ONNX file again; that of a run folder is next to its weights."""
     run = "RUN" if checkpoint is None else checkpoint.parent
     int8 = " --int8" if path.name.endswith(INT8_SUFFIX) else ""
     return f"Run `agegen export {run} --onnx {path}{int8}` again."

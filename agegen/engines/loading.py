@@ -78,7 +78,7 @@ def _list_exported(path: Path, engine: str, precision: str) -> list[Path]:
     """Return the ONNX files of a checkpoint to try, the best first.
 
     Raises:
-        CheckpointError: int8 is asked for, and there is no such file.
+        CheckpointError: int8 is asked for, but the file is missing.
     """
     int8, plain = path.with_suffix(INT8_SUFFIX), path.with_suffix(ONNX_SUFFIX)
     found = [file for file in {"auto": (int8, plain), "int8": (int8,), "fp32": (plain,)}[precision] if file.is_file()]

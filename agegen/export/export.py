@@ -24,7 +24,14 @@ from agegen.evaluate.subject import EvaluationSubject, open_subject
 from agegen.export.card import write_card
 from agegen.files import digest_file, write_bytes
 from agegen.machine import count_cores, open_session
-from agegen.model.calibration import Calibration, bound_ages, calibrate, describe_weaknesses, read_calibration
+from agegen.model.calibration import (
+    MIN_INTERVAL_FACES,
+    Calibration,
+    bound_ages,
+    calibrate,
+    describe_weaknesses,
+    read_calibration,
+)
 from agegen.model.checkpoint import load_checkpoint, read_used_faces, save_checkpoint
 from agegen.model.weights import CARD_FILE, find_weights, parse_weights_name
 from agegen.options import Int8Part
@@ -32,8 +39,6 @@ from agegen.runs import RunFolder, is_standalone_file, open_run
 
 # Faces on which the ranges of activations are measured. Their extremes hardly change beyond some hundred.
 CALIBRATION_FACES = 256
-# With fewer validation faces, the intervals' true coverage is known to no better than ±9 points; as for `calibrate`.
-MIN_VALIDATION_FACES = 50
 # The largest loss of accuracy in int8: a quarter of what the MAE and the accuracy of gender on 2,000 test faces are
 # uncertain by (95 % intervals of ±0.2 years and ±1.1 points), so that nobody could tell from a test set.
 MAX_YEARS, MAX_SHARE = 0.05, 0.003
@@ -234,11 +239,12 @@ def choose_faces(subject: EvaluationSubject) -> Int8Faces:
         # Any faces show the ranges of activations, but those that are left verify the model.
         train = rng.permutation(new)[: min(CALIBRATION_FACES, len(new) // 2)]
         new = np.setdiff1d(new, train)
-    if len(val) < MIN_VALIDATION_FACES:
-        val = new
-    if not len(train) or len(val) < MIN_VALIDATION_FACES:
+    if len(val) < MIN_INTERVAL_FACES:
+        val = max(val, new, key=len)
+    # With fewer, not even intervals could be fitted.
+    if not len(train) or len(val) < MIN_INTERVAL_FACES:
         raise DataError(
-            f"--int8 is verified on at least {MIN_VALIDATION_FACES} validation faces, or others that the training has "
+            f"--int8 is verified on at least {MIN_INTERVAL_FACES} validation faces, or others that the training has "
             f"not used; {subject.source} has {len(val)}. Give more with --data PATH."
         )
     return Int8Faces(np.sort(rng.permutation(train)[:CALIBRATION_FACES]), val, tuple(notices))
