@@ -27,6 +27,7 @@ from agegen.model.checkpoint import describe_model, save_checkpoint
 from agegen.model.network import AgeGenderModel
 from agegen.options import Int8Part
 from agegen.plugins import Plugin
+from agegen.serve.models import load_models
 
 FACES = 120
 
@@ -176,6 +177,13 @@ def test_the_estimates_are_those_of_the_chosen_file(files, faces):
         assert estimator.predict(photo)[0].p_female == pytest.approx(wanted, abs=6e-5)
         assert estimator.model.name.endswith(" int8") == (precision == "auto")
         assert estimator.model.digest == digest_file(checkpoint)
+
+
+@pytest.mark.parametrize(("precision", "chosen"), [("auto", "int8"), ("fp32", "fp32")])
+def test_the_service_uses_the_chosen_file(files, precision, chosen):
+    (served,) = load_models((), (str(files[0]),), "none", lambda name, faces: None, precision).values()
+    assert served.to_json()["precision"] == served.estimator.model.engine.precision == chosen
+    served.batcher.close(10)
 
 
 @pytest.mark.parametrize(
