@@ -155,26 +155,33 @@ def export_int8(
     info, model = load_checkpoint(source)
     proto = convert_checked(info, model)
     quantized = quantize_model(proto, _read_crops(subject, faces.calibration), options.exclude)
-    crops, labels = _read_crops(subject, faces.validation), subject.scan.records.labels.pick(faces.validation)
-    if not subject.calibration.knows_age:
-        labels = labels.drop_ages()
+    crops, labels = _read_crops(subject, faces.validation), _pick_labels(subject, faces.validation)
     plain, outputs = (_estimate(encode_model(one, info), crops, on_progress) for one in (proto, quantized))
-    origins = subject.scan.records.list_face_sources()[faces.validation]
-    # Without ages, those of the bands in which gender is unreliable would be arbitrary.
-    knows_age = subject.calibration.knows_age
-    ages = outputs.age if knows_age else np.zeros_like(outputs.age)
-    fitted = replace(calibrate(ages, outputs.spread, outputs.p_female, labels, origins), knows_age=knows_age)
+    fitted = _fit_calibration(outputs, labels, subject, faces.validation)
     changes = compare_outputs(plain, outputs, labels, read_calibration(info.calibration), fitted)
     check_changes(changes)
-    content = encode_model(
-        quantized,
-        replace(info, calibration=fitted.to_json()),
-        digest_file(source),
-        _describe_export(changes, len(faces.calibration), options),
-    )
-    write_bytes(onnx, content)
+    described = _describe_export(changes, len(faces.calibration), options)
+    info = replace(info, calibration=fitted.to_json())
+    write_bytes(onnx, encode_model(quantized, info, digest_file(source), described))
     notices = (*subject.notices, *faces.notices, *describe_weaknesses(fitted))
     return [*written, onnx], Int8Result(changes, len(faces.calibration), fitted, notices)
+
+
+def _pick_labels(subject: EvaluationSubject, rows: NDArray[np.int64]) -> Labels:
+    """Return the labels (n,) of what the model can estimate."""
+    labels = subject.scan.records.labels.pick(rows)
+    return labels if subject.calibration.knows_age else labels.drop_ages()
+
+
+def _fit_calibration(
+    outputs: CropOutputs, labels: Labels, subject: EvaluationSubject, rows: NDArray[np.int64]
+) -> Calibration:
+    """Return the calibration of the estimates of some faces (n,), as at the end of a training."""
+    knows_age = subject.calibration.knows_age
+    # Without ages, those of the bands in which gender is unreliable would be arbitrary.
+    ages = outputs.age if knows_age else np.zeros_like(outputs.age)
+    origins = subject.scan.records.list_face_sources()[rows]
+    return replace(calibrate(ages, outputs.spread, outputs.p_female, labels, origins), knows_age=knows_age)
 
 
 def _prepare_source(
