@@ -152,6 +152,9 @@ class Backbone(nn.Module):
         crop: landmark positions in the crop that the backbone expects, if they differ from those of its training data:
             eyes, nose and mouth corners (five pairs of x and y) as fractions of the crop's side, as YuNet detects
             them; see :class:`agegen.faces.alignment.AlignmentTemplate`.
+        views: how many views of a face the estimates are averaged over, in validation and in prediction: 2, the crop
+            and its mirror image, or 1, the crop alone, in half the time. Checkpoints store it, so that a trained model
+            keeps its number when its class changes. Not to be confused with :attr:`TrainingDefaults.views`.
         argument_name: the meaning of ARGUMENT in ``--model NAME:ARGUMENT``, e.g. ``ARCHITECTURE``; "" for none.
 
     If the constructor also accepts the keyword arguments ``image_size`` (pixels) or ``freeze`` (bool), ``agegen train``
@@ -166,6 +169,7 @@ class Backbone(nn.Module):
     identity: str = ""
     trained_parts: tuple[str, ...] | None = None
     crop: tuple[tuple[float, float], ...] | None = None
+    views: int = 2
     argument_name: ClassVar[str] = ""
     # The keyword arguments other than `pretrained` with which agegen built the backbone; checkpoints store them.
     build_options: Mapping[str, Any] = MappingProxyType({})
@@ -217,12 +221,15 @@ def find_contract_gap(backbone: type[Backbone] | Backbone) -> str | None:
         "defaults": TrainingDefaults,
         "heads": HeadConfig,
         "frozen": bool,
+        "views": int,
     }
     for name, kind in required.items():
         if not isinstance(getattr(backbone, name, None), kind):
             return f"{cls.__name__}.{name} must be set to a {kind.__name__}"
     if cls.forward is Backbone.forward:
         return f"{cls.__name__} must define forward(images)"
+    if backbone.views not in (1, 2):
+        return f"{cls.__name__}.views must be 1 (the face) or 2 (the face and its mirror image)"
     if backbone.frozen and not backbone.identity:
         return f"{cls.__name__} is frozen, so it must name its weights in `identity`"
     return None if isinstance(backbone, type) else _find_lazy_weight(backbone) or _find_missing_part(backbone)

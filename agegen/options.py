@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -30,9 +31,21 @@ MODEL, DATA, TRAINING, STUDY, COMPUTE = "Model", "Data", "Training", "Resume and
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
+InferencePrecision = Literal["auto", "fp32", "bf16", "int8"]
 EngineName = Literal["auto", "onnx", "torch"]
 SplitName = Literal["test", "val", "train", "all"]
 ProtocolName = Literal["utkface-21-60", "utkface-full"]
+
+
+class Int8Part(StrEnum):
+    """A part of a model that can stay in float32 when the rest is quantized.
+
+    The first layer, which sees the pixels, and the heads lose the most accuracy in most published int8 networks.
+    """
+
+    FIRST = "first"
+    HEADS = "heads"
+
 
 # Of the option of `agegen` itself and of its commands.
 OFFLINE_HELP = "Never access the network; fail if a required file is not cached."
@@ -55,6 +68,13 @@ DeviceOption = Annotated[
 PrecisionOption = Annotated[
     Precision,
     typer.Option(help="Precision of matrix products; auto uses bf16 if the hardware has it.", rich_help_panel=COMPUTE),
+]
+InferencePrecisionOption = Annotated[
+    InferencePrecision,
+    typer.Option(
+        help="auto: the model's int8 file if it has one; fp32, int8: its ONNX file in this precision; bf16: torch.",
+        rich_help_panel=COMPUTE,
+    ),
 ]
 CacheDirOption = Annotated[
     Path | None,

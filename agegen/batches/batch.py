@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
     Attributes:
         views: one tensor per view of the faces: images (N, 3, size, size) uint8, or features (N, D). Training has one
-            view, evaluation a plain and a mirrored one.
+            view; evaluation has those of the model: a plain and, with two, a mirrored one.
         targets: the labels of the N faces.
         shared: the batch of which these faces are the part of this process; None with a single process.
     """
@@ -80,10 +80,11 @@ class EvalSource(BatchSource, Protocol):
 
 
 class OrderedFaces(ABC):
-    """Base class of every :class:`EvalSource`: faces in the order of the data."""
+    """Base class of every :class:`EvalSource`: faces in the order of the data, each in the model's ``views``."""
 
-    def __init__(self, labels: Labels, batch_size: int = EVAL_BATCH_SIZE) -> None:
+    def __init__(self, labels: Labels, views: int, batch_size: int = EVAL_BATCH_SIZE) -> None:
         self.labels = labels
+        self._views = views
         self._batch_size = batch_size
 
     def __len__(self) -> int:
@@ -96,7 +97,7 @@ class OrderedFaces(ABC):
 
     @abstractmethod
     def make_batch(self, first: int, stop: int) -> Batch:
-        """Return the plain and the mirrored view of the faces from ``first`` to ``stop`` (excluded)."""
+        """Return the views of the faces from ``first`` to ``stop`` (excluded)."""
 
 
 class DrawnBatch(NamedTuple):

@@ -80,16 +80,16 @@ class DeviceBatches(ShuffledFaces):
 
 
 class DeviceEvalBatches(OrderedFaces):
-    """Images on the device in the order of the data, each with its mirror image."""
+    """Images on the device in the order of the data; the second view is the mirror image."""
 
-    def __init__(self, data: LabelledPixels, device: torch.device) -> None:
-        super().__init__(data.labels, _EVAL_BATCH_SIZE)
+    def __init__(self, data: LabelledPixels, device: torch.device, views: int) -> None:
+        super().__init__(data.labels, views, _EVAL_BATCH_SIZE)
         self._images = load_images(data, device)
 
     def make_batch(self, first: int, stop: int) -> Batch:
-        """Return the plain and the mirrored images from ``first`` to ``stop`` (excluded)."""
+        """Return the views of the images from ``first`` to ``stop`` (excluded)."""
         images = self._images[first:stop]
-        return Batch([images, images.flip(3)], make_targets(self.labels.pick(slice(first, stop))))
+        return Batch([images, images.flip(3)][: self._views], make_targets(self.labels.pick(slice(first, stop))))
 
 
 def load_images(data: LabelledPixels, device: torch.device) -> Tensor:

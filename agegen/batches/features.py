@@ -332,17 +332,16 @@ def _count_earlier_draws(order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class EvalFeatures(OrderedFaces):
-    """Cached features in the order of the data: the plain and the mirrored view of each face."""
+    """Cached features in the order of the data: the first ``views`` views of each face, plain and mirrored."""
 
-    def __init__(self, data: LabelledFeatures, batch_size: int = EVAL_BATCH_SIZE) -> None:
-        super().__init__(data.labels, batch_size)
+    def __init__(self, data: LabelledFeatures, views: int, batch_size: int = EVAL_BATCH_SIZE) -> None:
+        super().__init__(data.labels, views, batch_size)
         self._data = data
 
     def make_batch(self, first: int, stop: int) -> Batch:
-        """Return the plain and the mirrored view of the faces from ``first`` to ``stop`` (excluded)."""
+        """Return the views of the faces from ``first`` to ``stop`` (excluded)."""
         chosen = np.arange(first, stop)
-        plain, mirrored = np.zeros_like(chosen), np.ones_like(chosen)
-        return _take_features(self._data, chosen, [plain, mirrored])
+        return _take_features(self._data, chosen, [np.full_like(chosen, view) for view in range(self._views)])
 
 
 def _take_features(data: LabelledFeatures, chosen: NDArray[np.int64], views: list[NDArray[np.int64]]) -> Batch:

@@ -211,16 +211,16 @@ class _AugmentedImages(Dataset[RGB]):
 
 
 class EvalBatches(OrderedFaces):
-    """Images in the order of the data, each with its mirror image."""
+    """Images in the order of the data; the second view is the mirror image."""
 
-    def __init__(self, data: LabelledPixels, batch_size: int = EVAL_BATCH_SIZE) -> None:
-        super().__init__(data.labels, batch_size)
+    def __init__(self, data: LabelledPixels, views: int, batch_size: int = EVAL_BATCH_SIZE) -> None:
+        super().__init__(data.labels, views, batch_size)
         self._pixels = data.pixels
 
     def make_batch(self, first: int, stop: int) -> Batch:
-        """Return the plain and the mirrored images from ``first`` to ``stop`` (excluded)."""
+        """Return the views of the images from ``first`` to ``stop`` (excluded)."""
         images = [self._pixels[index] for index in range(first, stop)]
-        return Batch(make_views(images), make_targets(self.labels.pick(slice(first, stop))))
+        return Batch(make_views(images, self._views), make_targets(self.labels.pick(slice(first, stop))))
 
 
 class Augmentation:

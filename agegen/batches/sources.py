@@ -31,19 +31,19 @@ from agegen.errors import AgegenError
 from agegen.machine import Compute
 from agegen.model.network import AgeGenderModel
 
-# Evaluation averages the plain and the mirrored view.
-EVAL_VIEWS = 2
-
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How to make batches; ``views`` and ``cache_dir`` concern frozen backbones only."""
+    """How to make batches; ``views`` and ``cache_dir`` concern frozen backbones only.
+
+    ``views`` is the number of views to train on; the model itself says over how many an evaluation averages.
+    """
 
     compute: Compute
     batch_size: int
     seed: int = 0
     workers: int | None = None
-    views: int = EVAL_VIEWS
+    views: int = 1
     cache_dir: Path | None = None
     age_balance: float = 0.0
     dist: DistContext = SINGLE_PROCESS
@@ -113,8 +113,8 @@ def _make_feature_sources(
     return TrainSources(
         network=model.heads,
         train=TrainFeatures(train, options.batch_size, options.seed, weights, options.dist),
-        val=EvalFeatures(val),
-        test=EvalFeatures(test),
+        val=EvalFeatures(val, model.views),
+        test=EvalFeatures(test, model.views),
         feature_seconds=features.table.seconds,
     )
 
@@ -135,14 +135,15 @@ def _make_image_sources(
             network=model,
             train=DeviceBatches(train, device, options.batch_size, options.seed, weights, options.dist),
             # Validation reads its images in each epoch; the test images are read once and need not be on the device.
-            val=DeviceEvalBatches(val, device),
-            test=EvalBatches(test),
+            val=DeviceEvalBatches(val, device, model.views),
+            test=EvalBatches(test, model.views),
             notices=("images are stored and augmented in the memory of the training device",),
         )
     workers = choose_workers(options.workers)
     augmentation = build_train_augmentation(model.backbone.input_spec, model.backbone.make_augmentation())
     batches = TrainBatches(train, augmentation, options.batch_size, options.seed, workers, weights, options.dist)
-    return TrainSources(model, batches, EvalBatches(val), EvalBatches(test), notices=_list_limits(batches, workers))
+    limits = _list_limits(batches, workers)
+    return TrainSources(model, batches, EvalBatches(val, model.views), EvalBatches(test, model.views), notices=limits)
 
 
 def _list_limits(batches: TrainBatches, workers: int) -> tuple[str, ...]:
@@ -188,11 +189,11 @@ def make_eval_source(
     """Return the network to evaluate and its batches over the images ``chosen`` (N,) of a scan."""
     rows = np.flatnonzero(chosen)
     if not model.backbone.frozen:
-        return model, EvalBatches(_pick_pixels(model, scan, rows))
-    if _open_cache(model, scan, options).has_views(max(options.views, EVAL_VIEWS)):
-        return model.heads, EvalFeatures(_pick_features(_extract(model, scan, options, on_progress), rows))
+        return model, EvalBatches(_pick_pixels(model, scan, rows), model.views)
+    if _open_cache(model, scan, options).has_views(max(options.views, model.views)):
+        return model.heads, EvalFeatures(_pick_features(_extract(model, scan, options, on_progress), rows), model.views)
     # No training has cached the features of all images, so only those of the chosen ones are computed.
-    return model.heads, EvalFeatures(_extract(model, scan.select(chosen), options, on_progress))
+    return model.heads, EvalFeatures(_extract(model, scan.select(chosen), options, on_progress), model.views)
 
 
 def choose_network(model: AgeGenderModel) -> nn.Module:
@@ -205,6 +206,7 @@ def share_backbone(model: AgeGenderModel, network: nn.Module) -> AgeGenderModel:
     if isinstance(network, AgeGenderModel):
         return network
     shell = AgeGenderModel(model.backbone, model.head_config)
+    shell.views = model.views
     shell.heads.load_state_dict(network.state_dict())
     return shell
 
@@ -216,7 +218,7 @@ def _add_soft_labels(labels: Labels, rows: NDArray[np.int64], soft: SoftLabels |
 def _extract(model: AgeGenderModel, scan: Scan, options: SourceOptions, on_progress: ProgressHook) -> LabelledFeatures:
     cache = _open_cache(model, scan, options)
     pixels = Pixels(scan.records, model.backbone.input_spec.size, scan.pixels)
-    table = cache.load(pixels, max(options.views, EVAL_VIEWS), on_progress, options.dist)
+    table = cache.load(pixels, max(options.views, model.views), on_progress, options.dist)
     labels = scan.records.labels
     return LabelledFeatures(table, np.arange(len(labels)), labels)
 

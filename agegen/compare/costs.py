@@ -37,7 +37,7 @@ class Cost:
         minutes: of the whole training with loading and evaluation, without computing cached features.
         feature_minutes: for computing cached features, once for all trainings on the same data; 0 for trainable
             backbones.
-        images_per_second: of the whole model on decoded crops, both views; None if the model cannot be loaded.
+        images_per_second: of the whole model on decoded crops, all its views; None if the model cannot be loaded.
     """
 
     parameters: int
@@ -95,13 +95,13 @@ def find_converged_epoch(val_loss: Floats) -> int:
 
 
 def measure_speed(model: AgeGenderModel, name: str, device: str, on_progress: ProgressHook) -> float:
-    """Return the throughput of the whole model in crops per second: decoded crops, both views, batches of 32."""
+    """Return the throughput of the whole model in crops per second: decoded crops, all its views, batches of 32."""
     import torch
 
     compute = choose_compute(device)
     model = model.to(compute.device)
     size = model.backbone.input_spec.size
-    views = [torch.randint(0, 256, (_SPEED_FACES, 3, size, size), dtype=torch.uint8)] * 2
+    views = [torch.randint(0, 256, (_SPEED_FACES, 3, size, size), dtype=torch.uint8)] * model.views
     seconds = []
     with torch.inference_mode():
         for repeat in range(_SPEED_REPEATS + 1):

@@ -17,7 +17,7 @@ from agegen.model.metadata import CheckpointInfo, parse_info
 
 
 class CropOutputs(NamedTuple):
-    """The outputs of a model for N crops, averaged over each crop and its mirror image.
+    """The outputs of a model for N crops, averaged over its views of each: the crop and, with two, its mirror image.
 
     The fields are also the names of the outputs in ONNX files. ``age`` (N,) and ``spread`` (N,): mean and standard
     deviation of the age distribution in years; ``p_female`` (N,): 0–1; ``distribution`` (N, 117): P(age) for 0–116,
@@ -35,6 +35,9 @@ class CropOutputs(NamedTuple):
         return all(values is None or bool(np.isfinite(values).all()) for values in self)
 
 
+ONNX_SUFFIX = ".onnx"
+# Of the file that computes in int8, next to a checkpoint of the same name.
+INT8_SUFFIX = ".int8.onnx"
 # The name of the input in ONNX files, and the names of the outputs.
 INPUT = "crops"
 DISTRIBUTION = "distribution"
@@ -46,6 +49,8 @@ _CORE_CROPS = 16
 SOURCE_KEY = "agegen_checkpoint"
 # Key in the metadata of ONNX files that end with a checksum, so that a damaged checksum is not mistaken for none.
 CHECKED_KEY = "agegen_checked"
+# Key in the metadata of ONNX files that compute in int8: how their estimates differ from those in float32, as JSON.
+INT8_KEY = "agegen_int8"
 # What precedes the checksum in a file: ONNX's encoding of one more entry of the metadata, `agegen_sha256`, with 64
 # characters. Readers merge it with the others.
 _CHECKSUM_START = b"\x72\x51\x0a\x0dagegen_sha256\x12\x40"
@@ -55,11 +60,13 @@ _CHECKSUM_LENGTH = len(_CHECKSUM_START) + 64
 class Engine(Protocol):
     """A loaded model.
 
-    ``input_size`` is the side of its input crops in pixels; ``notice`` says why another engine was not used.
-    ``concurrent``: several threads should run it at the same time, because it computes a small batch on one core.
+    ``input_size`` is the side of its input crops in pixels; ``precision`` is that of its matrix products, ``fp32``,
+    ``bf16`` or ``int8``; ``notice`` says why another engine was not used. ``concurrent``: several threads should run it
+    at the same time, because it computes a small batch on one core.
     """
 
     name: str
+    precision: str
     concurrent: bool
     input_size: int
     notice: str
@@ -75,8 +82,9 @@ class OnnxEngine:
     concurrent = True
     notice = ""
 
-    def __init__(self, session: Any, input_size: int, source: str = "") -> None:
+    def __init__(self, session: Any, input_size: int, source: str = "", precision: str = "fp32") -> None:
         """Wrap a session with one thread; ``source`` is the SHA-256 of the checkpoint of its file."""
+        self.precision = precision
         self.input_size = input_size
         self.source = source
         self._session = session
@@ -118,7 +126,8 @@ def load_onnx(
     if checkpoint is not None and metadata.get(SOURCE_KEY) != digest_file(checkpoint):
         raise CheckpointError(f"{path} was not exported from {checkpoint}. {_advise_export(path, checkpoint)}")
     try:
-        engine = OnnxEngine(session, int(info.input_spec["size"]), metadata.get(SOURCE_KEY, ""))
+        precision = "int8" if INT8_KEY in metadata else "fp32"
+        engine = OnnxEngine(session, int(info.input_spec["size"]), metadata.get(SOURCE_KEY, ""), precision)
         # A black crop shows whether the inputs and outputs are as expected.
         outputs = engine.run(np.zeros((1, engine.input_size, engine.input_size, 3), dtype=np.uint8))
         valid = outputs.finite and all(values is None or values.shape == (1,) for values in outputs)
@@ -149,9 +158,10 @@ def _verify_checksum(path: Path, content: bytes) -> bool:
 
 
 def _advise_export(path: Path, checkpoint: Path | None = None) -> str:
-    """Return the command that writes an ONNX file anew; that of a run folder is next to its weights."""
+    """Return the command that writes an ONNX file again; that of a run folder is next to its weights."""
     run = "RUN" if checkpoint is None else checkpoint.parent
-    return f"Run `agegen export {run} --onnx {path}` again."
+    int8 = " --int8" if path.name.endswith(INT8_SUFFIX) else ""
+    return f"Run `agegen export {run} --onnx {path}{int8}` again."
 
 
 def _make_change_error(path: Path) -> CheckpointError:

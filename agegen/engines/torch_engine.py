@@ -24,6 +24,7 @@ class TorchEngine:
     notice = ""
 
     def __init__(self, model: AgeGenderModel, compute: Compute) -> None:
+        self.precision = compute.precision
         self.input_size = model.backbone.input_spec.size
         self._model = model.to(compute.device).eval()
         self._compute = compute
@@ -31,7 +32,8 @@ class TorchEngine:
     def run(self, crops: NDArray[np.uint8], distribution: bool = False) -> CropOutputs:
         """Return the outputs for RGB crops (N, input_size, input_size, 3); ``distribution``: also return P(age)."""
         with torch.inference_mode():
-            ages, p_female = average_outputs(run_views(self._model, make_views(list(crops)), self._compute))
+            views = make_views(list(crops), self._model.views)
+            ages, p_female = average_outputs(run_views(self._model, views, self._compute))
         outputs = expect_age(ages), compute_std(ages), p_female, *([ages] if distribution else [])
         return CropOutputs(*(values.double().cpu().numpy() for values in outputs))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agegen.batches.sources import EVAL_VIEWS, SourceOptions, make_eval_source, scan_for
+from agegen.batches.sources import SourceOptions, make_eval_source, scan_for
 from agegen.data.duplicates import compute_fingerprints, match_fingerprints
 from agegen.data.labels import Baseline, Labels, compute_baseline
 from agegen.data.loading import load_sources, resolve_data
@@ -213,7 +213,7 @@ class EvaluationSubject:
         Raises:
             CheckpointError: the model gives NaN or infinite estimates.
         """
-        options = SourceOptions(compute, 0, views=EVAL_VIEWS, cache_dir=cache_dir)
+        options = SourceOptions(compute, 0, cache_dir=cache_dir)
         network, source = make_eval_source(self.model, self.scan, chosen, options, on_progress)
         estimates = estimate_batches(network.to(compute.device), source, compute, keep=keep)
         if not estimates.finite:

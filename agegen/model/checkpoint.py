@@ -42,7 +42,8 @@ def describe_model(plugin: Plugin, model: AgeGenderModel, training: dict[str, An
         base = {"identity": backbone.identity, "fingerprint": fingerprint_tensors(backbone)}
     spec = backbone.input_spec.to_json()
     heads, build = asdict(model.head_config), dict(backbone.build_options)
-    return CheckpointInfo(plugin.name, plugin.distribution, plugin.version, heads, spec, base, training, build=build)
+    package = plugin.distribution, plugin.version
+    return CheckpointInfo(plugin.name, *package, heads, spec, base, training, build=build, views=model.views)
 
 
 def save_checkpoint(
@@ -109,6 +110,8 @@ def load_checkpoint(path: Path, backbone: Backbone | None = None) -> tuple[Check
         if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(f"{path}: the tensor {name} has NaN or infinite values")
     model.load_state_dict(tensors, strict=False)
+    # Its calibration is that of the views that it was trained with, whatever the installed class declares.
+    model.views = info.views
     return info, model.eval()
 
 

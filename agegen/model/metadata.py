@@ -108,6 +108,8 @@ class CheckpointInfo(Schema, others=None):
         crop: alignment of the training crops; see :class:`agegen.faces.alignment.AlignmentTemplate`.
         calibration: see :class:`agegen.model.calibration.Calibration`; None for an uncalibrated model.
         build: keyword arguments other than ``pretrained`` that the backbone was built with.
+        views: over how many views of a face the outputs are averaged: 2, the crop and its mirror image, as in files
+            without this entry, or 1, the crop alone.
     """
 
     model: Annotated[ShortText, _MODEL]
@@ -120,6 +122,7 @@ class CheckpointInfo(Schema, others=None):
     crop: Annotated[dict[str, Any], _Crop] | None = None
     calibration: Annotated[dict[str, Any], Calibration] | None = None
     build: Annotated[dict[str, Any], _Build] = field(default_factory=dict)
+    views: Annotated[int, Limits(1, 2)] = 2
 
 
 def read_info(path: Path) -> CheckpointInfo:

@@ -1,4 +1,4 @@
-"""The network: a backbone with an age head and a gender head, and the averaging over two views of a face."""
+"""The network: a backbone with an age head and a gender head, and the averaging over the views of a face."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class Outputs(NamedTuple):
 
 
 class AgeGenderModel(nn.Module):
-    """A backbone and the two heads: from images to age distributions and gender logits."""
+    """A backbone and the two heads: from images to age distributions and gender logits.
+
+    ``views``: over how many views of a face its users average the outputs; see :func:`make_views`.
+    """
 
     mean: Tensor
     std: Tensor
@@ -33,6 +36,7 @@ class AgeGenderModel(nn.Module):
     def __init__(self, backbone: Backbone, heads: HeadConfig | None = None) -> None:
         super().__init__()
         self.backbone = backbone
+        self.views = backbone.views
         self.head_config = heads or backbone.heads
         custom = backbone.make_heads(self.head_config)
         self.heads: nn.Module = TwoHeads(backbone.feature_dim, self.head_config) if custom is None else custom
@@ -116,9 +120,10 @@ def make_branch(features: int, hidden: int, outputs: int, dropout: float) -> nn.
     )
 
 
-def make_views(images: list[RGB]) -> list[Tensor]:
-    """Return the two views of images, unchanged and mirrored, each (N, 3, size, size) uint8."""
-    return [stack_images(images), stack_images([mirror_image(image) for image in images])]
+def make_views(images: list[RGB], views: int) -> list[Tensor]:
+    """Return the first ``views`` views of images, unchanged and mirrored, each (N, 3, size, size) uint8."""
+    plain = stack_images(images)
+    return [plain] if views == 1 else [plain, stack_images([mirror_image(image) for image in images])]
 
 
 def mirror_image(image: RGB) -> RGB:

@@ -18,8 +18,8 @@ from agegen.options import (
     VIDEO,
     DeviceOption,
     EngineName,
+    InferencePrecisionOption,
     JsonOption,
-    PrecisionOption,
     WeightsOption,
     check_detector,
     complete_detectors,
@@ -171,7 +171,7 @@ class PredictConfig:
     weights: WeightsOption = None
     run: RunOption = None
     device: DeviceOption = "auto"
-    precision: PrecisionOption = "auto"
+    precision: InferencePrecisionOption = "auto"
     engine: Annotated[
         EngineName,
         typer.Option(help="Inference engine; auto prefers onnx.", rich_help_panel=COMPUTE),

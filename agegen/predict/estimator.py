@@ -125,7 +125,8 @@ class Estimator:
                 process each image as one aligned crop.
             min_confidence: 0.5–1; below this probability gender is ``uncertain``. None means the model's threshold.
             device: ``auto``, ``cpu`` or ``cuda``.
-            precision: ``auto``, ``fp32`` or ``bf16``.
+            precision: ``auto`` (int8 if the model has such a file, otherwise fp32, or with torch what the hardware
+                computes in), ``fp32``, ``int8``, or ``bf16`` (with torch).
             engine: ``onnx``, ``torch``, or ``auto`` (onnxruntime if there is an ONNX file next to the checkpoint).
             weights: the name of bundled weights of ``model``; None means the default ones.
             min_score: minimum detection score, 0–1.
@@ -298,7 +299,9 @@ class FaceModel:
         self._distribution = distribution
         self.info = info
         self.digest = digest
-        self.name = " ".join(part for part in (info.model, info.version, digest[:12]) if part)
+        # The same weights give other estimates in int8.
+        int8 = "int8" if engine.precision == "int8" else ""
+        self.name = " ".join(part for part in (info.model, info.version, digest[:12], int8) if part)
         self.engine = engine
         self.calibration = read_calibration(info.calibration)
         self.template = AlignmentTemplate.from_json(info.crop) if info.crop else AlignmentTemplate()

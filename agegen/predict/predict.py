@@ -49,7 +49,7 @@ class PredictStart:
 
     Attributes:
         photos: the number of images; None if it is unknown: a list on stdin, or one row per video frame.
-        model: the name of the model, and its ``engine``.
+        model: the name of the model, and its ``engine``; ``onnx, int8`` in int8.
         detector: the name of the detector.
         thresholds: gender is ``uncertain`` below these probabilities: the lowest and the highest at any age.
         calibrated: whether the model was calibrated.
@@ -81,7 +81,7 @@ class PredictStart:
         return cls(
             photos=photos,
             model=model.info.model,
-            engine=model.engine.name,
+            engine=f"{model.engine.name}, int8" if model.engine.precision == "int8" else model.engine.name,
             detector=estimator.detector,
             thresholds=estimator.row_builder.threshold_range,
             calibrated=model.calibration.faces > 0,

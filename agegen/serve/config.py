@@ -10,7 +10,7 @@ import typer
 
 from agegen.errors import AgegenError
 from agegen.machine import count_cores
-from agegen.options import COMPUTE, MODEL
+from agegen.options import COMPUTE, MODEL, InferencePrecisionOption
 from agegen.predict.config import DetectorOption
 
 _SERVER, _LIMITS = "Server", "Limits"
@@ -106,6 +106,7 @@ class ServeConfig:
         ),
     ] = ()
     detector: DetectorOption = "auto"
+    precision: InferencePrecisionOption = "auto"
     queue: Annotated[
         int, typer.Option(help="Maximum number of requests in progress; others get 429.", rich_help_panel=_LIMITS)
     ] = Limits.requests

@@ -41,6 +41,7 @@ class ServedModel:
             "detector": self.estimator.detector,
             "min_confidence": round(self.estimator.min_confidence, 4),
             "engine": model.engine.name,
+            "precision": model.engine.precision,
             "input_size": model.engine.input_size,
             "licence": str(model.info.training.get("terms") or "") or None,
         }
@@ -137,7 +138,11 @@ class Batcher:
 
 
 def load_models(
-    names: Sequence[str], runs: Sequence[str], detector: str, on_batch: Callable[[str, int], None]
+    names: Sequence[str],
+    runs: Sequence[str],
+    detector: str,
+    on_batch: Callable[[str, int], None],
+    precision: str = "auto",
 ) -> dict[str, ServedModel]:
     """Load the named models and runs, or all bundled weights that have an ONNX file; the first one is the default.
 
@@ -146,6 +151,7 @@ def load_models(
         runs: run folders, checkpoints or ``hf://`` addresses.
         detector: see :class:`agegen.predict.estimator.Estimator`.
         on_batch: receives the model's name and the number of faces of each batch.
+        precision: see :meth:`agegen.predict.estimator.Estimator.load`.
 
     Raises:
         AgegenError: a model cannot be loaded, two have the same name, or there are none.
@@ -159,14 +165,14 @@ def load_models(
     for name, source in sources:
         if name in loaded:
             raise AgegenError(f"two models have the name '{name}'. Serve only one of them, or rename the run folder.")
-        loaded[name] = _load_model(name, source, detector, on_batch)
+        estimator = Estimator.load(**source, detector=detector, precision=precision, distribution=True)  # type: ignore[arg-type]
+        loaded[name] = _serve_model(name, estimator, on_batch)
     if not loaded:
         raise AgegenError("no model to serve. Give --model NAME or --run RUN.")
     return loaded
 
 
-def _load_model(name: str, source: dict[str, str], detector: str, on_batch: Callable[[str, int], None]) -> ServedModel:
-    estimator = Estimator.load(**source, detector=detector, distribution=True)  # type: ignore[arg-type]
+def _serve_model(name: str, estimator: Estimator, on_batch: Callable[[str, int], None]) -> ServedModel:
     return ServedModel(name, estimator, Batcher(estimator.model.estimate, lambda faces: on_batch(name, faces)))
 
 

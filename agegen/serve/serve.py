@@ -60,7 +60,7 @@ def serve(config: ServeConfig, limits: Limits | None = None) -> Iterator[ServeSt
     limits = config.make_limits() if limits is None else limits
     with closing(_bind(config.host, config.port)) as listener:
         metrics = ServiceMetrics()
-        models = load_models(config.models, config.runs, config.detector, metrics.count_batch)
+        models = load_models(config.models, config.runs, config.detector, metrics.count_batch, config.precision)
         use_one_thread_each()
         queue = RequestQueue(limits)
         app = make_app(Service(models, queue, metrics), config.token, config.host, origins)

@@ -260,7 +260,7 @@ def test_images_are_only_stored_on_a_gpu_by_default():
 
 
 def test_evaluation_on_the_device_reads_the_same_images(data):
-    on_device, in_memory = DeviceEvalBatches(data, CPU), EvalBatches(data, 16)
+    on_device, in_memory = DeviceEvalBatches(data, CPU, 2), EvalBatches(data, 2, 16)
     assert len(on_device) == 1
     (whole,) = on_device.iterate()
     for number, views in enumerate(zip(*(batch.views for batch in in_memory.iterate()), strict=True)):

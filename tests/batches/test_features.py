@@ -177,6 +177,16 @@ def test_an_evaluation_computes_only_the_features_it_needs(make, scan, tmp_path)
     assert np.array_equal(views[0].numpy(), features.take(np.flatnonzero(chosen), 0))
 
 
+def test_a_model_with_one_view_needs_no_mirrored_features(scan, tmp_path):
+    model, chosen = AgeGenderModel(FrozenMeans()), np.zeros(COUNT, dtype=bool)
+    model.views, chosen[3::20] = 1, True
+    FrozenMeans.seen = 0
+    options = SourceOptions(choose_compute("cpu", "fp32"), 16, cache_dir=tmp_path)
+    _, source = make_eval_source(model, scan, chosen, options)
+    assert {len(batch.views) for batch in source.iterate()} == {1}
+    assert FrozenMeans.seen == chosen.sum()
+
+
 def make_train_features(features, records, weights, dist=SINGLE_PROCESS):
     data = LabelledFeatures(features, np.arange(COUNT), records.labels)
     return TrainFeatures(data, 20, seed=3, weights=weights, dist=dist)

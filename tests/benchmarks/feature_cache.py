@@ -60,7 +60,7 @@ def time_uncached(backbone: type[Backbone], model: AgeGenderModel, scan: Scan, s
 
     augmentation = build_view_augmentation(backbone.input_spec)
     train = TrainBatches(pick("train"), augmentation, backbone.defaults.batch_size, 0, choose_workers(None))
-    return time_fit(model, train, EvalBatches(pick("val")), backbone.defaults, 1, compute)
+    return time_fit(model, train, EvalBatches(pick("val"), model.views), backbone.defaults, 1, compute)
 
 
 def measure_growth(backbone: type[Backbone], data: str, counts: list[int], compute) -> None:

@@ -101,7 +101,8 @@ def test_the_example_of_onnx_gives_the_values_of_predict(agegen, portrait, tmp_p
     assert set(re.findall(r"^(?:import|from) (\w+)", example, re.MULTILINE)) == {"json", "numpy", "onnxruntime", "PIL"}
     (command,) = re.findall(r"^    agegen (predict .*)$", page, re.MULTILINE)
     shutil.copy(portrait, "photo.jpg")
-    shutil.copy(find_weights("compact", weights).with_suffix(".onnx"), "model.onnx")
+    files = [find_weights("compact", weights).with_suffix(suffix) for suffix in (".int8.onnx", ".onnx")]
+    shutil.copy(next(path for path in files if path.is_file()), "model.onnx")
     (row,) = json.loads(agegen(*command.split(), "--weights", weights, "--json", "-").stdout)
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=True)
     expected = (

@@ -63,7 +63,7 @@ class Linear(nn.Module):
 def run_fit(data, network, settings=SETTINGS, workers=0):
     train = TrainBatches(data, build_train_augmentation(InputSpec(32)), 8, 5, workers)
     trainer = make_trainer(network, settings, choose_compute("cpu", "fp32"))
-    return list(fit(trainer, train, EvalBatches(data))), trainer.averaged
+    return list(fit(trainer, train, EvalBatches(data, 2))), trainer.averaged
 
 
 def test_the_loop_yields_batches_and_epochs_in_order(data):
