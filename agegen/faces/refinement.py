@@ -49,6 +49,8 @@ _SIDEWAYS = 60.0
 _UPRIGHT_SCORE = 0.9
 # A rotated image is used only if its best score is higher by at least this.
 _ROTATION_GAIN = 0.0005
+# Minimum score in the close-up of a face whose close-up is rotated instead of the image: patterns seldom reach it.
+_CERTAIN_SCORE = 0.98
 
 
 class CoarseToFineDetector:
@@ -100,8 +102,7 @@ class CoarseToFineDetector:
 
     def refine_landmarks(self, image: RGB, face: DetectedFace) -> DetectedFace:
         """Return a face with the landmarks found in a close-up of it."""
-        margin = (1 - _CLOSE_UP_SHARE) / 2
-        target = (self.reference * _CLOSE_UP_SHARE + margin) * _CLOSE_UP_SIDE
+        target = self._compute_target()
         for _ in range(2):
             matrix = fit_similarity(face.landmarks, target)
             found = self.run_network(warp_square(image, matrix, _CLOSE_UP_SIDE), close_up=True)
@@ -114,6 +115,19 @@ class CoarseToFineDetector:
                 break
         return face
 
+    def scores_best_upright(self, image: RGB, face: DetectedFace) -> bool:
+        """Return whether the close-up of a face scores lower in the three other orientations."""
+        if face.refined_score is None or face.refined_score < _CERTAIN_SCORE:
+            return False
+        close_up = warp_square(image, fit_similarity(face.landmarks, self._compute_target()), _CLOSE_UP_SIDE)
+        # 180 degrees first: detectors take faces upside down for upright ones.
+        rotated = (np.ascontiguousarray(np.rot90(close_up, quarters)) for quarters in (2, 1, 3))
+        return all(_find_best_score(self.run_network(image, close_up=True)) < face.refined_score for image in rotated)
+
+    def _compute_target(self) -> Points:
+        """Return where a close-up has the landmarks, in pixels."""
+        return (self.reference * _CLOSE_UP_SHARE + (1 - _CLOSE_UP_SHARE) / 2) * _CLOSE_UP_SIDE
+
     def _detect_at(self, image: RGB, side: int) -> list[DetectedFace]:
         resized, scale = resize_for_detection(image, side)
         return [scale_face(face, 1 / scale) for face in self.run_network(resized, close_up=False)]
@@ -123,13 +137,18 @@ def find_faces(detector: Detector, image: RGB) -> tuple[list[DetectedFace], int]
     """Return the faces in an image, and by how many degrees clockwise it must be rotated to be upright (mostly 0).
 
     An image without detections is searched again with a margin, as tight crops require. If that finds nothing, or if
-    no detected face is clearly upright, the image is searched rotated by 90, 270 and 180 degrees: old cameras
-    store rotated photos without an EXIF orientation, and detectors take faces upside down for upright ones with a
-    lower score. Coordinates are in pixels of the image as it was given.
+    no detected face is clearly upright, not even compared with its rotated close-ups, the image is searched rotated by
+    90, 270 and 180 degrees: old cameras store rotated photos without an EXIF orientation, and detectors take faces
+    upside down for upright ones with a lower score. Coordinates are in pixels of the image as it was given.
     """
     faces = detector.detect(image)
-    if any(_is_upright(detector, face) and not _is_sideways(detector, face) for face in faces):
+    candidates = [face for face in faces if not _is_sideways(detector, face)]
+    if any(_is_upright(detector, face) for face in candidates):
         return faces, 0
+    if candidates and isinstance(detector, CoarseToFineDetector):
+        best_face = max(candidates, key=lambda face: (face.refined_score or 0.0, face.score))
+        if detector.scores_best_upright(image, best_face):
+            return faces, 0
     if not faces and (found := detect_with_margin(detector, image)):
         return found, 0
     best, turn = faces, 0
