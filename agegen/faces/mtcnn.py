@@ -19,9 +19,12 @@ _FOLDER = Path(__file__).parent / "networks"
 # The smallest face that the network searches for, in pixels: 20 in images up to this longer side, `smallest_face` in
 # larger ones, because the first of MTCNN's three networks takes half the time; 100 in close-ups.
 _SMALLEST_FACE, _LARGE_SIDE, _CLOSE_UP_FACE = 20, 480, 100
-# P-Net looks at squares of 12 pixels, 2 pixels apart, in copies of the image whose sizes differ by this factor; R-Net
+# P-Net looks at squares of 12 pixels, 2 pixels apart, in copies of the image whose sizes differ by a factor of √2; R-Net
 # and O-Net look at what is left, in windows of these sides.
-_CELL, _STRIDE, _FACTOR, _RNET_SIDE, _ONET_SIDE = 12, 2, 0.5**0.5, 24, 48
+_CELL, _STRIDE, _RNET_SIDE, _ONET_SIDE = 12, 2, 24, 48
+# Windows are cut from a copy in which they have this many times their side: rounded to whole pixels, their edges move
+# by at most a sixth of a pixel of the window.
+_OVERSAMPLING = 3
 # Minimum scores of the three networks. The first two are those of the paper's code; below the last one detections are
 # more often hands and patterns than faces.
 _MIN_SCORES = (0.6, 0.7, 0.8)
@@ -127,7 +130,8 @@ def build_pyramid(image: RGB, smallest: float) -> list[_Level]:
         # Two levels are a factor of 2 apart: the pixels of the one are means of four of the other.
         source = levels[max(len(levels) - 2, 0)].image
         levels.append(_Level(cv2.resize(source, size, interpolation=cv2.INTER_AREA), scale))
-        scale *= _FACTOR
+        # Not multiplied again and again, so that the factor of 2 is exact.
+        scale = _CELL / smallest * 2 ** (-(len(levels) - 1) / 2)
     return levels
 
 
@@ -157,28 +161,32 @@ def make_square(boxes: _Boxes) -> _Boxes:
 
 def cut_windows(levels: list[_Level], boxes: _Boxes, side: int) -> NDArray[np.uint8]:
     """Return the boxes' parts of an image, scaled to squares (n, side, side, 3); black beyond its edges."""
-    import cv2
-
     windows = np.zeros((len(boxes), side, side, 3), dtype=np.uint8)
-    # The paper's coordinates start at 1.
-    corners, sides = boxes[:, :2] - 1, boxes[:, 2:4] - boxes[:, :2] + 1
-    # From the smallest copy in which the box has enough pixels, so that there is little to scale.
-    enough = sides.max(axis=1, keepdims=True) * [level.scale for level in levels] >= side
+    # From the smallest copy in which the box has enough pixels, so that there is less to scale.
+    sides = (boxes[:, 2:4] - boxes[:, :2]).min(axis=1) + 1
+    enough = sides[:, None] * [level.scale for level in levels] >= _OVERSAMPLING * side
     chosen = np.maximum(enough.sum(axis=1) - 1, 0)
     sizes = np.array([level.image.shape[1::-1] for level in levels], dtype=np.float64)
-    ratios = (sizes / sizes[0])[chosen]
-    steps, starts = sides * ratios / side, corners * ratios
-    lows = np.floor(starts - 1).clip(0, sizes[chosen]).astype(int)
-    highs = np.ceil(starts + steps * side + 1).clip(0, sizes[chosen]).astype(int)
-    shifts = starts + steps / 2 - 0.5 - lows
-    matrix = np.zeros((2, 3))
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    for index, (left, top, right, bottom) in enumerate(np.hstack([lows, highs]).tolist()):
-        if left < right and top < bottom:
-            matrix[0, 0], matrix[1, 1], matrix[:, 2] = *steps[index], shifts[index]
-            part = levels[chosen[index]].image[top:bottom, left:right]
-            cv2.warpAffine(part, matrix, (side, side), dst=windows[index], flags=flags)
+    ratios = np.tile((sizes / sizes[0])[chosen], 2)
+    # The first pixel of an image has the coordinate 1.
+    edges = np.rint((boxes[:, :4] - (1, 1, 0, 0)) * ratios).astype(int)
+    for window, level, (left, top, right, bottom) in zip(windows, chosen.tolist(), edges.tolist(), strict=True):
+        _copy_scaled(levels[level].image, window, left, top, right, bottom)
     return windows
+
+
+def _copy_scaled(image: RGB, target: RGB, left: int, top: int, right: int, bottom: int) -> None:
+    """Scale a part of an image to the size of ``target``, which is black and stays so beyond the edges of the image."""
+    import cv2
+
+    height, width = image.shape[:2]
+    part = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    if part.size == 0:
+        return
+    if min(left, top) < 0 or right > width or bottom > height:
+        beyond = (max(-top, 0), max(bottom - height, 0), max(-left, 0), max(right - width, 0))
+        part = cv2.copyMakeBorder(part, *beyond, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    cv2.resize(part, target.shape[1::-1], dst=target, interpolation=cv2.INTER_AREA)
 
 
 def suppress_overlaps(rows: NDArray[np.float64], most: float) -> NDArray[np.float64]:

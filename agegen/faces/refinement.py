@@ -49,8 +49,9 @@ _SIDEWAYS = 60.0
 _UPRIGHT_SCORE = 0.9
 # A rotated image is used only if its best score is higher by at least this.
 _ROTATION_GAIN = 0.0005
-# Minimum score in the close-up of a face whose close-up is rotated instead of the image: patterns seldom reach it.
-_CERTAIN_SCORE = 0.98
+# Minimum score in the close-up of a face whose close-up is rotated instead of the image. Patterns and, of 100 faces
+# upside down, all but two scored less or were recognized in the rotated close-up; at 0.98 two were not.
+_CERTAIN_SCORE = 0.995
 
 
 class CoarseToFineDetector:
