@@ -19,8 +19,8 @@ _FOLDER = Path(__file__).parent / "networks"
 # The smallest face that the network searches for, in pixels: 20 in images up to this longer side, `smallest_face` in
 # larger ones, because the first of MTCNN's three networks takes half the time; 100 in close-ups.
 _SMALLEST_FACE, _LARGE_SIDE, _CLOSE_UP_FACE = 20, 480, 100
-# P-Net looks at squares of 12 pixels, 2 pixels apart, in copies of the image whose sizes differ by a factor of √2; R-Net
-# and O-Net look at what is left, in windows of these sides.
+# P-Net looks at squares of 12 pixels, 2 pixels apart, in copies of the image whose sizes differ by a factor of √2;
+# R-Net and O-Net look at what is left, in windows of these sides.
 _CELL, _STRIDE, _RNET_SIDE, _ONET_SIDE = 12, 2, 24, 48
 # Windows are cut from a copy in which they have this many times their side: rounded to whole pixels, their edges move
 # by at most a sixth of a pixel of the window.
@@ -53,8 +53,9 @@ class MTCNN(CoarseToFineDetector):
     name = "mtcnn"
     reference = np.array([[0.2993, 0.2909], [0.6892, 0.2910], [0.4920, 0.5233], [0.3195, 0.6934], [0.6680, 0.6947]])
     detection_side = 960
-    # Of 50 upright faces 45 score higher, upside down none (at most 0.997; matplotlib's sample portrait 0.9988).
-    upright_score, upright_refined_score = 0.999, 0.9995
+    # Of 180 upright faces in composed images more than half score higher, of the same upside down none (at most 0.9994
+    # and 0.99988).
+    upright_score, upright_refined_score = 0.9995, 0.9999
 
     def __init__(self) -> None:
         self._pnet, self._rnet, self._onet = load_networks()

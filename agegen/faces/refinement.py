@@ -137,21 +137,18 @@ class CoarseToFineDetector:
 def find_faces(detector: Detector, image: RGB) -> tuple[list[DetectedFace], int]:
     """Return the faces in an image, and by how many degrees clockwise it must be rotated to be upright (mostly 0).
 
-    An image without detections is searched again with a margin, as tight crops require. If that finds nothing, or if
-    no detected face is clearly upright, not even compared with its rotated close-ups, the image is searched rotated by
-    90, 270 and 180 degrees: old cameras store rotated photos without an EXIF orientation, and detectors take faces
-    upside down for upright ones with a lower score. Coordinates are in pixels of the image as it was given.
+    An image without detections is searched again with a margin, as tight crops require. If no detected face is clearly
+    upright, not even compared with its rotated close-ups, the image is searched rotated by 90, 270 and 180 degrees: old
+    cameras store rotated photos without an EXIF orientation, and detectors take faces upside down for upright ones with
+    a lower score. Coordinates are in pixels of the image as it was given.
     """
     faces = detector.detect(image)
-    candidates = [face for face in faces if not _is_sideways(detector, face)]
-    if any(_is_upright(detector, face) for face in candidates):
+    if _has_upright_face(detector, image, faces):
         return faces, 0
-    if candidates and isinstance(detector, CoarseToFineDetector):
-        best_face = max(candidates, key=lambda face: (face.refined_score or 0.0, face.score))
-        if detector.scores_best_upright(image, best_face):
+    if not faces:
+        faces = detect_with_margin(detector, image)
+        if _has_upright_face(detector, image, faces):
             return faces, 0
-    if not faces and (found := detect_with_margin(detector, image)):
-        return found, 0
     best, turn = faces, 0
     for quarters in (1, 3, 2):
         found = _detect_rotated(detector, image, quarters)
@@ -236,6 +233,17 @@ def _is_same_box(first: DetectedFace, second: DetectedFace) -> bool:
     intersection = max(width, 0) * max(height, 0)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
     return intersection > _SAME_BOX * (sum(areas) - intersection)
+
+
+def _has_upright_face(detector: Detector, image: RGB, faces: list[DetectedFace]) -> bool:
+    """Return whether a face is clearly upright, by its score or compared with its rotated close-ups."""
+    candidates = [face for face in faces if not _is_sideways(detector, face)]
+    if any(_is_upright(detector, face) for face in candidates):
+        return True
+    if not candidates or not isinstance(detector, CoarseToFineDetector):
+        return False
+    best = max(candidates, key=lambda face: (face.refined_score or 0.0, face.score))
+    return detector.scores_best_upright(image, best)
 
 
 def _is_upright(detector: Detector, face: DetectedFace) -> bool:
