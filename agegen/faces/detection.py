@@ -25,7 +25,7 @@ from agegen.plugins import format_cause, list_entry_points, load_entry_point
 GROUP = "agegen.detectors"
 # Faster, and better at small and rotated faces; its weights must be downloaded once.
 PREFERRED_DETECTOR = "yunet"
-# Its package includes the weights.
+# Its weights are part of agegen.
 BUNDLED_DETECTOR = "mtcnn"
 AUTO = "auto"
 # The smallest share of a bounding box that is inside the image; faces at its border are often cut in half.

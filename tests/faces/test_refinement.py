@@ -1,5 +1,7 @@
 """Faces that a single pass misses: in tight crops, rotated images, very large ones, small ones in large images."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from agegen.errors import AgegenError
 from agegen.faces.detection import create_detector
 from agegen.faces.geometry import DetectedFace
+from agegen.faces.mtcnn import MTCNN
 from agegen.faces.refinement import find_faces, merge_scales, remove_duplicates, resize_for_detection
 from agegen.predict.estimator import Estimator
 
@@ -47,6 +50,40 @@ def test_a_rotated_portrait_gets_the_estimate_of_the_upright_one(photo):
     assert (upright.turn, rotated.turn) == (0, 90)
     assert rotated.age == pytest.approx(upright.age, abs=3)
     assert estimator.predict(draw_background(300, 200, np.random.default_rng(0))) == []
+
+
+class NeverCertain(MTCNN):
+    """A detector without a score from which on faces are upright, which counts its searches."""
+
+    upright_score, upright_refined_score = 2.0, 2.0
+
+    def __init__(self):
+        super().__init__()
+        self.searches = 0
+
+    def detect(self, image):
+        self.searches += 1
+        return super().detect(image)
+
+
+def test_rotated_close_ups_of_an_upright_face_end_the_search(photo):
+    detector = NeverCertain()
+    (face,), turn = find_faces(detector, photo)
+    assert (turn, detector.searches) == (0, 1)
+    assert detector.scores_best_upright(photo, face)
+    # Faces that their close-ups do not confirm are no evidence.
+    assert not detector.scores_best_upright(photo, replace(face, refined_score=None))
+    assert not detector.scores_best_upright(photo, replace(face, refined_score=0.9))
+
+
+def test_a_face_that_scores_higher_upside_down_is_not_taken_for_upright(photo):
+    upside_down = np.ascontiguousarray(photo[::-1, ::-1])
+    (face,) = MTCNN().detect(photo)
+    height, width = photo.shape[:2]
+    # As a detector would find it that takes the mouth for the eyes.
+    marks = np.array([width - 1, height - 1]) - face.landmarks
+    wrong = replace(face, landmarks=marks[[4, 3, 2, 1, 0]], refined_score=0.996)
+    assert not MTCNN().scores_best_upright(upside_down, wrong)
 
 
 class CountingDetector:
