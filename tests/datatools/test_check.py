@@ -88,10 +88,11 @@ def test_brackets_are_drawn_as_bars(mini_fairface):
     assert high > low
     assert np.allclose(counts[low : high + 1], counts[low])
     (axis,) = draw_ages(report.frame.assign(female=np.nan), []).axes
-    # One outline, of the faces of unknown gender, without seams between the years.
-    (outline,) = axis.patches
-    drawn, _, below = outline.get_data()
-    assert (drawn - below).sum() == pytest.approx(report.faces)
+    # One outline for each gender, without seams between the years; all faces here are of unknown gender.
+    *empty, outline = (patch.get_data() for patch in axis.patches)
+    assert len(empty) == 2
+    assert all((drawn.values == drawn.baseline).all() for drawn in empty)
+    assert (outline.values - outline.baseline).sum() == pytest.approx(report.faces)
 
 
 @pytest.mark.slow
