@@ -50,8 +50,8 @@ _SIDEWAYS = 60.0
 _UPRIGHT_SCORE = 0.9
 # A rotated image is used only if its best score is higher by at least this.
 _ROTATION_GAIN = 0.0005
-# Minimum score in the close-up of a face whose close-up is rotated instead of the image. Patterns and, of 100 faces
-# upside down, all but two scored less or were recognized in the rotated close-up; at 0.98 two were not.
+# Minimum score in the close-up of a face whose close-up is rotated instead of the image. With it, of 60 composed photos
+# with mtcnn 4 that are upside down and 3 that lie on their side get a wrong orientation, and none that are upright.
 _CERTAIN_SCORE = 0.995
 
 
