@@ -177,7 +177,7 @@ class Estimator:
     def predict(
         self, picture: str | os.PathLike[str] | RGB | Any, boxes: Iterable[Sequence[float] | GivenFace] | None = None
     ) -> list[FacePrediction]:
-        """Return the faces of one image, from left to right; an empty list if none was detected.
+        """Return the faces of one image, in the order of their numbers; an empty list if none was detected.
 
         Args:
             picture: a path, the content of an image file, an open file, a Pillow image, or an array (RGB, not BGR as

@@ -106,7 +106,7 @@ class FacePrediction:
     Attributes:
         file: as it was given or found.
         status: ``ok``, ``no_face`` or ``unreadable``.
-        face: number of the face in the photo, from 1, from left to right.
+        face: number of the face in the photo, from 1: by rows from top to bottom, each from left to right.
         box: bounding box (left, top, right, bottom) of the face in pixels; None where the image is an aligned crop.
         age: in years; None from a model that was trained without ages. The interval from ``age_low`` to ``age_high``
             contains 90 % of the true ages, on average over faces like those of the model's validation split with the
@@ -177,7 +177,7 @@ class PhotoPrediction:
     Attributes:
         file: as it was given or found.
         status: ``ok``, ``no_face`` or ``unreadable``.
-        faces: one prediction per face, from left to right.
+        faces: one prediction per face, in the order of their numbers.
         reason: why the file, or the rest of a video, is unreadable.
         image: the decoded photo, if requested; ``scale`` is its size divided by that of the file.
         crops: the aligned crops (side, side, 3) of the faces, if requested: of 200 pixels, or the model's input size.
