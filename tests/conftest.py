@@ -179,11 +179,19 @@ def agegen() -> Callable[..., object]:
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `scratch` on drawn faces, two epochs; tests must not change it."""
+    """A run of `scratch` on drawn faces, two epochs; tests must not change it. All workers share it."""
+    from filelock import FileLock
+
     from agegen.train.config import TrainConfig
     from agegen.train.train import train_and_finish
 
-    path = tmp_path_factory.mktemp("trained") / "scratch"
-    for _ in train_and_finish(TrainConfig("scratch", ("demo",), path, epochs=2, batch_size=32, workers=0)):
-        pass
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained"
+    folder.mkdir(exist_ok=True)
+    path, done = folder / "scratch", folder / "done"
+    with FileLock(folder / "lock"):
+        if not done.exists():
+            for _ in train_and_finish(TrainConfig("scratch", ("demo",), path, epochs=2, batch_size=32, workers=0)):
+                pass
+            done.touch()
     return path

@@ -142,6 +142,7 @@ def test_a_third_party_backbone_can_be_trained_although_others_are_broken(target
     assert (run / "best.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_models_lists_every_backbone_and_its_problem(target):
     done = run_agegen(target, "models", "--json", "-")
     assert done.returncode == 0, done.stderr

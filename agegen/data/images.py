@@ -233,7 +233,7 @@ def decode_photo(
     header = _read_simple_header(content, kind)
     if header is None or header.count_pixels(choose_side) > _LARGE_PIXELS:
         return _decode_in_worker(_select_page(content, page), kind, limit, choose_side, seconds)
-    if header.plain and (image := _decode_plain_jpeg(content, header.choose_divisor(choose_side))) is not None:
+    if header.plain and (image := _decode_plain_jpeg(content, header.choose_divisor(choose_side), header)) is not None:
         image = image if limit is None or max(image.shape[:2]) <= limit else _shrink(image, limit)
         return Photo(image, max(image.shape[:2]) / max(header.width, header.height))
     try:
@@ -395,19 +395,17 @@ def _count_scans(content: bytes, start: int) -> tuple[int, bool]:
     return _MOST_SCANS, False
 
 
-def _decode_plain_jpeg(content: bytes, divisor: int) -> RGB | None:
-    """Decode a plain JPEG with OpenCV; None if it cannot, so that Pillow says what is wrong.
+def _decode_plain_jpeg(content: bytes, divisor: int, header: _SimpleHeader) -> RGB | None:
+    """Decode a plain JPEG with simplejpeg; None if anything is wrong with it, so that Pillow says what.
 
     Both use libjpeg-turbo and give the same pixels, but Pillow takes twice as long for a small image.
     """
-    import cv2
+    import simplejpeg
 
-    reduced = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    flags |= reduced.get(divisor, cv2.IMREAD_REDUCED_GRAYSCALE_8)
-    with suppress(cv2.error):
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-        return None if image is None else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
+    width, height = -(-header.width // divisor), -(-header.height // divisor)
+    with suppress(ValueError):
+        image: RGB = simplejpeg.decode_jpeg(content, min_width=width, min_height=height)
+        return image
     return None
 
 

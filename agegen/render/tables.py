@@ -76,11 +76,17 @@ class PlainTable:
     alarms: frozenset[int] = field(default_factory=frozenset)
     headings: frozenset[int] = field(default_factory=frozenset)
 
-    @property
-    def min_width(self) -> int:
-        """The columns of a terminal in which no number has to be broken; text wraps between its words."""
+    def measure_width(self, wrap_names: bool) -> int:
+        """Return the columns of a terminal in which no number has to be broken; text wraps between its words.
+
+        ``wrap_names``: the names of columns of numbers may wrap, too.
+        """
+        widths = [self.measure_column(index) for index in range(len(self.columns))]
+        if not wrap_names:
+            names = [0 if self.is_text(index) else cell_len(name) for index, name in enumerate(self.columns)]
+            widths = [max(pair) for pair in zip(widths, names, strict=True)]
         # Each column has a space on both sides and a line on its left; a last line ends the table.
-        return sum(self.measure_column(index) for index in range(len(self.columns))) + 3 * len(self.columns) + 1
+        return sum(widths) + 3 * len(widths) + 1
 
     def measure_column(self, index: int) -> int:
         """Return the smallest width of a column: of its longest word or, of numbers, its longest cell."""
@@ -138,8 +144,8 @@ class _FittedTable:
         # Measured without a limit: rich would return the width of the terminal at most.
         if Measurement.get(console, options.update(width=_UNLIMITED), whole).maximum <= options.max_width:
             yield whole
-        elif self.plain.min_width <= options.max_width:
-            yield _make_table(self.plain, narrow=True)
+        elif fitting := [wrap for wrap in (False, True) if self.plain.measure_width(wrap) <= options.max_width]:
+            yield _make_table(self.plain, narrow=True, wrap_names=fitting[0])
         else:
             yield self._make_list(options.max_width)
 
@@ -159,8 +165,8 @@ def render_table(plain: PlainTable) -> _FittedTable:
     return _FittedTable(plain)
 
 
-def _make_table(plain: PlainTable, narrow: bool = False) -> Table:
-    """``narrow``: wrap the names of columns of numbers, and let only columns of text shrink."""
+def _make_table(plain: PlainTable, narrow: bool = False, wrap_names: bool = False) -> Table:
+    """``narrow``: let only columns of text shrink; ``wrap_names``: wrap the names of columns of numbers."""
     table = Table(
         title=_make_text(plain.title) if plain.title else None,
         title_justify="left",
@@ -169,7 +175,7 @@ def _make_table(plain: PlainTable, narrow: bool = False) -> Table:
     )
     for index, name in enumerate(plain.columns):
         text = plain.is_text(index)
-        if narrow and not text:
+        if wrap_names and not text:
             name = "\n".join(textwrap.wrap(name, plain.measure_column(index), break_on_hyphens=False))
         # Long words wrap instead of being cut off, numbers stay whole.
         no_wrap = narrow and not text

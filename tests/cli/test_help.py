@@ -94,6 +94,7 @@ def test_topics_are_rendered_on_a_terminal(monkeypatch, agegen):
     assert "```" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["default", "open"])
 def test_the_example_of_onnx_gives_the_values_of_predict(agegen, portrait, tmp_path, weights):
     page = find_pages()["onnx"].read_text(encoding="utf-8")

@@ -225,6 +225,7 @@ def test_models_without_ages_are_compared_by_gender(two_runs):
     assert all(table["age"].isna().all() for (table,) in aligned.values())
 
 
+@pytest.mark.slow
 def test_models_are_compared_on_other_data(two_runs, faces_folder):
     result = compare_runs(CompareConfig(tuple(two_runs), data=(str(faces_folder),), split="all"))
     trained = set(pd.read_csv(Path(two_runs[0]) / "split.csv").query("split == 'train'")["sha256"])

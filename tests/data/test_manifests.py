@@ -212,6 +212,7 @@ def test_a_line_of_ten_megabytes(tmp_path):
     assert len(records) == 2
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.binary(max_size=400), st.binary(max_size=300).map(lambda tail: b"path,age,gender\n" + tail)))
 def test_random_bytes_are_records_or_an_error_of_one_line(tmp_path, content):

@@ -63,6 +63,7 @@ def test_training_faces_are_left_out(trained_run, tmp_path):
     assert any("384 faces left out: the model was trained on them" in notice for notice in result.notices)
 
 
+@pytest.mark.slow
 def test_a_calibration_that_was_killed_can_be_repeated(trained_run, tmp_path, monkeypatch):
     """The checkpoint appears last: it is what a second call refuses to overwrite."""
     out = tmp_path / "c.safetensors"

@@ -68,7 +68,8 @@ def test_training_faces_are_left_out_of_the_datas_own_test_set(trained_run, trai
 
 def test_near_duplicates_of_training_faces_count(trained_run, trained_on, tmp_path):
     records, trained = trained_on
-    rows = np.flatnonzero(trained)[:40]
+    # Too few to measure how the crops differ from the training's: whether drawings are detected depends on their size.
+    rows = np.flatnonzero(trained)[:12]
     data = write_manifest(tmp_path / "other", records.select(np.isin(np.arange(len(records)), rows)))
     for path in (tmp_path / "other").glob("*.png"):
         cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (110, 110)))

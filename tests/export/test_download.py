@@ -56,6 +56,7 @@ def test_offline_sends_no_request(tmp_path, words):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_all_lists_missing_files_and_continues(tmp_path):
     done = run(["download", "--all", "--offline"], tmp_path)
     assert done.returncode == 1

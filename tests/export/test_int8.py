@@ -244,6 +244,7 @@ def test_every_flipped_bit_is_noticed(files, tmp_path):
             load_onnx(tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 def test_an_export_that_costs_accuracy_is_refused_and_not_written(agegen, files, faces, tmp_path, monkeypatch):
     monkeypatch.setattr("agegen.export.export.MAX_YEARS", -50)
     done = agegen("export", files[0], "--onnx", tmp_path / "a.onnx", "--int8", "--data", faces)

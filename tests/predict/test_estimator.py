@@ -118,6 +118,7 @@ def test_the_first_frame_of_an_animation_is_used(estimator, image, expected, tmp
     check(face, expected, 8.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_a_photo_of_100_megapixels(estimator, image, tmp_path, suffix):
     """The bounding box is in pixels of the file although fewer are decoded."""

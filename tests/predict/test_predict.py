@@ -216,6 +216,7 @@ def run_process(arguments, **options):
     return subprocess.run(command, capture_output=True, timeout=120, check=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX names and signals")
 def test_names_that_are_not_utf8(trained_run, folder, tmp_path):
     names = {os.fsdecode(b"\xff\xfe.jpg"), "new\nline.jpg"}
@@ -230,6 +231,7 @@ def test_names_that_are_not_utf8(trained_run, folder, tmp_path):
     assert b"Traceback" not in table.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_leaves_complete_rows(trained_run, folder, tmp_path):
     """Interrupted while it waits for more names on stdin, after it has written the rows of the first."""

@@ -224,6 +224,7 @@ def test_boxes_are_interpolated_between_frames(estimator, clip):
     assert interpolate_box(late, 0.0, 2.0) is None
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.usefixtures("real_yunet")
 def test_real_persons_who_cross_are_counted(tmp_path):

@@ -233,6 +233,7 @@ def test_bodies_that_take_long_to_parse(client):
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_decompression_bombs_and_many_pages(client):
     large = encode(Image.fromarray(np.zeros((10_000, 10_000), dtype=np.uint8)))
     assert client.post("/v1/faces", content=large).json()[0]["status"] == "no_face"
@@ -761,6 +762,7 @@ def test_examples_of_the_help_page(portrait, tmp_path, monkeypatch, language, co
     assert [row["status"] for row in rows] == ["ok"] * (answers + (language == "sh"))
 
 
+@pytest.mark.slow
 def test_short_tokens_get_a_warning():
     for token, warned in (("sesame", True), ("0123456789abcdef", False)):
         with run_service("--model", "compact", "--token", token) as service:

@@ -189,6 +189,7 @@ def test_names_with_letters_that_the_terminal_lacks_are_printed(trained_run, por
     assert "???.jpg" in done.stdout.decode(encoding)
 
 
+@pytest.mark.slow
 def test_dollars_in_names_are_not_read_as_math(trained_run, faces_folder, tmp_path, agegen):
     rows = ["path,age,gender,club"]
     for number, path in enumerate(sorted(faces_folder.iterdir())):
