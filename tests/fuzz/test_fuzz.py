@@ -193,7 +193,9 @@ def test_images(portrait, tmp_path, words):
     rows = check_rows(tmp_path, paths, done, audit)
     statuses = {row["status"] for row in rows}
     assert statuses == {"ok", "no_face", "unreadable"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.log", "images", "rows.jsonl", "site"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.log", "cache", "images", "rows.jsonl", "site"]
+    # The networks of the detector, which are converted once.
+    assert [path.name for path in (tmp_path / "cache" / "agegen").iterdir()] == ["detectors"]
 
 
 def test_videos(tmp_path):

@@ -88,7 +88,8 @@ def test_out_of_fold_estimates_are_complete_and_evaluated_together(study, agegen
     assert pooled.interval.coverage.value == pytest.approx(inside.mean())
     shown = agegen("eval", path)
     assert shown.exit_code == 0
-    assert "out of fold: 60 faces" in shown.stdout
+    assert "On 60 faces, " in shown.stdout
+    assert ", out of fold" in shown.stdout
     refused = agegen("eval", path, "--data", "demo")
     assert refused.exit_code == 1
     assert "for other data, give one of its runs" in refused.stderr

@@ -43,7 +43,9 @@ def test_prediction_opens_no_connection(portrait, tmp_path):
     (tmp_path / "home").mkdir()
     code = f"from agegen import Estimator; assert Estimator.load().predict({str(portrait)!r})" + LINGER
     assert run_alone(code, tmp_path / "home", tmp_path) == []
-    assert list_files(tmp_path / "home") == []
+    # The networks of the detector, which are converted once.
+    assert list_files(tmp_path / "home") == [".cache/agegen"]
+    assert [path.name for path in (tmp_path / "home/.cache/agegen").iterdir()] == ["detectors"]
 
 
 @pytest.mark.slow
