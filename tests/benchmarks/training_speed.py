@@ -60,7 +60,7 @@ class PlainFaces(Dataset):
         with Image.open(path) as file:
             image = np.asarray(file.convert("RGB").resize((self.spec.size, self.spec.size)))
         augmented = self.augment(image, (int(torch.randint(2**31, ()).item()),))
-        pixels = torch.from_numpy(augmented).permute(2, 0, 1).float() / 255
+        pixels = torch.tensor(augmented).permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.spec.mean, self.spec.std))
         return (pixels - mean) / std, float(age), float(gender)
 

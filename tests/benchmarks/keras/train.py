@@ -28,7 +28,7 @@ BATCH = {"compact": 128, "scratch": 32}
 # Of scratch.
 CHANNELS, KERNELS = (32, 64, 128, 256), (5, 3, 3, 3)
 # Of compact, as in plugins/agegen_compact.
-STEM, WIDTHS, BLOCKS = 16, (24, 56, 128, 288), (1, 2, 2, 2)
+STEM, WIDTHS, BLOCKS = 16, (24, 48, 80, 128), (1, 2, 2, 2)
 # Width and dropout of the heads.
 HIDDEN = {"compact": (128, 0.2), "scratch": (32, 0.3)}
 
