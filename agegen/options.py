@@ -198,7 +198,9 @@ def with_options(config: type[T], partial: bool = False) -> Callable[[Callable[.
 
         @wraps(function)
         def command(ctx: typer.Context, **values: Any) -> None:
-            given = {name: value for name, value in values.items() if name not in names and _is_given(ctx, name)}
+            # Old releases of typer call an argument that is left out given, with the value None.
+            known = {name: value for name, value in values.items() if name not in names and value is not None}
+            given = {name: value for name, value in known.items() if _is_given(ctx, name)}
             settings = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
             chosen = settings if partial else build_config(config, settings)
             function(chosen, **{name: values[name] for name in names})
