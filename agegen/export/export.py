@@ -23,7 +23,7 @@ from agegen.evaluate.metrics import measure_distance
 from agegen.evaluate.subject import EvaluationSubject, open_subject
 from agegen.export.card import write_card
 from agegen.files import digest_file, write_bytes
-from agegen.machine import count_cores, open_session
+from agegen.machine import open_session
 from agegen.model.calibration import (
     MIN_INTERVAL_FACES,
     Calibration,
@@ -277,7 +277,7 @@ def _read_crops(subject: EvaluationSubject, rows: NDArray[np.int64]) -> NDArray[
 
 def _estimate(content: bytes, crops: NDArray[np.uint8], on_progress: ProgressHook) -> CropOutputs:
     """Return the outputs of an ONNX file's content for crops (n, size, size, 3)."""
-    engine = OnnxEngine(open_session(content, count_cores()), crops.shape[1])
+    engine = OnnxEngine(open_session(content, threads=1), crops.shape[1])
     parts = []
     for start in range(0, len(crops), _BATCH):
         parts.append(engine.run(crops[start : start + _BATCH])[:3])

@@ -153,7 +153,8 @@ let active = 0;
 function applyFilters() {
   chosen = faces.filter(makeTest()).sort(ORDERS[$("sort").value]);
   active = 0;
-  $("count").textContent = chosen.length === faces.length ? `All ${format(faces.length)} faces shown` : `${format(chosen.length)} of ${format(faces.length)} faces shown`;
+  const total = `${format(faces.length)} ${faces.length === 1 ? "face" : "faces"} shown`;
+  $("count").textContent = chosen.length < faces.length ? `${format(chosen.length)} of ${total}` : faces.length === 1 ? total : `All ${total}`;
   const [from, to] = [$("age-from").value, $("age-to").value];
   bars.forEach((bar, index) => {
     const start = index * summary.years;
