@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,14 +70,24 @@ class ShownPage:
     messages: list[str] = field(default_factory=list)
 
 
-def show_page(path: Path) -> Iterator[ShownPage]:
-    """Yield a file in windows 1200 and 400 pixels wide, light and dark."""
+@contextmanager
+def launch_chromium(*options: str) -> Iterator[Any]:
+    """Yield a browser of playwright; skip the test if Chromium is not installed."""
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking", *options]
+        )
+        yield browser
+        browser.close()
+
+
+def show_page(path: Path) -> Iterator[ShownPage]:
+    """Yield a file in windows 1200 and 400 pixels wide, light and dark."""
+    with launch_chromium() as browser:
         for width, scheme in product((1200, 400), ("light", "dark")):
             page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
             messages: list[str] = []
@@ -84,4 +96,3 @@ def show_page(path: Path) -> Iterator[ShownPage]:
             page.goto(path.as_uri())
             yield ShownPage(width, scheme, messages=messages, **page.evaluate(_PROBE))
             page.close()
-        browser.close()

@@ -5,11 +5,11 @@ import hashlib
 import html
 import json
 import re
-import shutil
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from browsing import launch_chromium
 from PIL import Image
 
 from agegen.errors import AgegenError
@@ -244,17 +244,8 @@ def test_thumbnails_are_small(tmp_path):
 
 @pytest.fixture(scope="module")
 def chromium():
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("Chromium is not installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-background-networking"]
-        )
+    with launch_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[(1200, "light"), (400, "dark")], ids=["wide", "narrow"])

@@ -1,15 +1,14 @@
 """The web page in a real browser: it shows the values that `predict` returns, and its console stays empty."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
+from browsing import CHROMIUM, launch_chromium
 from composing import draw_background, paste_face
 from PIL import Image
 from running import run_service
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
@@ -22,18 +21,13 @@ def service():
 @pytest.fixture(scope="module")
 def chromium(portrait, tmp_path_factory):
     """A browser whose webcam shows the portrait."""
-    from playwright.sync_api import sync_playwright
-
     film = tmp_path_factory.mktemp("film") / "webcam.mjpeg"
     with Image.open(portrait) as image:
         image.convert("RGB").resize((512, 600)).save(film, "JPEG", quality=90)
     film.write_bytes(film.read_bytes() * 5)
-    options = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    options += [f"--use-file-for-fake-video-capture={film}", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    options = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with launch_chromium(*options, f"--use-file-for-fake-video-capture={film}") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[(1200, "light"), (400, "dark")], ids=["wide", "narrow"])
